@@ -1,0 +1,219 @@
+"""IMPALA: an actor-critic learnt from other policies' trajectories by V-trace.
+
+Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted
+Actor-Learner Architectures"; the constants are in `pronk.configs.impala`. Follow a reward here:
+`transitions` reads it off the trajectory, `vtrace` turns it into targets and advantages, `loss`
+weighs them, `gradients` and `apply` take the step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pronk import distributions, losses, networks, returns
+from pronk.configs.impala import Config
+from pronk.types import Agent, Array, Batch, Carry, EnvSpec, Key, LearnerState, PyTree, TimeStep
+
+
+class Core(NamedTuple):
+    """What the network remembers within an episode, `[B, ...]`."""
+
+    state: PyTree  # of the recurrent core
+    last_action: Array  # [B, A] features, zero before an episode's first action
+
+
+class Behaviour(NamedTuple):
+    """What acting needs of the learner's state."""
+
+    params: PyTree
+
+
+def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
+    """IMPALA for environments of this `spec`; schedules end after `horizon` agent steps.
+
+    Raises UserError where a space of the environment can't be handled.
+    """
+    distribution = distributions.for_space(
+        spec.action_space, squash=config.squash_actions, initial_std=config.initial_std
+    )
+    network = networks.ActorCritic(
+        space=spec.observation_space,
+        num_params=distribution.num_params,
+        torso=config.torso,
+        hidden=config.hidden,
+        activation=config.activation,
+        core=config.core,
+        core_size=config.core_size,
+        separate_value=config.separate_value,
+    )
+
+    def initial_core(batch: int) -> Core:
+        state = networks.initial_state(config.core, config.core_size, batch)
+        return Core(state, jnp.zeros((batch, distribution.num_features), jnp.float32))
+
+    def scaled(reward: Array) -> Array:
+        reward = reward * config.reward_scale
+        clip = config.reward_clip
+        return jnp.clip(reward, -clip, clip) if clip else reward
+
+    def forward(
+        params: PyTree, timestep: TimeStep, last_action: Array, state: PyTree
+    ) -> tuple[Array, Array, PyTree]:
+        """Policy parameters and values of rows `[T, B]`, and the core's state after them."""
+        policy, value, state = network.apply(
+            params, timestep.observation, scaled(timestep.reward), last_action, timestep.first, state
+        )
+        if timestep.action_mask is not None:
+            policy = jnp.where(timestep.action_mask, policy, distributions.MASKED)
+        return policy, value, state
+
+    def init(key: Key) -> LearnerState:
+        params_key, key = jax.random.split(key)
+        rows = jax.tree.map(
+            lambda x: jnp.asarray(x)[None, None], spec.observation_space.sample()
+        )
+        core, zeros = initial_core(1), jnp.zeros((1, 1))
+        params = network.init(
+            params_key, rows, zeros, core.last_action[None], zeros > 0, core.state
+        )
+        hyper = {
+            name: jnp.float32(getattr(config, name))
+            for name in (
+                *("learning_rate", "epsilon", "rmsprop_decay", "max_gradient_norm"),
+                *("entropy_cost", "value_cost", "discount", "rho_bar", "c_bar", "trace_lambda"),
+            )
+        }
+        hyper["horizon"] = jnp.float32(horizon)
+        return LearnerState(
+            params=params,
+            optimiser=optimiser(hyper).init(params),
+            hyper=hyper,
+            updates=jnp.int32(0),
+            steps=jnp.uint32(0),
+            skipped=jnp.int32(0),
+            key=key,
+        )
+
+    def optimiser(hyper: dict[str, Array]) -> optax.GradientTransformation:
+        if config.optimiser == "adam":
+            scale = optax.scale_by_adam(eps=hyper["epsilon"])
+        else:  # TensorFlow's RMSProp: ε inside the root, mean square starting at 1
+            scale = optax.scale_by_rms(
+                decay=hyper["rmsprop_decay"],
+                eps=hyper["epsilon"],
+                initial_scale=1.0,
+                eps_in_sqrt=True,
+            )
+        return optax.chain(optax.clip_by_global_norm(hyper["max_gradient_norm"]), scale)
+
+    def behaviour(state: LearnerState) -> Behaviour:
+        return Behaviour(state.params)
+
+    def initial_carry(key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
+        del key, num_envs
+        batch = env_ids.shape[0]
+        return Carry(initial_core(batch), private={"greedy": jnp.full((batch,), evaluate)})
+
+    def act(
+        behaviour: Behaviour, carry: Carry, timestep: TimeStep, key: Key
+    ) -> tuple[Array, Carry, dict[str, Array]]:
+        core = Core(carry.core.state, networks.reset(carry.core.last_action, timestep.first))
+        row = jax.tree.map(lambda x: x[None], timestep)
+        policy, _, state = forward(behaviour.params, row, core.last_action[None], core.state)
+        policy = policy[0]
+        greedy = carry.private["greedy"]
+        sampled, mode = distribution.sample(policy, key), distribution.mode(policy)
+        raw = jnp.where(greedy.reshape(greedy.shape + (1,) * (mode.ndim - 1)), mode, sampled)
+        extras = {"log_prob": distribution.log_prob(policy, raw)}
+        if distribution.continuous:
+            extras["raw_action"] = raw
+        core = Core(state, distribution.features(raw))
+        return distribution.action(raw), Carry(core, carry.private), extras
+
+    def loss(
+        params: PyTree, hyper: dict[str, Array], batch: Batch, key: Key
+    ) -> tuple[Array, dict[str, Array]]:
+        rows, core = batch.trajectory.timestep, batch.trajectory.core
+        raw = batch.trajectory.extras.get("raw_action", batch.trajectory.action)
+        taken = distribution.features(raw)
+        last_action = jnp.concatenate([core.last_action[None], taken[:-1]])
+        last_action = jnp.where(rows.first[..., None], 0.0, last_action)
+        policy, values, _ = forward(params, rows, last_action, core.state)
+
+        log_prob = distribution.log_prob(policy[:-1], raw[:-1])
+        log_ratio = log_prob - batch.trajectory.extras["log_prob"][:-1]
+        reward, discount, continuation, weight = returns.transitions(
+            rows._replace(reward=scaled(rows.reward)), hyper["discount"]
+        )
+        vtrace = jax.vmap(
+            lambda *args: returns.vtrace(
+                *args,
+                rho_bar=hyper["rho_bar"],
+                c_bar=hyper["c_bar"],
+                lambda_=hyper["trace_lambda"],
+            ),
+            in_axes=1,
+            out_axes=1,
+        )(
+            *jax.lax.stop_gradient((values, reward, discount, continuation)),
+            jax.lax.stop_gradient(jnp.exp(log_ratio)) * weight,
+        )
+        # Section 4.2 of the paper: three terms, each over all real transitions.
+        terms = {
+            "policy": losses.policy_gradient(log_prob, vtrace.advantages),
+            "value": losses.squared_error(values[:-1], vtrace.targets),
+            "entropy": distribution.entropy(policy[:-1], key),
+        }
+        total = {k: losses.reduce(v, weight, config.loss_reduction) for k, v in terms.items()}
+        objective = (
+            total["policy"]
+            + hyper["value_cost"] * total["value"]
+            - hyper["entropy_cost"] * total["entropy"]
+        )
+        means = {f"loss/{k}": losses.reduce(v, weight, "mean") for k, v in terms.items()}
+        return objective, {
+            **means,
+            "importance_ratio": losses.reduce(jnp.exp(log_ratio), weight, "mean"),
+            "value_mean": losses.reduce(values[:-1], weight, "mean"),
+            "steps": jnp.sum(weight),
+        }
+
+    def gradients(state: LearnerState, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.updates)
+        return jax.grad(loss, has_aux=True)(state.params, state.hyper, batch, key)
+
+    def apply(
+        state: LearnerState, grads: PyTree, aux: dict[str, Array]
+    ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+        progress = jnp.minimum(state.steps.astype(jnp.float32) / state.hyper["horizon"], 1.0)
+        learning_rate = state.hyper["learning_rate"]
+        if config.anneal:
+            learning_rate = learning_rate * (1.0 - progress)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm)
+        updates, optimiser_state = optimiser(state.hyper).update(grads, state.optimiser)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        # A gradient that is not finite must not touch the parameters: count it and go on.
+        params, optimiser_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, optimiser_state),
+            (state.params, state.optimiser),
+        )
+        state = state._replace(
+            params=params,
+            optimiser=optimiser_state,
+            updates=state.updates + 1,
+            steps=state.steps + aux["steps"].astype(jnp.uint32),
+            skipped=state.skipped + (~finite).astype(jnp.int32),
+        )
+        metrics = {**aux, "gradient_norm": norm, "learning_rate": learning_rate}
+        return state, (), metrics
+
+    def learn(state: LearnerState, batch: Batch) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+        return apply(state, *gradients(state, batch))
+
+    return Agent(init, behaviour, initial_carry, act, learn, gradients, apply)

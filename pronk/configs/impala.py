@@ -1,0 +1,117 @@
+"""IMPALA's configuration: the paper's table, and presets that learn on one small machine.
+
+Sources: [E18] Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance
+Weighted Actor-Learner Architectures", appendix D, table D.1 and G.1 (Atari).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """IMPALA: the defaults are the paper's for Atari."""
+
+    unroll: int = 20
+    """Agent steps per trajectory, T. [E18, table G.1]"""
+    batch_size: int = 32
+    """Trajectories per update, B. [E18, table G.1]"""
+    discount: float = 0.99
+    """γ. [E18, table G.1]"""
+    entropy_cost: float = 0.01
+    """Weight of the entropy bonus. [E18, table G.1]"""
+    value_cost: float = 0.5
+    """Weight of the value loss ½ (v_s − V)². [E18, table G.1]"""
+    rho_bar: float = 1.0
+    """ρ̄, truncates the importance weight of the TD error: it sets the fixed point. [E18, 4.1]"""
+    c_bar: float = 1.0
+    """c̄, truncates the trace: it sets the speed. [E18, 4.1]"""
+    trace_lambda: float = 1.0
+    """λ, shortens the trace further: c_i = λ min(c̄, ratio). [E18, remark 2]"""
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    """RMSProp as TensorFlow's: ε inside the root, mean square starting at 1. [E18, table G.1]"""
+    learning_rate: float = 6e-4
+    """At the start. [E18, table G.1]"""
+    anneal: bool = True
+    """Anneal the learning rate linearly to zero at `--steps`. [E18, table G.1]"""
+    rmsprop_decay: float = 0.99
+    """Decay of the mean square. [E18, table G.1]"""
+    epsilon: float = 0.01
+    """The optimiser's ε. [E18, table G.1]"""
+    max_gradient_norm: float = 40.0
+    """Global norm to which gradients are clipped. [E18, table G.1]"""
+    loss_reduction: Literal["sum", "mean"] = "sum"
+    """How losses are reduced over time and batch; learning rate and norm go with it. [E18, code]"""
+    reward_clip: float = 1.0
+    """Rewards are clipped to ± this; 0 leaves them alone. [E18, table G.1]"""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this, before clipping."""
+    torso: Literal["auto", "mlp", "shallow", "deep"] = "auto"
+    """Feature extractor; auto is `shallow` for images and `mlp` for vectors. [E18, figure 3]"""
+    hidden: tuple[int, ...] = (256,)
+    """Layer widths after convolutions, or of the MLP. [E18, figure 3]"""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Between layers of the MLP. [E18, figure 3]"""
+    core: Literal["none", "lstm", "gru"] = "none"
+    """Recurrent core; last action and reward become inputs. [E18, figure 3: LSTM 256]"""
+    core_size: int = 256
+    """Units of the recurrent core. [E18, figure 3]"""
+    separate_value: bool = False
+    """Give the value function a network of its own (without a core). The paper shares one."""
+    squash_actions: bool = False
+    """Squash continuous actions into their bounds by tanh, instead of clipping them."""
+    initial_std: float = 1.0
+    """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
+
+
+# What differs from the defaults. Values without a source were found by measuring (docs/agents).
+PRESETS: dict[str, dict[str, Any]] = {
+    # [E18, table G.1]: made for 50 million agent steps and more.
+    "paper": {},
+    # Pong within 10 million agent steps: four times the updates per step, Adam.
+    "atari": {
+        "batch_size": 8,
+        "optimiser": "adam",
+        "learning_rate": 5e-4,
+        "epsilon": 1e-5,
+        "loss_reduction": "mean",
+        "max_gradient_norm": 0.5,
+    },
+    # Small problems with discrete actions.
+    "small": {
+        "optimiser": "adam",
+        "learning_rate": 1e-3,
+        "epsilon": 1e-5,
+        "loss_reduction": "mean",
+        "max_gradient_norm": 0.5,
+        "reward_clip": 0.0,
+        "hidden": (64, 64),
+        "activation": "tanh",
+        "core_size": 64,
+    },
+    # Small problems with continuous actions.
+    "continuous": {
+        "optimiser": "adam",
+        "learning_rate": 1e-3,
+        "epsilon": 1e-5,
+        "loss_reduction": "mean",
+        "max_gradient_norm": 0.5,
+        "reward_clip": 0.0,
+        "reward_scale": 0.1,
+        "discount": 0.95,
+        "entropy_cost": 1e-3,
+        "hidden": (64, 64),
+        "activation": "tanh",
+        "separate_value": True,
+        "core_size": 64,
+    },
+}
+
+
+def preset_for(*, atari: bool, continuous: bool) -> str:
+    """The preset `--preset auto` means for an environment of this kind."""
+    if atari:
+        return "atari"
+    return "continuous" if continuous else "small"

@@ -1,0 +1,54 @@
+"""How a run is run: what is not the agent's business. Imports neither jax nor an environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, where and with what machinery to train."""
+
+    steps: int = 10_000_000
+    """Agent steps to train for; schedules end there."""
+    seed: int = 0
+    """Of everything random."""
+    run_dir: Path | None = None
+    """Where the run lives; the same command again resumes it. [runs/AGENT-ENV-SEED]"""
+    stop_after: int | None = None
+    """Pause, saved, after this many agent steps in all; the horizon stays `--steps`."""
+    runtime: Literal["auto", "local", "fused"] = "auto"
+    """local: actors and a learner. fused: environment, acting and update in one jitted scan (only
+    environments written in JAX). auto: fused where possible."""
+    deterministic: bool = False
+    """The same seed gives the same bits, and a resumed run equals an uninterrupted one."""
+    actors: int = 2
+    """Actors of the local runtime, each stepping `--envs` environments."""
+    envs: int | None = None
+    """Environments per actor (fused: in all). [32 for Atari, else the batch size]"""
+    actor_kind: Literal["thread", "process"] = "thread"
+    """Whether actors are threads of this process or processes of their own."""
+    env_workers: int | None = None
+    """Processes per actor that step its environments; 0: none. [measured: for slow environments]"""
+    max_env_faults: int = 10
+    """Environment failures survived, by restarting the environment, before the run stops."""
+    checkpoint_every: float = 120.0
+    """Seconds between checkpoints."""
+    keep: int = 3
+    """Checkpoints kept."""
+    log_every: float = 5.0
+    """Seconds between records of metrics."""
+    eval_every: int | None = None
+    """Agent steps between evaluations. [none]"""
+    eval_episodes: int = 10
+    """Episodes per evaluation."""
+    init_from: Path | None = None
+    """Start from the parameters of this run (fine-tuning)."""
+    quiet: bool = False
+    """Print messages only."""
+
+
+# Changing these does not change what is learnt, so a run may be resumed with other values.
+FREE = ("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet")

@@ -1,0 +1,216 @@
+"""Action distributions, chosen by the action space.
+
+Each is a small frozen object whose methods are pure. `params` `[..., num_params]` come from the
+policy head. A *raw* action is what was sampled and what log-probabilities are taken of; `action`
+turns it into what the environment executes. They differ only for continuous actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk.errors import UserError
+from pronk.types import Array, Key
+
+# Added to logits of forbidden actions: finite, so that gradients and entropies stay finite.
+MASKED = -1e9
+
+
+class Distribution(Protocol):
+    """What a policy needs of its action distribution; see the module's docstring for `raw`."""
+
+    num_params: int
+    num_features: int
+    continuous: bool
+
+    def sample(self, params: Array, key: Key) -> Array: ...
+    def mode(self, params: Array) -> Array: ...
+    def log_prob(self, params: Array, raw: Array) -> Array: ...
+    def entropy(self, params: Array, key: Key) -> Array: ...
+    def action(self, raw: Array) -> Array: ...
+    def features(self, raw: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of `n` actions; `params` are logits `[..., n]`, raw and action are int32 `[...]`."""
+
+    n: int
+    continuous = False
+
+    @property
+    def num_params(self) -> int:
+        return self.n
+
+    @property
+    def num_features(self) -> int:
+        return self.n
+
+    def sample(self, params: Array, key: Key) -> Array:
+        return jax.random.categorical(key, params).astype(jnp.int32)
+
+    def mode(self, params: Array) -> Array:
+        return jnp.argmax(params, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, params: Array, raw: Array) -> Array:
+        log_p = jax.nn.log_softmax(params)
+        return jnp.take_along_axis(log_p, raw[..., None], axis=-1)[..., 0]
+
+    def entropy(self, params: Array, key: Key) -> Array:
+        log_p = jax.nn.log_softmax(params)
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def action(self, raw: Array) -> Array:
+        return raw
+
+    def features(self, raw: Array) -> Array:
+        return jax.nn.one_hot(raw, self.n)
+
+
+@dataclass(frozen=True)
+class MultiCategorical:
+    """Independent categoricals; `params` are their logits side by side, raw is int32 `[..., k]`."""
+
+    sizes: tuple[int, ...]
+    continuous = False
+
+    @property
+    def num_params(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def num_features(self) -> int:
+        return sum(self.sizes)
+
+    def _split(self, params: Array) -> list[tuple[Categorical, Array]]:
+        parts = jnp.split(params, np.cumsum(self.sizes)[:-1], axis=-1)
+        return [(Categorical(n), p) for n, p in zip(self.sizes, parts, strict=True)]
+
+    def sample(self, params: Array, key: Key) -> Array:
+        keys = jax.random.split(key, len(self.sizes))
+        parts = zip(self._split(params), keys, strict=True)
+        return jnp.stack([d.sample(p, k) for (d, p), k in parts], axis=-1)
+
+    def mode(self, params: Array) -> Array:
+        return jnp.stack([d.mode(p) for d, p in self._split(params)], axis=-1)
+
+    def log_prob(self, params: Array, raw: Array) -> Array:
+        return sum(d.log_prob(p, raw[..., i]) for i, (d, p) in enumerate(self._split(params)))
+
+    def entropy(self, params: Array, key: Key) -> Array:
+        return sum(d.entropy(p, key) for d, p in self._split(params))
+
+    def action(self, raw: Array) -> Array:
+        return raw
+
+    def features(self, raw: Array) -> Array:
+        return jnp.concatenate(
+            [jax.nn.one_hot(raw[..., i], n) for i, n in enumerate(self.sizes)], axis=-1
+        )
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """A Gaussian per action dimension, optionally squashed by tanh into the action bounds.
+
+    `params` `[..., 2 k]` are means and pre-softplus standard deviations (softplus(x + offset), the
+    offset making x = 0 mean `initial_std`). Raw actions live on a scale where −1 and 1 are the
+    bounds `low` and `high` (both `[k]`; unbounded dimensions are left as they are): clipped to
+    them, or squashed. Log-probabilities are densities on that scale, of the squashed variable
+    if `squash`; unsquashed actions beyond the bounds are clipped by the environment's side of
+    the interface, so their density is that of the raw sample.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    squash: bool = False
+    initial_std: float = 1.0
+    min_std: float = 1e-3
+    continuous = True
+
+    @property
+    def num_params(self) -> int:
+        return 2 * len(self.low)
+
+    @property
+    def num_features(self) -> int:
+        return len(self.low)
+
+    def _mean_std(self, params: Array) -> tuple[Array, Array]:
+        mean, x = jnp.split(params, 2, axis=-1)
+        offset = np.log(np.expm1(self.initial_std))
+        return mean, jax.nn.softplus(x + offset) + self.min_std
+
+    def sample(self, params: Array, key: Key) -> Array:
+        mean, std = self._mean_std(params)
+        return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+
+    def mode(self, params: Array) -> Array:
+        return self._mean_std(params)[0]
+
+    def log_prob(self, params: Array, raw: Array) -> Array:
+        mean, std = self._mean_std(params)
+        log_p = -0.5 * jnp.square((raw - mean) / std) - jnp.log(std) - 0.5 * np.log(2 * np.pi)
+        if self.squash:
+            log_p -= _log_tanh_slope(raw)
+        return jnp.sum(log_p, axis=-1)
+
+    def entropy(self, params: Array, key: Key) -> Array:
+        """Exact for the Gaussian; with `squash` plus a one-sample estimate of E[log tanh′]."""
+        _, std = self._mean_std(params)
+        entropy = jnp.sum(jnp.log(std) + 0.5 * np.log(2 * np.pi * np.e), axis=-1)
+        if self.squash:
+            entropy += jnp.sum(_log_tanh_slope(self.sample(params, key)), axis=-1)
+        return entropy
+
+    def action(self, raw: Array) -> Array:
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        safe_low, safe_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        unit = jnp.tanh(raw) if self.squash else jnp.clip(raw, -1.0, 1.0)
+        scaled = safe_low + 0.5 * (unit + 1.0) * (safe_high - safe_low)
+        return jnp.where(bounded, jnp.clip(scaled, safe_low, safe_high), jnp.clip(raw, low, high))
+
+    def features(self, raw: Array) -> Array:
+        return jnp.clip(raw, -1.0, 1.0)
+
+
+def _log_tanh_slope(x: Array) -> Array:
+    """log(1 − tanh²x), in the form that keeps its digits for large |x|."""
+    return 2.0 * (np.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+
+
+def for_space(space: gym.Space, *, squash: bool = False, initial_std: float = 1.0) -> Distribution:
+    """The distribution of an action space: Discrete, MultiDiscrete, MultiBinary or flat Box.
+
+    Raises UserError for any other space, naming it.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return Categorical(int(space.n))
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return MultiCategorical(tuple(int(n) for n in space.nvec))
+    if isinstance(space, gym.spaces.MultiBinary) and isinstance(space.n, int | np.integer):
+        return MultiCategorical((2,) * int(space.n))
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        if not np.issubdtype(space.dtype, np.floating):
+            raise UserError(
+                f"the action space {space} holds {space.dtype} numbers; a Box of actions must be of"
+                " floats: use MultiDiscrete for integers."
+            )
+        low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
+        if squash and not np.isfinite((*low, *high)).all():
+            raise UserError(
+                f"the action space {space} has no bounds to squash into; leave out"
+                " `--squash-actions` or give the environment finite bounds."
+            )
+        return DiagonalGaussian(low, high, squash=squash, initial_std=initial_std)
+    raise UserError(
+        f"the action space {space} is not one pronk can act in; expected Discrete, MultiDiscrete,"
+        " MultiBinary or a one-dimensional Box of floats: wrap the environment to flatten it."
+    )

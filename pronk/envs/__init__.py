@@ -1,0 +1,225 @@
+"""Environments by name or factory: Gymnasium's, ALE's Atari games, and pronk's own in JAX."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec as GymEntry
+
+from pronk.envs.gym_env import ProcessVectorEnv, SerialVectorEnv, gym_spec
+from pronk.errors import UserError, nearest
+from pronk.types import EnvSpec, VectorEnv
+
+if TYPE_CHECKING:  # jax must not be imported by worker processes
+    from pronk.envs.jax_env import JaxEnv
+
+EnvLike = str | Callable[..., gym.Env]
+
+_JAX = {
+    "pronk/CartPole-v1": "cartpole",
+    "pronk/Catch-v0": "catch",
+    "pronk/MemoryCue-v0": "memory_cue",
+}
+_PROBE_STEPS = 40
+_SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it
+
+
+class PlacedVectorEnv(VectorEnv, Protocol):
+    """A `VectorEnv` that says in words where its environments are stepped."""
+
+    placement: str
+
+
+@dataclass(frozen=True)
+class GymFactory:
+    """Makes one Gymnasium environment; picklable where `source` is.
+
+    `source` is a registered environment's entry, so that a worker process needn't register it, or
+    a function of `kwargs`.
+    """
+
+    source: GymEntry | Callable[..., gym.Env]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> gym.Env:
+        if isinstance(self.source, GymEntry):
+            # pronk checks what environments return itself, all along and not only at first.
+            return gym.make(self.source, disable_env_checker=True, **self.kwargs)
+        return self.source(**self.kwargs)
+
+    @property
+    def name(self) -> str:
+        if isinstance(self.source, GymEntry):
+            return self.source.id
+        return getattr(self.source, "__name__", type(self.source).__name__)
+
+
+def make(
+    env: EnvLike,
+    num_envs: int,
+    *,
+    seed: int = 0,
+    first_env_id: int = 0,
+    env_args: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    threads: int = 1,
+    replayable: bool = False,
+    evaluate: bool = False,
+    fault_log: Path | None = None,
+    max_faults: int = 10,
+) -> PlacedVectorEnv:
+    """`num_envs` environments stepped together, numbered from `first_env_id`.
+
+    `env` is an id (`names()`) or a function of `env_args` that returns a `gymnasium.Env`. Gymnasium
+    environments are stepped by `workers` processes, 0 for the caller's thread; None decides by
+    timing one of them, and `placement` says what was decided. `threads` is for Atari.
+    `replayable` declares that episodes can be repeated from their seed and actions, which makes
+    `state()` exact. `evaluate` makes a lost life no end. For `fault_log` and `max_faults` see
+    `SerialVectorEnv`.
+
+    Raises `UserError` for what can't be made: an unknown id, arguments that the environment does
+    not accept, a package that is missing, a space that isn't supported.
+    """
+    for name, value, least in (
+        ("num_envs", num_envs, 1),
+        ("seed", seed, 0),
+        ("first_env_id", first_env_id, 0),
+        ("workers", 0 if workers is None else workers, 0),
+        ("threads", threads, 1),
+        ("max_faults", max_faults, 0),
+    ):
+        if value < least:
+            raise UserError(f"`{name}` is {value}, expected at least {least}")
+    args = dict(env_args or {})
+    if _is_atari(env):
+        from pronk.envs.atari import AtariEnvs
+
+        if evaluate:
+            args["life_loss"] = False
+        return AtariEnvs(
+            env,
+            num_envs,
+            seed=seed,
+            first_env_id=first_env_id,
+            num_threads=threads,
+            replayable=replayable,
+            **args,
+        )
+    own = jax_env_of(env, args)
+    if own is not None:
+        from pronk.envs.jax_env import JaxVectorEnv
+
+        vector: Any = JaxVectorEnv(own, num_envs, seed, first_env_id)
+        vector.placement = "computed by jax on the CPU"
+        return vector
+    factory = _gym_factory(env, args)
+    spec = gym_spec(factory, factory.name)
+    note = ""
+    if workers is None:
+        step_seconds = _step_seconds(factory, spec)
+        note = f" ({step_seconds * 1e3:.2g} ms a step)"
+        slow = step_seconds > _SLOW_STEP and num_envs > 1
+        workers = min(os.cpu_count() or 1, num_envs) if slow and _picklable(factory) else 0
+    common: dict[str, Any] = {
+        "replayable": replayable,
+        "fault_log": fault_log,
+        "max_faults": max_faults,
+    }
+    if workers:
+        made = ProcessVectorEnv(
+            factory, spec, num_envs, seed, first_env_id, workers=workers, **common
+        )
+    else:
+        made = SerialVectorEnv(factory, spec, num_envs, seed, first_env_id, **common)
+    made.placement += note
+    return made
+
+
+def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
+    """What an agent may know of `env`; raises the errors of `make`."""
+    args = dict(env_args or {})
+    if _is_atari(env):
+        from pronk.envs.atari import atari_spec
+
+        return atari_spec(env, args)
+    own = jax_env_of(env, args)
+    if own is not None:
+        return own.spec
+    factory = _gym_factory(env, args)
+    return gym_spec(factory, factory.name)
+
+
+def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
+    """The pure functions of one of pronk's own environments; None where `env` is no such one."""
+    if not isinstance(env, str) or not env.startswith("pronk/"):
+        return None
+    if env not in _JAX:
+        raise _unregistered(env)
+    module = importlib.import_module(f"pronk.envs.{_JAX[env]}")
+    try:
+        return module.make(**(env_args or {}))
+    except TypeError as e:
+        raise UserError(f"`env` '{env}' does not accept these `env_args`: {e}") from e
+
+
+def names() -> list[str]:
+    """The known ids: pronk's, ALE's, and what is registered with Gymnasium, sorted in each."""
+    from pronk.envs.atari import atari_ids
+
+    known = [*sorted(_JAX), *sorted(atari_ids()), *sorted(gym.registry)]
+    return list(dict.fromkeys(known))  # importing ale_py also registers its games
+
+
+def _is_atari(env: EnvLike) -> TypeGuard[str]:
+    return isinstance(env, str) and env.startswith("ALE/")
+
+
+def _unregistered(env: str) -> UserError:
+    return UserError(f"`env` '{env}' is not registered{nearest(env, names())}")
+
+
+def _gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
+    if not isinstance(env, str):
+        return GymFactory(env, args)
+    module, _, name = env.rpartition(":")
+    if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise UserError(f"`env` '{env}': module '{module}' cannot be imported: {e}") from e
+    if name not in gym.registry:
+        raise _unregistered(name)
+    return GymFactory(gym.registry[name], args)
+
+
+def _picklable(factory: GymFactory) -> bool:
+    try:
+        pickle.dumps(factory)
+    except Exception:
+        return False
+    return True
+
+
+def _step_seconds(factory: GymFactory, spec: EnvSpec) -> float:
+    """Mean seconds of a step with random actions, resets between episodes included."""
+    env = SerialVectorEnv(factory, spec, 1, max_faults=_PROBE_STEPS * 2)
+    try:
+        env.reset()
+        space = gym.vector.utils.batch_space(spec.action_space, 1)
+        space.seed(0)
+        start = getattr(spec.action_space, "start", 0)
+        begin = time.perf_counter()
+        for _ in range(_PROBE_STEPS):
+            env.step(np.asarray(space.sample()) - start)
+        return (time.perf_counter() - begin) / _PROBE_STEPS
+    finally:
+        env.close()

@@ -1,0 +1,62 @@
+"""Catch: the smallest task with pixels and a delayed reward (Mnih et al. 2014; bsuite's rules)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from pronk.envs.jax_env import JaxEnv
+from pronk.errors import UserError
+from pronk.types import Array, EnvSpec, Key
+
+
+class State(NamedTuple):
+    """Where ball and paddle are, int32 []; the paddle is always in the bottom row."""
+
+    ball_row: Array
+    ball_column: Array
+    paddle: Array
+
+
+def make(rows: int = 10, columns: int = 5) -> JaxEnv:
+    """A ball falls one row per step from a random column of the top row; catch it at the bottom.
+
+    Actions: 0 left, 1 stay, 2 right; the paddle starts in the middle of the bottom row. Reward +1
+    (caught) or -1 at the last of the `rows - 1` steps, 0 before. Observation: float32
+    `[rows, columns]`, 1 at ball and paddle. Raises UserError if `rows` < 2 or `columns` < 1.
+    Source: `Catch` in deepmind/bsuite.
+    """
+    if rows < 2 or columns < 1:
+        raise UserError(
+            f"Catch was given rows={rows} and columns={columns}; "
+            "it needs at least 2 rows and 1 column."
+        )
+    spec = EnvSpec(
+        "pronk/Catch-v0", spaces.Box(0, 1, (rows, columns), np.float32), spaces.Discrete(3)
+    )
+
+    def observe(state: State) -> Array:
+        # Comparisons rather than indexed writes: a vmapped scatter is slow on the CPU.
+        row, column = jnp.arange(rows)[:, None], jnp.arange(columns)
+        ball = (row == state.ball_row) & (column == state.ball_column)
+        paddle = (row == rows - 1) & (column == state.paddle)
+        return (ball | paddle).astype(jnp.float32)
+
+    def reset(key: Key) -> tuple[State, Array]:
+        ball = jax.random.randint(key, (), 0, columns, jnp.int32)
+        state = State(jnp.int32(0), ball, jnp.int32(columns // 2))
+        return state, observe(state)
+
+    def step(state: State, action: Array, key: Key) -> tuple[State, Array, Array, Array, Array]:
+        del key
+        paddle = jnp.clip(state.paddle + action.astype(jnp.int32) - 1, 0, columns - 1)
+        state = State(state.ball_row + 1, state.ball_column, paddle)
+        landed = state.ball_row == rows - 1
+        reward = jnp.where(landed, jnp.where(paddle == state.ball_column, 1.0, -1.0), 0.0)
+        return state, observe(state), reward, landed, jnp.zeros_like(landed)
+
+    return JaxEnv(spec, reset, step)

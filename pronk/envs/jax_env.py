@@ -1,0 +1,235 @@
+"""Environments written in JAX as pure functions, and what the runtimes need to step many of them.
+
+The fused runtime uses `start` and `advance` inside its jitted scan; the local one uses
+`JaxVectorEnv`, which wraps the same two functions, so both see the same episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector.utils import create_empty_array
+
+from pronk.errors import UserError
+from pronk.types import Array, EnvSpec, Episode, Key, PyTree, TimeStep
+
+
+class JaxEnv(NamedTuple):
+    """One environment as pure, unbatched, jittable functions; the state is any pytree of arrays.
+
+    `step` is also called on the states of ended episodes, and what it returns there is discarded.
+    An environment whose `step` uses its key must say `stochastic=True`: otherwise no keys are made
+    and the one that `step` receives is the same at every step.
+    """
+
+    spec: EnvSpec
+    reset: Callable[[Key], tuple[PyTree, PyTree]]  # (key) -> state, observation
+    # (state, action, key) -> state, observation, reward [], terminated [], truncated []
+    step: Callable[[PyTree, Array, Key], tuple[PyTree, PyTree, Array, Array, Array]]
+    action_mask: Callable[[PyTree], Array] | None = None  # (state) -> bool [actions]
+    stochastic: bool = False
+
+
+class Slots(NamedTuple):
+    """The state of `B` environments that begin a new episode after each end, `[B, ...]`.
+
+    `episode_return` and `episode_length` count the current episode, and are final where `done`.
+    """
+
+    state: PyTree
+    key: Key  # typed key [B], the slot's own for its whole life
+    episode: Array  # int32 [B], 0 for the first
+    done: Array  # bool [B], the episode has ended: the next `advance` begins another
+    episode_return: Array  # float32 [B], raw
+    episode_length: Array  # int32 [B], steps taken, which is also the step within the episode
+
+
+def start(env: JaxEnv, key: Key, env_ids: Array) -> tuple[Slots, TimeStep]:
+    """Begin the first episode in each of the slots `env_ids` (int32 [B]).
+
+    A slot's course depends on `key`, its id and its actions, never on the other slots; `key` must
+    serve nothing else.
+    """
+    keys = jax.vmap(lambda env_id: jax.random.fold_in(key, env_id))(jnp.asarray(env_ids))
+    num = keys.shape[0]
+    count, flag = jnp.zeros(num, jnp.int32), jnp.zeros(num, bool)
+    total = jnp.zeros(num, jnp.float32)
+    state, observation = _reset(env, keys, count)
+    slots = Slots(state, keys, count, flag, total, count)
+    return slots, _timestep(env, state, observation, total, flag, flag, ~flag)
+
+
+def advance(env: JaxEnv, slots: Slots, action: Array) -> tuple[Slots, TimeStep]:
+    """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead.
+
+    This is NEXT_STEP autoreset as `TimeStep` describes it.
+    """
+    begins = slots.done
+    keys = _step_keys(slots) if env.stochastic else slots.key
+    state, observation, reward, terminated, truncated = jax.vmap(env.step)(
+        slots.state, action, keys
+    )
+    reward = jnp.where(begins, 0, reward).astype(jnp.float32)
+    terminated = jnp.asarray(terminated, bool) & ~begins
+    truncated = jnp.asarray(truncated, bool) & ~begins
+    episode = slots.episode + begins
+
+    def with_resets() -> tuple[PyTree, PyTree]:
+        return _select(begins, _reset(env, slots.key, episode), (state, observation))
+
+    # Most steps end no episode, and the random bits of a reset can cost more than the step.
+    state, observation = jax.lax.cond(jnp.any(begins), with_resets, lambda: (state, observation))
+    slots = Slots(
+        state,
+        slots.key,
+        episode,
+        terminated | truncated,
+        jnp.where(begins, 0, slots.episode_return + reward),
+        jnp.where(begins, 0, slots.episode_length + 1),
+    )
+    return slots, _timestep(env, state, observation, reward, terminated, truncated, begins)
+
+
+# An episode's key is fold_in(slot key, episode). Its reset uses child 0 and its steps children
+# 1, 2, …, not the episode's key itself, because split(key)[i] equals fold_in(key, i): a reset that
+# splits its key would otherwise share random numbers with the steps.
+
+
+def _reset(env: JaxEnv, keys: Key, episode: Array) -> tuple[PyTree, PyTree]:
+    def one(key: Key, episode: Array) -> tuple[PyTree, PyTree]:
+        return env.reset(jax.random.fold_in(jax.random.fold_in(key, episode), 0))
+
+    return jax.vmap(one)(keys, episode)
+
+
+def _step_keys(slots: Slots) -> Key:
+    def one(key: Key, episode: Array, length: Array) -> Key:
+        return jax.random.fold_in(jax.random.fold_in(key, episode), length + 1)
+
+    return jax.vmap(one)(slots.key, slots.episode, slots.episode_length)
+
+
+def _select(mask: Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` in the slots where `mask` [B], `old` elsewhere."""
+
+    def leaf(new: Array, old: Array) -> Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(leaf, new, old)
+
+
+def _timestep(
+    env: JaxEnv,
+    state: PyTree,
+    observation: PyTree,
+    reward: Array,
+    terminated: Array,
+    truncated: Array,
+    first: Array,
+) -> TimeStep:
+    mask = None if env.action_mask is None else jax.vmap(env.action_mask)(state)
+    task = jnp.zeros(first.shape, jnp.int32)
+    return TimeStep(observation, reward, terminated, truncated, first, task, mask)
+
+
+class JaxVectorEnv:
+    """A `types.VectorEnv` of `num_envs` copies of a `JaxEnv`, computed on the CPU.
+
+    The slots are those of `start(env, jax.random.key(seed), first_env_id + arange(num_envs))`.
+    Arrays handed out are read-only. Raises UserError if `num_envs` is below 1.
+    """
+
+    def __init__(self, env: JaxEnv, num_envs: int, seed: int, first_env_id: int = 0):
+        if num_envs < 1:
+            raise UserError(f"`num_envs` is {num_envs}; at least 1 environment is needed.")
+        self.spec: EnvSpec = env.spec
+        self.num_envs = num_envs
+        self._env_ids = range(first_env_id, first_env_id + num_envs)
+        self._cpu = jax.devices("cpu")[0]
+        self._advance = jax.jit(partial(advance, env))
+        self._episodes: list[Episode] = []
+        begin = jax.jit(partial(start, env))
+        with jax.default_device(self._cpu):
+            self._slots, timestep = begin(jax.random.key(seed), np.asarray(self._env_ids, np.int32))
+        # The beginning of the first episodes, until `reset` returns it.
+        self._unseen: TimeStep | None = timestep
+
+    def reset(self) -> TimeStep:
+        """Begin new episodes everywhere; unfinished ones are given up and not reported."""
+        timestep, self._unseen = self._unseen, None
+        if timestep is None:
+            self._slots = self._slots._replace(done=np.ones(self.num_envs, bool))
+            ignored = create_empty_array(self.spec.action_space, self.num_envs, np.zeros)
+            timestep = self._execute(ignored)
+        return jax.tree.map(np.asarray, timestep)
+
+    def step(self, action: Array) -> TimeStep:
+        """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead."""
+        self._unseen = None
+        timestep = jax.tree.map(np.asarray, self._execute(action))
+        ended = np.flatnonzero(timestep.terminated | timestep.truncated)
+        if ended.size:
+            returns = np.asarray(self._slots.episode_return)
+            lengths = np.asarray(self._slots.episode_length)
+            self._episodes += [
+                Episode(float(returns[i]), int(lengths[i]), self._env_ids[i]) for i in ended
+            ]
+        return timestep
+
+    def episodes(self) -> list[Episode]:
+        """The episodes finished since the last call."""
+        finished, self._episodes = self._episodes, []
+        return finished
+
+    def state(self) -> list[np.ndarray]:
+        """The slots' leaves, random keys as their uint32 data.
+
+        Finished episodes that `episodes` has not returned yet are not part of it.
+        """
+        return [np.array(_key_data(leaf)) for leaf in jax.tree.leaves(self._slots)]
+
+    def restore(self, state: PyTree) -> None:
+        """Continue from `state()` of the same environment and `num_envs`; else UserError."""
+        old, structure = jax.tree.flatten(self._slots)
+        saved = jax.tree.leaves(state)
+        given = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in saved]
+        expected = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in map(_key_data, old)]
+        if given != expected:
+            raise UserError(
+                f"The saved environment state does not fit {self.num_envs} environments "
+                f"'{self.spec.name}': it has arrays {given}, expected {expected}. Restore it into "
+                "the environment and number of environments it was saved from."
+            )
+        with jax.default_device(self._cpu):
+            leaves = [_like(leaf, data) for leaf, data in zip(old, saved, strict=True)]
+        self._slots = jax.tree.unflatten(structure, leaves)
+        self._episodes, self._unseen = [], None
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _execute(self, action: Array) -> TimeStep:
+        with jax.default_device(self._cpu):
+            self._slots, timestep = self._advance(self._slots, action)
+        return timestep
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(leaf: Any, data: np.ndarray) -> Array:
+    """`data` as a JAX array, wrapped as a key of the same kind where `leaf` is one."""
+    array = jnp.array(data)
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    return array

@@ -1,0 +1,82 @@
+"""Evaluation: a frozen policy, exploration off unless asked for, full games, raw rewards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pronk import scores
+from pronk.runtime.actor import Actor
+from pronk.types import Agent, Episode, Key, PyTree, VectorEnv
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What N games of a frozen policy gave."""
+
+    episodes: int
+    mean_return: float
+    standard_error: float
+    minimum: float
+    maximum: float
+    mean_length: float  # agent steps
+    human_normalised: float | None  # (score − random) / (human − random), where known
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def evaluate(
+    agent: Agent,
+    behaviour: PyTree,
+    env: VectorEnv,
+    *,
+    episodes: int,
+    key: Key,
+    sample: bool = False,
+) -> Evaluation:
+    """Play `episodes` games; the environment is the caller's to close.
+
+    Every slot plays a fixed number of them, since taking whichever end first favours short ones.
+    """
+    num_envs = env.num_envs
+    quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
+    player = Actor(
+        agent,
+        env,
+        unroll=1,
+        key=key,
+        env_ids=np.arange(num_envs, dtype=np.int32),
+        num_envs=num_envs,
+        evaluate=not sample,
+    )
+    timestep = env.reset()
+    done: list[Episode] = []
+    while any(quota):
+        timestep = env.step(player.act(behaviour, timestep).action)
+        for episode in env.episodes():
+            slot = episode.env_id % num_envs
+            if quota[slot]:
+                quota[slot] -= 1
+                done.append(episode)
+    return summarise(env.spec.name, done)
+
+
+def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
+    """Mean and standard error over games, with the human-normalised score where it is known."""
+    returns = np.array([e.episode_return for e in episodes])
+    error = float(returns.std(ddof=1) / math.sqrt(len(returns))) if len(returns) > 1 else math.nan
+    return Evaluation(
+        episodes=len(returns),
+        mean_return=float(returns.mean()),
+        standard_error=error,
+        minimum=float(returns.min()),
+        maximum=float(returns.max()),
+        mean_length=float(np.mean([e.length for e in episodes])),
+        human_normalised=scores.human_normalised(env_name, float(returns.mean())),
+    )
+

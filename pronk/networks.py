@@ -1,0 +1,224 @@
+"""Networks: observation encoders, resettable recurrent cores and the actor-critic over them.
+
+Everything is time-major `[T, B, ...]`; acting is the case T = 1. Parameters are plain dicts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk.convolution import conv2d
+from pronk.errors import UserError
+from pronk.types import Array, PyTree
+
+# As in DeepMind's published code: truncated normal with variance 1 / fan-in, zero biases.
+_init = nn.initializers.lecun_normal()
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether a space is pixels to be convolved: uint8, height × width × channels, any order."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def _check_leaf(space: gym.Space) -> None:
+    kinds = (
+        gym.spaces.Box,
+        gym.spaces.Discrete,
+        gym.spaces.MultiDiscrete,
+        gym.spaces.MultiBinary,
+    )
+    if not isinstance(space, kinds):
+        raise UserError(
+            f"the observation space {space} is not one pronk can see; expected Box, Discrete,"
+            " MultiDiscrete, MultiBinary, or a Dict or Tuple of them: wrap the environment."
+        )
+
+
+def leaf_spaces(space: gym.Space) -> list[gym.Space]:
+    """The leaves of a (nested) observation space in the order `jax.tree.leaves` gives values.
+
+    Raises UserError for a space that can't be encoded.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        return [leaf for key in sorted(space.keys()) for leaf in leaf_spaces(space[key])]
+    if isinstance(space, gym.spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
+    _check_leaf(space)
+    return [space]
+
+
+def _as_vector(space: gym.Space, x: Array) -> Array:
+    """A non-image leaf `[N, ...]` as features `[N, F]`."""
+    if isinstance(space, gym.spaces.Discrete):
+        return jax.nn.one_hot(x - int(space.start), int(space.n))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        sizes = space.nvec.reshape(-1)
+        x = x.reshape(x.shape[0], -1)
+        return jnp.concatenate(
+            [jax.nn.one_hot(x[:, i], int(n)) for i, n in enumerate(sizes)], axis=-1
+        )
+    return x.reshape(x.shape[0], -1).astype(jnp.float32)
+
+
+def _channels_last(space: gym.spaces.Box, x: Array) -> Array:
+    """Images `[N, ...]` with their channels, the smallest outer axis, moved last."""
+    first, _, last = space.shape
+    return jnp.moveaxis(x, 1, -1) if first < last else x
+
+
+class Shallow(nn.Module):
+    """Two convolutions (figure 3, left, of the IMPALA paper): uint8 `[N, H, W, C]` to `[N, F]`."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if min(x.shape[1:3]) >= 36:
+            layers = ((16, 8, 4), (32, 4, 2))
+        else:  # MinAtar-sized images are smaller than the first kernel's receptive field
+            layers = ((16, 3, 1), (32, 3, 1))
+        for i, (features, size, stride) in enumerate(layers):
+            shape = (size, size, x.shape[-1], features)
+            kernel = self.param(f"conv{i}_kernel", _init, shape)
+            bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
+            x = nn.relu(conv2d(x, kernel, stride, "VALID") + bias)
+        return x.reshape(x.shape[0], -1)
+
+
+class Deep(nn.Module):
+    """Fifteen convolutions in residual blocks (figure 3, right): uint8 `[N, H, W, C]` to `[N, F]`."""
+
+    channels: tuple[int, ...] = (16, 32, 32)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def conv(name: str, x: Array, features: int) -> Array:
+            kernel = self.param(f"{name}_kernel", _init, (3, 3, x.shape[-1], features))
+            bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
+            return conv2d(x, kernel, 1, "SAME") + bias
+
+        for i, features in enumerate(self.channels):
+            x = conv(f"section{i}", x, features)
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            for j in range(2):
+                y = conv(f"section{i}_block{j}_conv0", nn.relu(x), features)
+                x = x + conv(f"section{i}_block{j}_conv1", nn.relu(y), features)
+        return nn.relu(x).reshape(x.shape[0], -1)
+
+
+class Encoder(nn.Module):
+    """Any (nested) observation `[N, ...]` to features `[N, hidden[-1]]`.
+
+    Images are convolved, everything else is flattened; both are concatenated and passed through
+    dense layers of the widths `hidden`.
+    """
+
+    space: gym.Space
+    torso: str  # auto, mlp, shallow, deep
+    hidden: tuple[int, ...]
+    activation: str
+
+    @nn.compact
+    def __call__(self, observation: PyTree) -> Array:
+        parts = []
+        spaces = leaf_spaces(self.space)
+        for i, (space, x) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
+            if is_image(space) and self.torso != "mlp":
+                torso = Deep if self.torso == "deep" else Shallow
+                parts.append(torso(name=f"torso{i}")(_channels_last(space, x)))
+            elif is_image(space):
+                parts.append(_as_vector(space, x) / 255.0)
+            else:
+                parts.append(_as_vector(space, x))
+        x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        activate = nn.tanh if self.activation == "tanh" else nn.relu
+        for i, width in enumerate(self.hidden):
+            x = activate(nn.Dense(width, kernel_init=_init, name=f"dense{i}")(x))
+        return x
+
+
+class ResettableCore(nn.Module):
+    """An LSTM or GRU over time that starts afresh wherever `first` is set.
+
+    inputs `[T, B, F]`, first `[T, B]`, state as made by `initial_state`; returns outputs
+    `[T, B, size]` and the state after the last row.
+    """
+
+    kind: str
+    size: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, first: Array, state: PyTree) -> tuple[Array, PyTree]:
+        cell = (nn.OptimizedLSTMCell if self.kind == "lstm" else nn.GRUCell)(self.size, name="cell")
+
+        def step(cell: nn.Module, state: PyTree, x: tuple[Array, Array]) -> tuple[PyTree, Array]:
+            features, first_t = x
+            state = reset(state, first_t)
+            return cell(state, features)
+
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        state, outputs = scan(cell, state, (inputs, first))
+        return outputs, state
+
+
+def initial_state(kind: str, size: int, batch: int) -> PyTree:
+    """The zero state of a core of this kind: LSTM a pair, GRU one array, else `()`. `[B, size]`."""
+    zeros = jnp.zeros((batch, size), jnp.float32)
+    return {"none": (), "lstm": (zeros, zeros), "gru": zeros}[kind]
+
+
+def reset(state: PyTree, first: Array) -> PyTree:
+    """Zeros in the slots of `state` `[B, ...]` where `first` `[B]` begins an episode."""
+
+    def leaf(x: Array) -> Array:
+        mask = first.reshape(first.shape + (1,) * (x.ndim - first.ndim))
+        return jnp.where(mask, jnp.zeros_like(x), x)
+
+    return jax.tree.map(leaf, state)
+
+
+class ActorCritic(nn.Module):
+    """Encoder, optional recurrent core, policy and value heads.
+
+    observation `[T, B, ...]`, reward `[T, B]` and last_action `[T, B, A]` (inputs of the core
+    only), first `[T, B]`, state `[B, ...]`; returns policy parameters `[T, B, P]`, values
+    `[T, B]` and the state after the last row.
+    """
+
+    space: gym.Space
+    num_params: int
+    torso: str
+    hidden: tuple[int, ...]
+    activation: str
+    core: str
+    core_size: int
+    separate_value: bool
+
+    @nn.compact
+    def __call__(
+        self, observation: PyTree, reward: Array, last_action: Array, first: Array, state: PyTree
+    ) -> tuple[Array, Array, PyTree]:
+        steps, batch = first.shape
+        encoder: dict[str, Any] = {
+            "space": self.space,
+            "torso": self.torso,
+            "hidden": self.hidden,
+            "activation": self.activation,
+        }
+        flat = jax.tree.map(lambda x: x.reshape(steps * batch, *x.shape[2:]), observation)
+        features = Encoder(**encoder, name="encoder")(flat).reshape(steps, batch, -1)
+        if self.core != "none":
+            inputs = jnp.concatenate([features, reward[..., None], last_action], axis=-1)
+            core = ResettableCore(self.core, self.core_size, name="core")
+            features, state = core(inputs, first, state)
+        # Small policy weights make the first policy nearly uniform.
+        small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
+        policy = nn.Dense(self.num_params, kernel_init=small, name="policy")(features)
+        if self.separate_value:
+            features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
+        value = nn.Dense(1, kernel_init=_init, name="value")(features)[..., 0]
+        return policy, value, state

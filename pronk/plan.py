@@ -1,0 +1,195 @@
+"""What a run is: agent, environment and every setting, as saved in its `config.json`.
+
+Imports neither jax nor an environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pronk.configs import config_module
+from pronk.configs.run import FREE, RunConfig
+from pronk.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, fully resolved."""
+
+    agent: str
+    env: str
+    run: RunConfig
+    agent_config: Any
+    env_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.run, self.agent_config)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lives."""
+        if self.run.run_dir is not None:
+            return Path(self.run.run_dir)
+        name = "".join(c if c.isalnum() or c in "-." else "_" for c in self.env)
+        return Path("runs") / f"{self.agent}-{name}-{self.run.seed}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        run = {
+            k: str(v) if isinstance(v, Path) else v
+            for k, v in dataclasses.asdict(dataclasses.replace(self.run, run_dir=self.run_dir)).items()
+        }
+        return {
+            "agent": self.agent,
+            "env": self.env,
+            "run": run,
+            "agent_config": dataclasses.asdict(self.agent_config),
+            "env_args": dict(self.env_args),
+        }
+
+    @staticmethod
+    def load(run_dir: Path) -> Plan:
+        """The plan of the run in `run_dir`; raises UserError where there is none."""
+        path = Path(run_dir) / "config.json"
+        try:
+            saved = json.loads(path.read_text())
+            run = {
+                k: Path(v) if k in ("run_dir", "init_from") and v else v
+                for k, v in saved["run"].items()
+            }
+            config = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["agent_config"].items()}
+            return Plan(
+                saved["agent"],
+                saved["env"],
+                RunConfig(**run),
+                config_module(saved["agent"]).Config(**config),
+                saved["env_args"],
+            )
+        except FileNotFoundError:
+            raise UserError(
+                f"'{run_dir}' holds no run: there is no {path}. Give the directory of a run made by"
+                " `pronk train`."
+            ) from None
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} can't be read as a run's configuration ({error}); it was damaged, or"
+                " written by another version of pronk."
+            ) from None
+
+    def check_same(self, run_dir: Path) -> None:
+        """Raise UserError if `run_dir` holds a run that differs in anything but where and how often."""
+        if not (run_dir / "config.json").exists():
+            return
+        saved, ours = _identity(Plan.load(run_dir).as_json()), _identity(self.as_json())
+        differing = sorted(k for k in saved | ours if saved.get(k) != ours.get(k))
+        if differing:
+            listed = "; ".join(f"{k}: {saved.get(k)} there, {ours.get(k)} here" for k in differing)
+            raise UserError(
+                f"'{run_dir}' holds another run ({listed}). Give another --run-dir, or the same"
+                " settings to resume that one; nothing was changed."
+            )
+
+
+def _identity(plan: dict[str, Any]) -> dict[str, Any]:
+    flat = {"agent": plan["agent"], "env": plan["env"]}
+    flat |= {k: v for k, v in plan["run"].items() if k not in FREE}
+    flat |= plan["agent_config"] | {f"env_args.{k}": v for k, v in plan["env_args"].items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+# Numbers that must be above zero, and those that may be zero, by name.
+_POSITIVE = frozenset(
+    "steps stop_after actors envs checkpoint_every keep log_every eval_every eval_episodes unroll"
+    " batch_size learning_rate epsilon max_gradient_norm rho_bar c_bar reward_scale core_size"
+    " initial_std".split()
+)
+_NOT_NEGATIVE = frozenset(
+    "seed env_workers max_env_faults entropy_cost value_cost trace_lambda reward_clip".split()
+)
+_FRACTIONS = frozenset("discount rmsprop_decay".split())
+
+
+def _check(*configs: Any) -> None:
+    """Raise UserError for numbers that make no sense."""
+    for config in configs:
+        for f in dataclasses.fields(config):
+            value = getattr(config, f.name)
+            flag = "--" + f.name.strip("_").replace("_", "-")
+            if f.name == "hidden" and (not value or min(value) < 1):
+                raise UserError(f"`{flag}` is {value}; expected one or more widths of at least 1.")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if f.name in _POSITIVE and not value > 0:
+                raise UserError(f"`{flag}` is {value}; expected a number above zero.")
+            if f.name in _NOT_NEGATIVE and not value >= 0:
+                raise UserError(f"`{flag}` is {value}; expected zero or more.")
+            if f.name in _FRACTIONS and not 0 <= value <= 1:
+                raise UserError(f"`{flag}` is {value}; expected a number from 0 to 1.")
+
+
+def default_preset(agent: str, env: Any, env_args: Mapping[str, Any]) -> str:
+    """What `--preset auto` means for this environment."""
+    if isinstance(env, str) and env.startswith("ALE/"):
+        return config_module(agent).preset_for(atari=True, continuous=False)
+    import gymnasium as gym
+
+    from pronk import envs
+
+    space = envs.spec_of(env, env_args).action_space
+    continuous = isinstance(space, gym.spaces.Box)
+    return config_module(agent).preset_for(atari=False, continuous=continuous)
+
+
+def preset_config(agent: str, preset: str) -> Any:
+    """The agent's configuration with a preset's values; raises UserError for an unknown one."""
+    module = config_module(agent)
+    if preset not in module.PRESETS:
+        raise UserError(
+            f"preset '{preset}' of {agent} is unknown{nearest(preset, module.PRESETS) or '.'} Known"
+            f" presets: auto, {', '.join(module.PRESETS)}."
+        )
+    return module.Config(**module.PRESETS[preset])
+
+
+def resolve(
+    agent: str,
+    env: Any,
+    *,
+    preset: str = "auto",
+    env_args: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Plan:
+    """The plan for keyword settings, each a field of RunConfig or of the agent's Config.
+
+    Raises UserError for an unknown setting, naming the nearest known one.
+    """
+    env_args = dict(env_args or {})
+    config_class = config_module(agent).Config
+    run_fields = {f.name for f in dataclasses.fields(RunConfig)}
+    config_fields = {f.name for f in dataclasses.fields(config_class)}
+    for name in settings:
+        if name not in run_fields | config_fields:
+            raise UserError(
+                f"`{name}` is no setting of {agent}"
+                f"{nearest(name, run_fields | config_fields) or '.'}"
+            )
+    if preset == "auto":
+        preset = default_preset(agent, env, env_args)
+    config = preset_config(agent, preset)
+    config = dataclasses.replace(
+        config, **{k: v for k, v in settings.items() if k in config_fields}
+    )
+    run = RunConfig(**{k: v for k, v in settings.items() if k in run_fields})
+    return Plan(agent, env_name(env), run, config, env_args)
+
+
+def env_name(env: Any) -> str:
+    """An environment's id, or the dotted name of a factory."""
+    if isinstance(env, str):
+        return env
+    return f"{getattr(env, '__module__', '')}.{getattr(env, '__qualname__', type(env).__name__)}"

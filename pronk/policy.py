@@ -1,0 +1,94 @@
+"""A trained agent to act with: `policy = pronk.load(run)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pronk.checkpoint import Checkpointer, Loaded
+from pronk.errors import UserError
+from pronk.plan import Plan
+from pronk.runtime.actor import jit_act
+from pronk.train import build, initial_state
+from pronk.types import Agent, Carry, EnvSpec, LearnerState, PyTree, TimeStep
+
+
+class Policy:
+    """A frozen policy. `act` takes one observation and a carry, and returns an action and a carry.
+
+        policy = pronk.load("runs/impala-CartPole-v1-0")
+        observation, _ = env.reset()
+        carry = policy.initial_carry()
+        action, carry = policy.act(observation, carry)
+    """
+
+    def __init__(self, plan: Plan, spec: EnvSpec, agent: Agent, state: LearnerState, steps: int):
+        self.plan, self.spec, self.agent, self.steps = plan, spec, agent, steps
+        self.learner_state = state
+        self.behaviour: PyTree = jax.jit(agent.behaviour)(state)
+
+    def initial_carry(self, *, seed: int = 0, sample: bool = False) -> PyTree:
+        """The carry at an episode's start; with `sample` actions are drawn, not the likeliest."""
+        key = jax.random.key(seed)
+        carry = self.agent.initial_carry(key, np.zeros(1, np.int32), 1, not sample)
+        return carry, key, np.uint32(0)
+
+    def act(
+        self,
+        observation: PyTree,
+        carry: PyTree,
+        *,
+        reward: float = 0.0,
+        action_mask: Any = None,
+    ) -> tuple[Any, PyTree]:
+        """What to do at `observation` (unbatched, of the environment's space).
+
+        reward: that came with the observation; recurrent agents look at it. Returns the action as
+        the environment takes it and the carry for the next call; begin each episode with
+        `initial_carry`.
+        """
+        agent_carry, key, count = carry
+        first = np.array([count == 0])
+        no = np.zeros(1, bool)
+        mask = None if action_mask is None else np.asarray(action_mask, bool)[None]
+        if mask is None and self.spec.has_action_mask:
+            mask = np.ones((1, self.spec.action_space.n), bool)  # type: ignore[attr-defined]
+        timestep = TimeStep(
+            jax.tree.map(lambda x: np.asarray(x)[None], observation),
+            np.array([reward], np.float32),
+            terminated=no,
+            truncated=no,
+            first=first,
+            task=np.zeros(1, np.int32),
+            action_mask=mask,
+        )
+        action, agent_carry, _ = jit_act(
+            self.agent.act, self.behaviour, agent_carry, timestep, key, count
+        )
+        action = np.asarray(action)[0]
+        return action, (agent_carry, key, count + np.uint32(1))
+
+
+def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
+    """The policy of the newest valid checkpoint in `run_dir`.
+
+    env: needed only where the run was trained on a factory rather than an id. Raises UserError
+    where there is no run, no valid checkpoint, or one that doesn't fit.
+    """
+    plan = Plan.load(Path(run_dir))
+    loaded = newest(Path(run_dir))
+    spec, agent = build(plan, plan.env if env is None else env)
+    state: LearnerState = loaded.restore("learner", initial_state(plan, agent))
+    return Policy(plan, spec, agent, state, loaded.steps)
+
+
+def newest(run_dir: Path) -> Loaded:
+    """The newest valid checkpoint of a run; raises UserError where there is none."""
+    loaded = Checkpointer(run_dir / "checkpoints").load()
+    if loaded is None:
+        raise UserError(f"'{run_dir}' holds no checkpoint yet; train it first, or for longer.")
+    return loaded

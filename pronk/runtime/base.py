@@ -1,0 +1,45 @@
+"""What training needs of a runtime, whichever it is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from pronk.checkpoint import Loaded
+from pronk.types import Array, Episode, LearnerState, PyTree
+
+
+class Update(NamedTuple):
+    """What one call of `Runtime.update` did."""
+
+    metrics: dict[str, Array]  # scalars, still on the device
+    steps: int  # agent steps learnt from
+    episodes: list[Episode]  # games that ended meanwhile
+    policy_lag: float  # mean, in updates
+
+
+class Runtime(Protocol):
+    """Produces experience and learns from it, one `update` at a time."""
+
+    @property
+    def learner_state(self) -> LearnerState: ...
+
+    @property
+    def drained(self) -> bool:
+        """Whether a checkpoint taken now would lose nothing that a resumed run relies on."""
+        ...
+
+    def update(self) -> Update: ...
+
+    def bound_by(self) -> str:
+        """Which part of the run the others wait for."""
+        ...
+
+    def state(self) -> dict[str, PyTree]:
+        """What to save beside the learner's state, by name."""
+        ...
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Take up `state()` from a checkpoint; returns what a person should be told."""
+        ...
+
+    def close(self) -> None: ...

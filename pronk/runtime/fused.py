@@ -1,0 +1,154 @@
+"""The fused runtime: environment, acting and update in one jitted scan, for JAX environments.
+
+`update` is a pure `RunState -> RunState`, so that a population of runs can be vmapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk.checkpoint import Loaded
+from pronk.envs.jax_env import JaxEnv, Slots, advance, start
+from pronk.runtime.actor import Row
+from pronk.runtime.base import Update
+from pronk.types import Agent, Array, Batch, Carry, Episode, Key, LearnerState, PyTree, Trajectory
+
+# Agent steps per call of the compiled program: long enough to hide the cost of the call.
+STEPS_PER_CALL = 1 << 15
+
+
+class RunState(NamedTuple):
+    """A whole run as one pytree."""
+
+    learner: LearnerState
+    slots: Slots
+    carry: Carry
+    row: Row  # row T of the last unroll, not yet executed
+    act_key: Key
+    count: Array  # uint32 [], act calls so far
+
+
+class Outcome(NamedTuple):
+    """What one update tells the host."""
+
+    metrics: dict[str, Array]
+    steps: Array  # int32 [], agent steps
+    ended: Array  # bool [T, B], a game ended in this step
+    episode_return: Array  # float32 [T, B], where ended
+    episode_length: Array  # int32 [T, B], where ended
+
+
+def build(
+    agent: Agent, env: JaxEnv, *, unroll: int, num_envs: int
+) -> tuple[Callable[[LearnerState, Key], RunState], Callable[[RunState], tuple[RunState, Outcome]]]:
+    """`init(learner, key) -> RunState` and `update(RunState) -> RunState, Outcome`, both pure."""
+    env_ids = np.arange(num_envs, dtype=np.int32)
+
+    def init(learner: LearnerState, key: Key) -> RunState:
+        env_key, carry_key, act_key = jax.random.split(key, 3)
+        slots, timestep = start(env, env_key, jnp.asarray(env_ids))
+        carry = agent.initial_carry(carry_key, jnp.asarray(env_ids), num_envs, False)
+        action, after, extras = agent.act(
+            agent.behaviour(learner), carry, timestep, jax.random.fold_in(act_key, 0)
+        )
+        row = Row(timestep, action, extras, carry.core)
+        return RunState(learner, slots, after, row, act_key, jnp.uint32(1))
+
+    def update(run: RunState) -> tuple[RunState, Outcome]:
+        behaviour = agent.behaviour(run.learner)
+
+        def step(
+            state: tuple[Slots, Carry, Row, Array], _: None
+        ) -> tuple[tuple[Slots, Carry, Row, Array], tuple[PyTree, ...]]:
+            slots, carry, row, count = state
+            slots, timestep = advance(env, slots, row.action)
+            key = jax.random.fold_in(run.act_key, count)
+            action, after, extras = agent.act(behaviour, carry, timestep, key)
+            row = Row(timestep, action, extras, carry.core)
+            # The core before each row is recomputed by the learner: only row 0's is kept.
+            seen = (timestep, action, extras)
+            stats = (slots.done, slots.episode_return, slots.episode_length)
+            return (slots, after, row, count + 1), (seen, stats)
+
+        (slots, carry, row, count), (seen, stats) = jax.lax.scan(
+            step, (run.slots, run.carry, run.row, run.count), length=unroll
+        )
+        first = (run.row.timestep, run.row.action, run.row.extras)
+        rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, seen)
+        version = jnp.full((num_envs,), run.learner.updates)
+        trajectory = Trajectory(*rows, core=run.row.core, version=version)
+        learner, _, metrics = agent.learn(run.learner, Batch(trajectory))
+        steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
+        return RunState(learner, slots, carry, row, run.act_key, count), Outcome(
+            metrics, steps, *stats
+        )
+
+    return init, update
+
+
+class FusedRuntime:
+    """Runs `updates_per_call` updates per call of one compiled program."""
+
+    drained = True
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: JaxEnv,
+        learner: LearnerState,
+        key: Key,
+        *,
+        unroll: int,
+        num_envs: int,
+        max_steps: int,
+    ):
+        init, update = build(agent, env, unroll=unroll, num_envs=num_envs)
+        per_update = unroll * num_envs
+        calls = max(1, min(STEPS_PER_CALL, max_steps // 20) // per_update)
+
+        def many(run: RunState) -> tuple[RunState, Outcome]:
+            return jax.lax.scan(lambda run, _: update(run), run, length=calls)
+
+        self.run = jax.jit(init)(learner, key)
+        self._many = jax.jit(many, donate_argnums=0)
+
+    @property
+    def learner_state(self) -> LearnerState:
+        """The learner's part of the run."""
+        return self.run.learner
+
+    def update(self) -> Update:
+        """`updates_per_call` updates; their metrics averaged."""
+        self.run, outcome = self._many(self.run)
+        outcome = jax.device_get(outcome)
+        ended = outcome.ended.nonzero()
+        episodes = [
+            Episode(float(r), int(n), int(env_id))
+            for r, n, env_id in zip(
+                outcome.episode_return[ended], outcome.episode_length[ended], ended[-1], strict=True
+            )
+        ]
+        metrics = {k: v.mean() for k, v in outcome.metrics.items()}
+        return Update(metrics, int(outcome.steps.sum()), episodes, 0.0)
+
+    def bound_by(self) -> str:
+        """One program does it all."""
+        return "fused program"
+
+    def state(self) -> dict[str, PyTree]:
+        """Everything but the learner, which is saved by its own name."""
+        return {"fused": self.run._replace(learner=())}  # type: ignore[arg-type]
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Continue exactly where `state` was taken."""
+        template = self.run._replace(learner=())  # type: ignore[arg-type]
+        self.run = loaded.restore("fused", template)._replace(learner=self.run.learner)
+        return []
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,388 @@
+"""Training: the only file that wires agent, environment, runtime, checkpoints and display together."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pronk import agents, envs
+from pronk.checkpoint import Checkpointer, Loaded
+from pronk.errors import UserError
+from pronk.evaluate import evaluate
+from pronk.files import cannot_write, write_json_atomically
+from pronk.monitor import Monitor
+from pronk.plan import Plan, resolve
+from pronk.runtime.actor import Actor
+from pronk.runtime.base import Runtime
+from pronk.runtime.fused import FusedRuntime
+from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
+from pronk.types import Agent, EnvSpec, LearnerState, VectorEnv
+
+# Keys folded into the run's seed, one per purpose, so that no two share random numbers.
+INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
+
+
+def train(
+    agent: str,
+    env: str | Callable[[], Any],
+    *,
+    preset: str = "auto",
+    env_args: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train `agent` on `env`, an id or a function returning a Gymnasium environment.
+
+    settings: fields of `RunConfig` (steps, seed, run_dir …) and of the agent's `Config`. Returns
+    what `summary.json` holds. The same call again resumes. Raises UserError for bad input.
+    """
+    plan = resolve(agent, env, preset=preset, env_args=env_args, **settings)
+    return run(plan, env)
+
+
+def run(plan: Plan, env: str | Callable[[], Any] | None = None) -> dict[str, Any]:
+    """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
+    use_compilation_cache()
+    return _Run(plan, plan.env if env is None else env).go()
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, unless the user has said where or that they don't want it."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pronk" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def key_for(seed: int, purpose: int) -> Any:
+    """The random key for one purpose of a run."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def build(plan: Plan, env: Any) -> tuple[EnvSpec, Agent]:
+    """The environment's spec and the agent for it."""
+    spec = envs.spec_of(env, plan.env_args)
+    return spec, agents.make(plan.agent, plan.agent_config, spec, horizon=plan.run.steps)
+
+
+def initial_state(plan: Plan, agent: Agent) -> LearnerState:
+    """The learner's state before the first update."""
+    return jax.jit(agent.init)(key_for(plan.run.seed, INIT_KEY))
+
+
+class _Run:
+    """One life of a run, from its start or a checkpoint to its end or a pause."""
+
+    def __init__(self, plan: Plan, env: Any):
+        self.plan, self.env, self.config = plan, env, plan.run
+        self.run_dir = plan.run_dir
+        plan.check_same(self.run_dir)
+        self.spec, self.agent = build(plan, env)
+        self.checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=self.config.keep)
+        self.agent_steps = 0
+        self.episodes = 0
+        self.recent: deque[float] = deque(maxlen=100)  # returns of the last games
+        self.wall_seconds = 0.0  # of earlier lives
+        self.lag_sum, self.lag_count = 0.0, 0
+        self.started = time.perf_counter()
+
+    def go(self) -> dict[str, Any]:
+        """Train until the end, a pause or a signal; leaves a checkpoint and a summary."""
+        loaded = self.checkpointer.load()
+        state = initial_state(self.plan, self.agent)
+        if loaded is not None:
+            state = loaded.restore("learner", state)
+            self._take_up(loaded.meta)
+        elif self.config.init_from is not None:
+            state = state._replace(params=_params_of(self.config.init_from, state))
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.run_dir, error) from None
+        write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
+        monitor = Monitor(
+            self.run_dir,
+            total_steps=self.config.steps,
+            frames_per_step=self.spec.frames_per_step,
+            title=f"{self.plan.agent} on {self.plan.env}",
+            quiet=self.config.quiet,
+            resume_steps=self.agent_steps if loaded is not None else None,
+        )
+        with contextlib.closing(monitor), contextlib.closing(self.checkpointer):
+            for warning in loaded.warnings if loaded is not None else ():
+                monitor.message(f"warning: {warning}")
+            if self.agent_steps >= self.config.steps:
+                monitor.message(f"already trained for {self.agent_steps:,} steps: {self.run_dir}")
+                return self._summary("finished", "")
+            with contextlib.closing(self._runtime(state, monitor)) as runtime:
+                if loaded is not None:
+                    monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
+                    for line in runtime.restore(loaded):
+                        monitor.message(line)
+                with _signals() as signalled:
+                    return self._loop(runtime, monitor, signalled)
+
+    def _take_up(self, meta: Mapping[str, Any]) -> None:
+        self.agent_steps = meta["agent_steps"]
+        self.episodes = meta["episodes"]
+        self.recent.extend(meta["recent_returns"])
+        self.wall_seconds = meta["wall_seconds"]
+        self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
+
+    def _loop(
+        self, runtime: Runtime, monitor: Monitor, signalled: threading.Event
+    ) -> dict[str, Any]:
+        config = self.config
+        pause_at = min(config.stop_after or config.steps, config.steps)
+        last_log = last_save = time.perf_counter()
+        logged_steps = self.agent_steps
+        next_eval = _next_multiple(self.agent_steps, config.eval_every)
+        metrics: deque[Any] = deque(maxlen=200)
+        lags: list[float] = []
+        status = "finished"
+        first_update: float | None = None
+        try:
+            while True:
+                if runtime.drained and signalled.is_set():
+                    status = "interrupted"
+                    break
+                if runtime.drained and self.agent_steps >= pause_at:
+                    status = "finished" if self.agent_steps >= config.steps else "paused"
+                    break
+                update = runtime.update()
+                self.agent_steps += update.steps
+                self.episodes += len(update.episodes)
+                self.recent.extend(e.episode_return for e in update.episodes)
+                self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
+                metrics.append(update.metrics)
+                lags.append(update.policy_lag)
+                now = time.perf_counter()
+                if first_update is None:
+                    jax.block_until_ready(update.metrics)
+                    now = time.perf_counter()
+                    first_update = now - self.started
+                    monitor.message(f"first update after {first_update:.1f} s")
+                    last_log, logged_steps = now, self.agent_steps
+                elif now - last_log >= config.log_every:
+                    speed = (self.agent_steps - logged_steps) / (now - last_log)
+                    monitor.log(self._record(runtime, metrics, lags, speed))
+                    last_log, logged_steps = now, self.agent_steps
+                    metrics.clear()
+                    lags.clear()
+                if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
+                    monitor.log(self._evaluate(runtime))
+                    next_eval = _next_multiple(self.agent_steps, config.eval_every)
+                if runtime.drained and now - last_save >= config.checkpoint_every:
+                    self._save(runtime)
+                    last_save = now
+            if metrics:
+                now = time.perf_counter()
+                speed = (self.agent_steps - logged_steps) / max(now - last_log, 1e-9)
+                monitor.log(self._record(runtime, metrics, lags, speed))
+        finally:
+            # Also when something failed: what was learnt so far is not lost.
+            if runtime.drained:
+                self._save(runtime, block=True)
+        summary = self._summary(status, runtime.bound_by())
+        monitor.summary(summary)
+        return summary
+
+    def _record(
+        self, runtime: Runtime, metrics: deque[Any], lags: list[float], speed: float
+    ) -> dict[str, Any]:
+        values = jax.device_get(list(metrics))
+        names = values[0].keys() - {"steps"}
+        return {
+            **self._counters(),
+            "updates": int(runtime.learner_state.updates),
+            "steps_per_second": speed,
+            "policy_lag": float(np.mean(lags)) if lags else math.nan,
+            "bound_by": runtime.bound_by(),
+            **{name: float(np.mean([v[name] for v in values])) for name in sorted(names)},
+            "skipped_updates": int(runtime.learner_state.skipped),
+        }
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "steps": self.agent_steps,
+            "frames": self.agent_steps * self.spec.frames_per_step,
+            "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
+            "mean_return": float(np.mean(self.recent)) if self.recent else math.nan,
+            "episodes": self.episodes,
+        }
+
+    def _evaluate(self, runtime: Runtime) -> dict[str, Any]:
+        config = self.config
+        env = envs.make(
+            self.env,
+            min(config.eval_episodes, 16),
+            seed=_derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
+            env_args=self.plan.env_args,
+            workers=config.env_workers,
+            threads=os.cpu_count() or 1,
+            evaluate=True,
+            fault_log=self.run_dir / "env_faults.log",
+            max_faults=config.max_env_faults,
+        )
+        with contextlib.closing(env):
+            result = evaluate(
+                self.agent,
+                jax.tree.map(np.asarray, self.agent.behaviour(runtime.learner_state)),
+                env,
+                episodes=config.eval_episodes,
+                key=key_for(config.seed, EVALUATION_KEY),
+            )
+        fields = {f"eval/{k}": v for k, v in result.as_json().items() if v is not None}
+        return {**self._counters(), **fields}
+
+    def _save(self, runtime: Runtime, *, block: bool = False) -> None:
+        meta = {
+            "agent_steps": self.agent_steps,
+            "episodes": self.episodes,
+            "recent_returns": list(self.recent),
+            "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
+            "lag_sum": self.lag_sum,
+            "lag_count": self.lag_count,
+        }
+        trees = {"learner": runtime.learner_state, **runtime.state()}
+        self.checkpointer.save(self.agent_steps, trees, meta, block=block)
+
+    def _summary(self, status: str, bound_by: str) -> dict[str, Any]:
+        counters = self._counters()
+        return {
+            "status": status,
+            "agent": self.plan.agent,
+            "env": self.plan.env,
+            "seed": self.config.seed,
+            "agent_steps": counters["steps"],
+            "frames": counters["frames"],
+            "wall_seconds": counters["wall_seconds"],
+            "steps_per_second": counters["steps"] / counters["wall_seconds"],
+            "mean_return": counters["mean_return"],
+            "episodes": counters["episodes"],
+            "policy_lag": self.lag_sum / max(self.lag_count, 1),
+            "bound_by": bound_by,
+            "run_dir": str(self.run_dir),
+        }
+
+    def _runtime(self, state: LearnerState, monitor: Monitor) -> Runtime:
+        config, agent_config = self.config, self.plan.agent_config
+        jax_env = envs.jax_env_of(self.env, self.plan.env_args)
+        kind = config.runtime
+        if kind == "auto":
+            kind = "local" if jax_env is None else "fused"
+        if kind == "fused":
+            if jax_env is None:
+                raise UserError(
+                    f"the fused runtime needs an environment written in JAX, and '{self.plan.env}'"
+                    " is not; use --runtime local."
+                )
+            return FusedRuntime(
+                self.agent,
+                jax_env,
+                state,
+                key_for(config.seed, ACTOR_KEY),
+                unroll=agent_config.unroll,
+                num_envs=config.envs or agent_config.batch_size,
+                max_steps=config.steps,
+            )
+        return self._local(state, monitor)
+
+    def _local(self, state: LearnerState, monitor: Monitor) -> Runtime:
+        config, agent_config = self.config, self.plan.agent_config
+        atari = self.plan.env.startswith("ALE/")
+        num_envs = config.envs or (32 if atari else agent_config.batch_size)
+        if config.deterministic and (config.actors * num_envs) % agent_config.batch_size:
+            raise UserError(
+                f"--deterministic learns from whole rounds: --actors {config.actors} × --envs"
+                f" {num_envs} must be a multiple of --batch-size {agent_config.batch_size}."
+            )
+        # A resumed life that starts new episodes must not replay those of the first.
+        life = 0 if config.deterministic else self.agent_steps
+        made: list[VectorEnv] = []
+        key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), life)
+        try:
+            for i in range(config.actors):
+                made.append(
+                    envs.make(
+                        self.env,
+                        num_envs,
+                        seed=_derived_seed(config.seed, ACTOR_KEY, life),
+                        first_env_id=i * num_envs,
+                        env_args=self.plan.env_args,
+                        workers=config.env_workers,
+                        threads=max(1, (os.cpu_count() or 1) // config.actors),
+                        replayable=config.deterministic,
+                        fault_log=self.run_dir / "env_faults.log",
+                        max_faults=config.max_env_faults,
+                    )
+                )
+            placement = getattr(made[0], "placement", "")
+            monitor.message(f"{config.actors} actors × {num_envs} environments, {placement}")
+            actors = [
+                Actor(
+                    self.agent,
+                    env,
+                    unroll=agent_config.unroll,
+                    key=jax.random.fold_in(key, i),
+                    env_ids=np.arange(i * num_envs, (i + 1) * num_envs, dtype=np.int32),
+                    num_envs=config.actors * num_envs,
+                )
+                for i, env in enumerate(made)
+            ]
+            learner = Learner(self.agent, state)
+            kind = DeterministicRuntime if config.deterministic else LocalRuntime
+            return kind(learner, actors, batch_size=agent_config.batch_size)
+        except BaseException:
+            for env in made:
+                env.close()
+            raise
+
+
+def _derived_seed(seed: int, *purpose: int) -> int:
+    return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0] >> 1)
+
+
+def _next_multiple(steps: int, every: int | None) -> int | None:
+    return None if every is None else (steps // every + 1) * every
+
+
+def _params_of(run_dir: Path, state: LearnerState) -> Any:
+    """The parameters of another run, which must have the same shapes."""
+    loaded: Loaded | None = Checkpointer(Path(run_dir) / "checkpoints").load()
+    if loaded is None:
+        raise UserError(f"`--init-from` '{run_dir}' holds no checkpoint; give a run's directory.")
+    return loaded.restore("learner", state).params
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; a second SIGINT interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+

@@ -1,0 +1,153 @@
+"""Everything that crosses a boundary: environment -> actor -> learner -> parameters, and back.
+
+This module imports neither jax nor an environment, so that worker processes and `pronk --help`
+start quickly. Leaves are NumPy arrays at process and environment boundaries and jax arrays inside
+jitted code; both are called `Array` here.
+
+Time and batch axes: `T` is the unroll length in agent steps, `B` the number of environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium as gym
+
+Array = Any  # numpy.ndarray or jax.Array
+PyTree = Any
+Key = Any  # a jax.random.key
+
+
+class TimeStep(NamedTuple):
+    """What the environments say at one moment, `[B, ...]`.
+
+    All environments follow Gymnasium's NEXT_STEP autoreset: the terminal observation is an
+    ordinary element of the sequence; the step after it is a dummy whose action is ignored and
+    which brings the next episode's first observation, with `first` set, reward 0 and no end flag.
+    """
+
+    observation: PyTree  # the environment's own dtypes; pixels stay uint8
+    reward: Array  # float32 [B], raw, of the transition into this observation
+    terminated: Array  # bool [B], this observation ends the episode; bootstrap from zero
+    truncated: Array  # bool [B], this observation is the last one seen; bootstrap from its value
+    first: Array  # bool [B], this observation begins an episode: reset the carry before acting
+    task: Array  # int32 [B], which task of a suite; 0 for a single one
+    action_mask: Array | None = None  # bool [B, actions], True where allowed
+
+
+class Carry(NamedTuple):
+    """What an actor remembers between steps of each environment slot, `[B, ...]`."""
+
+    core: PyTree  # recurrent state and last action; reset by `act` at `first`, stored
+    private: PyTree = ()  # the slot's own (an exploration rate, a bandit); survives `first`
+
+
+class Trajectory(NamedTuple):
+    """An unroll, time-major `[T + 1, B, ...]`.
+
+    Row t holds what the environment said at t (`timestep`, whose reward and end flags belong to
+    the transition *into* t) and what was decided at t (`action`, `extras`). Transition t -> t+1
+    thus uses `action[t]`, `extras[t]`, `reward[t + 1]` and the end flags of t + 1, and has weight
+    `1 - first[t + 1]`: zero for the dummy step between two episodes. Row T is executed next and
+    appears again as row 0 of the following unroll.
+    """
+
+    timestep: TimeStep  # [T + 1, B, ...]
+    action: Array  # [T + 1, B, ...], as executed by the environment
+    extras: dict[str, Array]  # [T + 1, B, ...], for example the behaviour log-probability
+    core: PyTree  # [B, ...], `Carry.core` as it was before row 0
+    version: Array  # int32 [B], the learner's update count whose parameters acted this unroll
+
+
+class Batch(NamedTuple):
+    """What `Agent.learn` receives: a trajectory, and from replay its items' keys and odds."""
+
+    trajectory: Trajectory
+    keys: Array | None = None  # int64 [B]
+    probabilities: Array | None = None  # float32 [B]
+
+
+class LearnerState(NamedTuple):
+    """All that learning changes, as one pytree: saving it and restoring it loses nothing."""
+
+    params: PyTree
+    optimiser: PyTree
+    hyper: dict[str, Array]  # numeric hyperparameters as float32 scalars: changed, not recompiled
+    updates: Array  # int32 [], gradient steps applied
+    steps: Array  # uint32 [], agent steps learnt from (dummies not counted)
+    skipped: Array  # int32 [], updates left out because a gradient was not finite
+    key: Key
+    aux: PyTree = ()  # targets, statistics: whatever else the agent keeps
+
+
+class Agent(NamedTuple):
+    """A bundle of pure functions. The runtimes know nothing else of an algorithm.
+
+    `evaluate=True` in `initial_carry` switches exploration off for the slots it makes.
+    `gradients` and `apply` are the halves of a one-step `learn`; agents without them leave None.
+    """
+
+    init: Callable[[Key], LearnerState]
+    behaviour: Callable[[LearnerState], PyTree]
+    initial_carry: Callable[[Key, Array, int, bool], Carry]  # (key, env_ids [B], num_envs, evaluate)
+    act: Callable[[PyTree, Carry, TimeStep, Key], tuple[Array, Carry, dict[str, Array]]]
+    learn: Callable[[LearnerState, Batch], tuple[LearnerState, PyTree, dict[str, Array]]]
+    gradients: Callable[[LearnerState, Batch], tuple[PyTree, PyTree]] | None = None
+    apply: Callable[[LearnerState, PyTree, PyTree], tuple[LearnerState, PyTree, dict[str, Array]]] | None = None
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an agent may know of its environment."""
+
+    name: str
+    observation_space: gym.Space
+    action_space: gym.Space
+    frames_per_step: int = 1  # action repeat
+    has_action_mask: bool = False
+    num_tasks: int = 1
+
+
+class Episode(NamedTuple):
+    """A finished game as a person would count it: raw rewards, lost lives not counted as ends."""
+
+    episode_return: float
+    length: int  # agent steps
+    env_id: int
+    task: int = 0
+
+
+class VectorEnv(Protocol):
+    """`num_envs` environments stepped together, NumPy in and out.
+
+    The arrays returned by `reset` and `step` are the caller's until the next call only.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+
+    def reset(self) -> TimeStep:
+        """Begin new episodes everywhere; `first` is set throughout."""
+        ...
+
+    def step(self, action: Array) -> TimeStep:
+        """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead."""
+        ...
+
+    def episodes(self) -> list[Episode]:
+        """The games finished since the last call."""
+        ...
+
+    def state(self) -> PyTree | None:
+        """A NumPy pytree from which `restore` continues exactly, or None where that can't be."""
+        ...
+
+    def restore(self, state: PyTree) -> None:
+        """Continue from `state()`; the next `step` is as if there had been no interruption."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and memory; safe to call twice."""
+        ...

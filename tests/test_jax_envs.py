@@ -1,0 +1,421 @@
+"""Environments written in JAX: autoreset, statistics, exact continuation, and each one's rules."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pronk.envs import cartpole, catch, memory_cue
+from pronk.envs.jax_env import JaxEnv, JaxVectorEnv, Slots, advance, start
+from pronk.errors import UserError
+from pronk.types import Array, EnvSpec, Episode, TimeStep
+
+
+class DiceState(NamedTuple):
+    total: Array
+    t: Array
+
+
+def dice(stochastic: bool = True) -> JaxEnv:
+    """Ends at random or truncates after 7 steps, so slots fall out of step; reward = action.
+
+    The observation is a dict that shows the draws of reset and step, and has two ranks.
+    """
+    box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    space = spaces.Dict({"draw": spaces.Box(0, 1, (), np.float32), "state": box})
+
+    def observe(state: DiceState, draw: Array) -> dict[str, Array]:
+        t = state.t.astype(jnp.float32)
+        return {"draw": draw, "state": jnp.stack([state.total, t, draw])}
+
+    def reset(key):
+        state = DiceState(jnp.float32(0), jnp.int32(0))
+        return state, observe(state, jax.random.uniform(jax.random.split(key, 3)[1]))
+
+    def step(state, action, key):
+        draw = jax.random.uniform(key)
+        reward = action.astype(jnp.float32)
+        state = DiceState(state.total + reward, state.t + 1)
+        return state, observe(state, draw), reward, draw < 0.2, state.t >= 7
+
+    def action_mask(state):
+        return jnp.arange(4) <= state.t
+
+    spec = EnvSpec("Dice", space, spaces.Discrete(4), has_action_mask=True)
+    return JaxEnv(spec, reset, step, action_mask, stochastic)
+
+
+def compiled(env: JaxEnv):
+    @jax.jit
+    def run(key, env_ids, actions):
+        begin = start(env, key, env_ids)
+
+        def body(slots, action):
+            following = advance(env, slots, action)
+            return following[0], following
+
+        _, rest = jax.lax.scan(body, begin[0], actions)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begin, rest)
+
+    return run
+
+
+RUNS = {}  # by identity; each holds its environment, so the ids stay taken
+
+
+def unroll(env: JaxEnv, key, env_ids, actions) -> tuple[Slots, TimeStep]:
+    """NumPy `[T + 1, B, ...]` of slots (keys left out) and timesteps, `actions` `[T, B]`."""
+    run = RUNS.setdefault(id(env), compiled(env))
+    slots, timestep = run(key, jnp.asarray(env_ids), actions)
+    return jax.tree.map(np.asarray, (slots._replace(key=()), timestep))
+
+
+def ends(timestep: TimeStep) -> np.ndarray:
+    return np.logical_or(timestep.terminated, timestep.truncated)
+
+
+def random_actions(env: JaxEnv, num_steps: int, num_envs: int, seed: int = 0) -> np.ndarray:
+    space = env.spec.action_space
+    assert isinstance(space, spaces.Discrete)
+    shape = (num_steps, num_envs)
+    return np.random.default_rng(seed).integers(space.n, size=shape, dtype=np.int32)
+
+
+ENVS = {
+    "dice": dice(),
+    "catch": catch.make(rows=4, columns=3),
+    "memory_cue": memory_cue.make(delay=2, cues=3),
+    "cartpole": cartpole.make(max_steps=12),
+}
+every_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS.keys())
+
+
+@every_env
+def test_next_step_autoreset(env: JaxEnv):
+    actions = random_actions(env, 60, 5)
+    _, timestep = unroll(env, jax.random.key(1), range(5), actions)
+    ended = ends(timestep)
+    assert timestep.first[0].all()
+    assert not ended[0].any()
+    np.testing.assert_array_equal(timestep.first[1:], ended[:-1])
+    assert ended.sum() >= 5
+    assert not timestep.reward[timestep.first].any()
+    assert not ended[timestep.first].any()
+    assert timestep.reward.dtype == np.float32
+    assert timestep.terminated.dtype == timestep.truncated.dtype == timestep.first.dtype == bool
+    assert timestep.task.dtype == np.int32
+    assert (timestep.action_mask is not None) == env.spec.has_action_mask
+    for t, b in np.ndindex(5, 5):
+        row = jax.tree.map(lambda x, t=t, b=b: x[t, b], timestep.observation)
+        assert env.spec.observation_space.contains(jax.tree.map(np.asarray, row))
+
+
+@every_env
+def test_the_action_of_the_dummy_step_is_ignored(env: JaxEnv):
+    actions = random_actions(env, 60, 5)
+    key = jax.random.key(2)
+    _, timestep = unroll(env, key, range(5), actions)
+    others = (actions + 1) % env.spec.action_space.n  # type: ignore[attr-defined]
+    changed = np.where(timestep.first[1:], others, actions)
+    assert (changed != actions).any()
+    _, again = unroll(env, key, range(5), changed)
+    jax.tree.map(np.testing.assert_array_equal, timestep, again)
+
+
+def test_the_new_episode_is_a_new_one():
+    _, timestep = unroll(dice(), jax.random.key(3), range(8), np.zeros((60, 8), np.int32))
+    draws = timestep.observation["draw"]
+    # Every reset and every step draws its own number: nothing is shared between slots, episodes,
+    # a reset that splits its key, and the steps.
+    assert np.unique(draws).size > 0.999 * draws.size
+    t = timestep.observation["state"][..., 1]
+    assert not t[timestep.first].any()
+    assert timestep.action_mask is not None
+    allowed = timestep.action_mask.sum(-1)
+    np.testing.assert_array_equal(allowed, np.minimum(t + 1, 4))
+
+
+def test_deterministic_environments_get_no_step_keys():
+    def makes_keys(env: JaxEnv) -> bool:
+        slots, _ = start(env, jax.random.key(0), jnp.arange(2))
+        jaxpr = jax.make_jaxpr(partial(advance, env))(slots, jnp.zeros(2, jnp.int32))
+        always = [eqn for eqn in jaxpr.eqns if eqn.primitive.name != "cond"]
+        assert len(always) < len(jaxpr.eqns)
+        return any("random_fold_in" in str(eqn) for eqn in always)
+
+    assert makes_keys(dice())
+    assert not makes_keys(dice(stochastic=False))
+
+
+@every_env
+def test_running_statistics(env: JaxEnv):
+    actions = random_actions(env, 60, 5)
+    slots, timestep = unroll(env, jax.random.key(4), range(5), actions)
+    for b in range(5):
+        total, length, episode = 0.0, 0, -1
+        for t in range(61):
+            if timestep.first[t, b]:
+                total, length, episode = 0.0, 0, episode + 1
+            else:
+                total, length = total + timestep.reward[t, b], length + 1
+            assert slots.episode_return[t, b] == total
+            assert slots.episode_length[t, b] == length
+            assert slots.episode[t, b] == episode
+    np.testing.assert_array_equal(slots.done, ends(timestep))
+
+
+@every_env
+def test_a_slot_does_not_depend_on_its_batch(env: JaxEnv):
+    actions = random_actions(env, 60, 5)
+    key = jax.random.key(5)
+    _, together = unroll(env, key, range(10, 15), actions)
+    picked = [3, 0]
+    _, apart = unroll(env, key, [13, 10], actions[:, picked])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[:, picked], b, rtol=1e-5, atol=1e-6),
+        together,
+        apart,
+    )
+
+
+def test_a_population_is_a_vmap():
+    env, actions = dice(), random_actions(dice(), 30, 3)
+
+    def run(key):
+        def body(slots, action):
+            return advance(env, slots, action)
+
+        slots, first = start(env, key, jnp.arange(3))
+        return first, jax.lax.scan(body, slots, actions)[1]
+
+    keys = jax.random.split(jax.random.key(6), 4)
+    population = jax.jit(jax.vmap(run))(keys)
+    for i in range(4):
+        alone = jax.jit(run)(keys[i])
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), population, alone)
+
+
+@every_env
+def test_advance_compiles_once(env: JaxEnv):
+    traces = []
+
+    @jax.jit
+    def run(slots, actions):
+        traces.append(1)
+        return jax.lax.scan(partial(advance, env), slots, actions)
+
+    slots, _ = start(env, jax.random.key(7), jnp.arange(3))
+    for seed in range(3):
+        slots, _ = run(slots, random_actions(env, 8, 3, seed))
+    assert len(traces) == 1
+
+
+# The vector environment of the local runtime
+
+
+@every_env
+def test_vector_env_agrees_with_the_fused_functions(env: JaxEnv):
+    actions = random_actions(env, 60, 5)
+    _, expected = unroll(env, jax.random.key(8), range(20, 25), actions)
+    envs = JaxVectorEnv(env, 5, seed=8, first_env_id=20)
+    rows = [envs.reset()] + [envs.step(action) for action in actions]
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(rows))
+    actual = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
+
+    reported = envs.episodes()
+    assert envs.episodes() == []
+    assert reported == episodes_of(actual, first_env_id=20)
+    envs.close()
+    envs.close()
+
+
+def episodes_of(timestep: TimeStep, first_env_id: int) -> list[Episode]:
+    """What a person with a pencil would have noted."""
+    found, total, length = [], np.zeros(timestep.first.shape[1]), np.zeros(timestep.first.shape[1])
+    for t in range(len(timestep.first)):
+        first = timestep.first[t]
+        total = np.where(first, 0, total + timestep.reward[t])
+        length = np.where(first, 0, length + 1)
+        for b in np.flatnonzero(ends(timestep)[t]):
+            found.append(Episode(float(total[b]), int(length[b]), first_env_id + int(b)))
+    return found
+
+
+@every_env
+def test_restore_continues_exactly(env: JaxEnv):
+    actions = random_actions(env, 60, 4)
+    original = JaxVectorEnv(env, 4, seed=9)
+    original.reset()
+    for action in actions[:17]:
+        original.step(action)
+    saved = original.state()
+    assert all(type(leaf) is np.ndarray for leaf in saved)
+    copies = [leaf.copy() for leaf in saved]
+    original.episodes()
+
+    restored = JaxVectorEnv(env, 4, seed=123)
+    restored.reset()
+    restored.restore(saved)
+    for action in actions[17:]:
+        a, b = original.step(action), restored.step(action)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    finished = original.episodes()
+    assert len(finished) >= 8
+    assert finished == restored.episodes()
+    jax.tree.map(np.testing.assert_array_equal, original.state(), restored.state())
+    jax.tree.map(np.testing.assert_array_equal, saved, copies)
+
+
+def test_reset_gives_up_unfinished_episodes():
+    envs = JaxVectorEnv(catch.make(rows=4), 16, seed=1)
+    once = np.array(envs.reset().observation)
+    envs.step(np.ones(16, np.int64))
+    again = envs.reset()
+    assert again.first.all()
+    assert (again.observation != once).any()
+    assert (again.observation[:, 0].sum(-1) == 1).all()
+    ended = [envs.step(np.ones(16, np.int64)).terminated.all() for _ in range(3)]
+    assert ended == [False, False, True]
+    assert {episode.length for episode in envs.episodes()} == {3}
+
+
+def test_vector_env_refuses_what_cannot_work():
+    with pytest.raises(UserError, match="num_envs"):
+        JaxVectorEnv(catch.make(), 0, seed=0)
+    two, three = (JaxVectorEnv(catch.make(), n, seed=0) for n in (2, 3))
+    with pytest.raises(UserError, match="does not fit 3 environments 'pronk/Catch-v0'"):
+        three.restore(two.state())
+    with pytest.raises(UserError, match="does not fit"):
+        JaxVectorEnv(cartpole.make(), 2, seed=0).restore(two.state())
+
+
+# Catch
+
+
+def test_catch_by_hand():
+    env = catch.make(rows=3, columns=3)
+    state = catch.State(jnp.int32(0), jnp.int32(2), jnp.int32(1))
+    key = jax.random.key(0)
+    state, board, reward, terminated, truncated = env.step(state, jnp.int32(2), key)
+    np.testing.assert_array_equal(board, [[0, 0, 0], [0, 0, 1], [0, 0, 1]])
+    assert (reward, terminated, truncated) == (0, False, False)
+    right = env.step(state, jnp.int32(2), key)  # against the wall
+    np.testing.assert_array_equal(right[1], [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+    assert right[2:] == (1, True, False)
+    left = env.step(state, jnp.int32(0), key)
+    np.testing.assert_array_equal(left[1], [[0, 0, 0], [0, 0, 0], [0, 1, 1]])
+    assert left[2:] == (-1, True, False)
+
+
+def test_catch_is_won_by_following_the_ball():
+    envs = JaxVectorEnv(catch.make(), 32, seed=2)
+    timestep = envs.reset()
+    np.testing.assert_array_equal(timestep.observation[:, -1].argmax(-1), 2)
+    balls = timestep.observation[:, 0].argmax(-1)
+    assert set(balls) == set(range(5))
+    for _ in range(9):
+        paddle = timestep.observation[:, -1].argmax(-1)
+        timestep = envs.step(1 + np.sign(balls - paddle))
+    assert [episode[:2] for episode in envs.episodes()] == [(1.0, 9)] * 32
+
+
+def test_catch_by_chance():
+    env = catch.make()
+    actions = random_actions(env, 200, 256)
+    _, timestep = unroll(env, jax.random.key(3), range(256), actions)
+    # The ball is uniform over 5 columns and independent of the paddle: 2/5 - 1, ± 0.011.
+    returns = timestep.reward[timestep.terminated]
+    assert returns.size == 256 * 20
+    assert set(returns) == {-1.0, 1.0}
+    assert abs(returns.mean() + 0.6) < 0.045
+
+
+# MemoryCue
+
+
+@pytest.mark.parametrize("delay", [1, 5])
+def test_memory_cue_shows_once_asks_once_and_pays_once(delay: int):
+    env, num_envs = memory_cue.make(delay=delay, cues=3), 30
+    actions = random_actions(env, delay + 1, num_envs)
+    _, timestep = unroll(env, jax.random.key(4), range(num_envs), actions)
+    shown, query = timestep.observation[..., :3], timestep.observation[..., 3]
+    np.testing.assert_array_equal(shown[0].sum(-1), 1)
+    assert not shown[1:].any()
+    np.testing.assert_array_equal(query.all(1), np.arange(delay + 2) == delay)
+    np.testing.assert_array_equal(query.any(1), np.arange(delay + 2) == delay)
+    np.testing.assert_array_equal(timestep.terminated.all(1), np.arange(delay + 2) == delay + 1)
+    assert not timestep.terminated[:-1].any()
+    assert not timestep.truncated.any()
+    assert not timestep.reward[:-1].any()
+    cue = shown[0].argmax(-1)
+    assert set(cue) == {0, 1, 2}
+    np.testing.assert_array_equal(timestep.reward[-1], actions[-1] == cue)
+
+
+# CartPole
+
+
+@pytest.mark.parametrize("max_steps", [500, 13])
+def test_cartpole_is_gymnasiums(max_steps: int):
+    reference = gym.make("CartPole-v1", max_episode_steps=max_steps)
+    env = cartpole.make(max_steps=max_steps)
+    assert env.spec.observation_space == reference.observation_space
+    assert env.spec.action_space == reference.action_space
+    step = jax.jit(env.step)
+    outcomes = []
+    for seed in range(12):
+        observation, _ = reference.reset(seed=seed)
+        state = cartpole.State(jnp.asarray(observation), jnp.int32(0))
+        rng = np.random.default_rng(seed)
+        end = (False, False)
+        while not any(end):
+            action = rng.integers(2)
+            expected, reward, *end, _ = reference.step(action)
+            state, actual, *rest = step(state, action, jax.random.key(0))
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+            assert [float(rest[0]), bool(rest[1]), bool(rest[2])] == [reward, *end]
+        outcomes.append(tuple(end))
+    assert ((False, True) in outcomes) == (max_steps == 13)
+    assert (True, False) in outcomes
+
+
+def test_cartpole_can_fall_at_the_time_limit():
+    env = cartpole.make(max_steps=1)
+    state = cartpole.State(jnp.array([2.39, 3, 0, 0], jnp.float32), jnp.int32(0))
+    *_, reward, terminated, truncated = env.step(state, jnp.int32(1), jax.random.key(0))
+    assert (reward, terminated, truncated) == (1, True, True)
+
+
+def test_cartpole_without_velocities():
+    whole, hidden = cartpole.make(), cartpole.make(hide_velocities=True)
+    assert hidden.spec.observation_space.shape == (2,)
+    actions = random_actions(whole, 30, 4)
+    _, a = unroll(whole, jax.random.key(5), range(4), actions)
+    _, b = unroll(hidden, jax.random.key(5), range(4), actions)
+    np.testing.assert_allclose(a.observation[..., [0, 2]], b.observation, rtol=1e-5, atol=1e-6)
+    assert (np.abs(a.observation[0]) <= 0.05).all()
+    assert np.unique(a.observation[0]).size == 16
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (catch.make, {"rows": 1}),
+        (catch.make, {"columns": 0}),
+        (memory_cue.make, {"delay": 0}),
+        (memory_cue.make, {"cues": 1}),
+        (cartpole.make, {"max_steps": 0}),
+    ],
+)
+def test_bad_values_are_named(make, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        make(**wrong)

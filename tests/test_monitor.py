@@ -1,0 +1,282 @@
+"""What a run says of itself: to files that survive a kill, and to a person."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pronk import files
+from pronk.errors import UserError
+from pronk.files import read_lines, write_json_atomically
+from pronk.monitor import Monitor
+
+
+def record(steps: int, **more: Any) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "frames": 4 * steps,
+        "updates": steps // 640,
+        "wall_seconds": steps / 2412,
+        "steps_per_second": 2412.0,
+        "mean_return": 13.2,
+        "episodes": 250,
+        "policy_lag": 1.3,
+        "bound_by": "learner",
+        "loss/policy": -0.0123,
+        "loss/value": 12.3,
+        "gradient_norm": 4.0,
+    } | more
+
+
+def plain_console() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False, width=80)
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def monitor(run_dir: Path, console: Console | None = None, **more: Any) -> Monitor:
+    return Monitor(
+        run_dir,
+        total_steps=10_000_000,
+        frames_per_step=4,
+        title="impala ALE/Pong-v5 [seed=1]",
+        console=console or plain_console(),
+        **more,
+    )
+
+
+def scalars(run_dir: Path) -> list[list[tuple[int, str, float]]]:
+    """All (step, tag, value) of each event file, and (step, "START", 0) where a session starts."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for path in sorted((run_dir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        data, entries = path.read_bytes(), []
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])  # type: ignore[attr-defined]
+            data = data[16 + length :]
+            if event.HasField("session_log"):
+                entries.append((event.step, "START", 0))
+            entries += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        found.append(entries)
+    return found
+
+
+def steps_of(run_dir: Path) -> list[int]:
+    return [
+        json.loads(line)["steps"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+# -- Files
+
+
+def test_each_record_is_a_line_at_once(tmp_path: Path) -> None:
+    with monitor(tmp_path / "new" / "run") as m:
+        m.log(record(100, mean_return=float("nan"), policy_lag=np.float32(2), x=float("inf")))
+        lines = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
+        m.log(record(200))
+
+    def no_constants(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    (line,) = [json.loads(line, parse_constant=no_constants) for line in lines]
+    assert line["mean_return"] is None
+    assert line["x"] is None
+    assert line["policy_lag"] == 2
+    assert line["bound_by"] == "learner"
+    assert steps_of(tmp_path / "new" / "run") == [100, 200]
+
+
+def test_tensorboard_has_the_numbers_at_once(tmp_path: Path) -> None:
+    with monitor(tmp_path) as m:
+        m.log(record(100, mean_return=float("nan")))
+        (entries,) = scalars(tmp_path)
+    assert (100, "frames", 400) in entries
+    assert (100, "loss/policy", np.float32(-0.0123)) in entries
+    assert not {"mean_return", "bound_by", "steps"} & {tag for _, tag, _ in entries}
+
+
+def test_resuming_drops_what_will_be_done_again(tmp_path: Path) -> None:
+    with monitor(tmp_path) as m:
+        for steps in (100, 200, 300):
+            m.log(record(steps))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"steps": 150, "mean_ret')  # killed in mid-write
+    with monitor(tmp_path, resume_steps=200) as m:
+        assert steps_of(tmp_path) == [100, 200]
+        m.log(record(250))
+    assert steps_of(tmp_path) == [100, 200, 250]
+    first, second = scalars(tmp_path)
+    assert first[0] == (0, "START", 0)
+    assert second[0] == (201, "START", 0)  # hides 201 and later, not 200
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_new_run_in_an_old_directory_starts_afresh(tmp_path: Path) -> None:
+    for _ in range(2):  # within one second: TensorBoard files must not overwrite each other
+        with monitor(tmp_path) as m:
+            m.log(record(100))
+    assert steps_of(tmp_path) == [100]
+    assert len(scalars(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("torn", [b'{"steps": 3', b'{"steps": 3}', b"\xff\xfe\n", b"3\n", b"{}\n"])
+def test_torn_lines_are_left_out(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"steps": 1}\n{"steps": 2}\n' + torn)
+    assert [r["steps"] for _, r in read_lines(path)] == [1, 2]
+
+
+def test_a_failed_rewrite_leaves_the_old_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"steps": 1}\n{"steps": 2}\n')
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", fail)
+        with pytest.raises(UserError, match="No space left on device; free some space"):
+            monitor(tmp_path, resume_steps=1)
+    assert path.read_text() == '{"steps": 1}\n{"steps": 2}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_full_disk_while_logging(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with monitor(tmp_path) as m:
+        m._metrics.close()
+        m._metrics = open("/dev/full", "ab")  # noqa: SIM115
+        with pytest.raises(UserError, match="No space left on device"):
+            m.log(record(1))
+
+
+def test_a_file_in_place_of_the_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(UserError, match="move away the file"):
+        monitor(tmp_path / "run")
+
+
+def test_summary_is_json(tmp_path: Path) -> None:
+    with monitor(tmp_path) as m:
+        m.summary({"steps": np.int64(5), "mean_return": float("nan"), "bound_by": "actors"})
+    written = (tmp_path / "summary.json").read_text()
+    assert json.loads(written) == {"steps": 5, "mean_return": None, "bound_by": "actors"}
+    assert "\n  " in written
+
+
+def test_json_is_replaced_wholly_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.json"
+    write_json_atomically(path, {"run_dir": Path("a/b"), "epsilon": float("inf")})
+    assert json.loads(path.read_text()) == {"run_dir": "a/b", "epsilon": float("inf")}
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(UserError, match=r"config\.json.*Read-only file system.*--run-dir"):
+        write_json_atomically(path, {})
+    assert json.loads(path.read_text())["run_dir"] == "a/b"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    with pytest.raises(TypeError):
+        write_json_atomically(path, {"x": object()})
+
+
+# -- Display
+
+
+def test_a_plain_line_per_record(tmp_path: Path) -> None:
+    console = plain_console()
+    with monitor(tmp_path, console) as m:
+        m.log(record(1_234_560))
+        m.log(record(20, mean_return=float("nan"), episodes=0, steps_per_second=0))
+        m.log(record(10_000_000, episodes=1, bound_by="", **{"eval/mean_return": 20.5}))
+    assert text(console).splitlines() == [
+        "  1,234,560 steps  12.3%  2,412/s  return 13.2 (100 episodes)  lag 1.3"
+        "  bound by learner  left 1:00:34",
+        "  20 steps  0.0%  0/s  no episode has ended  lag 1.3  bound by learner  left –",
+        "  10,000,000 steps  100.0%  2,412/s  return 13.2 (1 episode)  evaluation 20.5  lag 1.3"
+        "  left 0:00:00",
+    ]
+
+
+def test_quiet_prints_messages_only(tmp_path: Path) -> None:
+    for console in (plain_console(), terminal()):
+        with monitor(tmp_path, console, quiet=True) as m:
+            m.log(record(1))
+            m.message("saved [red]as is[/red] " + "x" * 100)
+        assert text(console) == "saved [red]as is[/red] " + "x" * 100 + "\n"
+
+
+def test_the_panel(tmp_path: Path) -> None:
+    console = terminal()
+    with monitor(tmp_path, console, resume_steps=1000) as m:
+        assert "1,000" in text(console)
+        assert "starting" in text(console)
+        m.log(record(1_234_560, **{"eval/mean_return": 20.5}))
+        m.log(record(1_234_570))
+        m.message("a message")
+    shown = text(console)
+    last = shown[shown.rindex("a message") :]
+    numbers = ("1,234,570", "4,938,280", "2,412", "13.2", "250", "-0.0123", "20.5")
+    words = ("impala ALE/Pong-v5 [seed=1]", "policy loss", "learner", "evaluation", "12.3%")
+    for part in (*numbers, *words, "1:00:34 left"):
+        assert part in last, part
+    assert "…" not in last
+    assert shown.endswith("\x1b[?25h")  # the cursor is shown again
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last).splitlines()[1:]
+    assert max(map(len, lines)) == 72  # leaves room for a `^C` within 80 columns
+
+
+def test_the_cursor_comes_back_when_nobody_closes() -> None:
+    program = """
+import tempfile
+from pathlib import Path
+from rich.console import Console
+from pronk.monitor import Monitor
+import sys
+assert "jax" not in sys.modules
+Monitor(Path(tempfile.mkdtemp()), total_steps=1, frames_per_step=1, title="t",
+        console=Console(force_terminal=True))
+raise KeyboardInterrupt
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert "KeyboardInterrupt" in done.stderr
+    assert "\x1b[?25l" in done.stdout
+    assert done.stdout.rindex("\x1b[?25h") > done.stdout.rindex("\x1b[?25l")
+
+
+def test_close_twice_and_after_no_record(tmp_path: Path) -> None:
+    m = monitor(tmp_path, terminal())
+    m.close()
+    m.close()
+    assert not (tmp_path / "tensorboard").exists()
