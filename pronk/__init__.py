@@ -1,8 +1,8 @@
 """pronk: distributed deep reinforcement learning, IMPALA and its family on one runtime.
 
-    import pronk
-    pronk.train(agent="impala", env="CartPole-v1", steps=200_000)
-    policy = pronk.load("runs/impala-CartPole-v1-0")
+import pronk
+pronk.train(agent="impala", env="CartPole-v1", steps=200_000)
+policy = pronk.load("runs/impala-CartPole-v1-0")
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import tyro
@@ -105,7 +108,7 @@ def train(args: list[str]) -> None:
         f"train {agent}",
         rest,
         default=TrainArguments(env=tyro.MISSING, run=RunConfig(), agent_config=defaults),
-        description=f"Train {agent} on ENV. The same command again resumes; Ctrl-C saves and exits.",
+        description=f"Train {agent} on ENV. The same command resumes; Ctrl-C saves and exits.",
     )
     from pronk.plan import Plan
 
@@ -131,7 +134,7 @@ def _defaults_for(agent: str, rest: list[str]) -> Any:
     if env is None or {"-h", "--help"} & set(rest):
         atari = env is None or env.startswith("ALE/")
         return preset_config(agent, config_module(agent).preset_for(atari=atari, continuous=False))
-    arguments = [a for name, a in zip(rest, rest[1:], strict=False) if name == "--env-arg"]
+    arguments = [a for name, a in itertools.pairwise(rest) if name == "--env-arg"]
     return preset_config(agent, default_preset(agent, env, _env_args(arguments)))
 
 
@@ -157,6 +160,204 @@ def _env_args(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalArguments:
+    """What follows `pronk eval`."""
+
+    run: Positional[Path]
+    """A run's directory."""
+    episodes: int = 30
+    """Games to play."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the likeliest."""
+    seed: int = 1_000_000
+    """Of the games; not one that training used."""
+    env: str | None = None
+    """Play this environment instead of the run's own."""
+    env_arg: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE, an argument of the environment instead of the run's own."""
+    json: bool = False
+    """Print JSON."""
+
+
+def evaluate(args: list[str]) -> None:
+    """`pronk eval RUN`."""
+    parsed = _parse(EvalArguments, "eval", args, description="Play games and report the score.")
+    if parsed.episodes < 1:
+        raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
+    from pronk.policy import load
+
+    policy = load(parsed.run)
+    env_args = {**policy.plan.env_args, **_env_args(parsed.env_arg)}
+    result = policy.evaluate(
+        episodes=parsed.episodes,
+        sample=parsed.sample,
+        seed=parsed.seed,
+        env=parsed.env,
+        env_args=env_args,
+    )
+    if parsed.json:
+        print(json.dumps({"steps": policy.steps, **result.as_json()}, indent=2))
+        return
+    human = result.human_normalised
+    normalised = "" if human is None else f", {human:.1%} human-normalised"
+    print(
+        f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps:"
+        f" {result.mean_return:.2f} ± {result.standard_error:.2f} (mean ± standard error of"
+        f" {result.episodes} games, {'sampled' if parsed.sample else 'greedy'}, {result.minimum:g}"
+        f" to {result.maximum:g}, {result.mean_length:,.0f} steps long{normalised})"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordArguments:
+    """What follows `pronk record`."""
+
+    run: Positional[Path]
+    """A run's directory."""
+    output: Path | None = None
+    """The film, .mp4 or .gif. [RUN/film.mp4]"""
+    episodes: int = 1
+    """Games to film."""
+    max_steps: int = 10_000
+    """Agent steps at most."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the likeliest."""
+    seed: int = 1_000_000
+    """Of the games."""
+
+
+def record(args: list[str]) -> None:
+    """`pronk record RUN`."""
+    parsed = _parse(RecordArguments, "record", args, description="Film games.")
+    for flag in ("episodes", "max_steps"):
+        if getattr(parsed, flag) < 1:
+            raise UserError(
+                f"`--{flag.replace('_', '-')}` is {getattr(parsed, flag)}; expected at least 1."
+            )
+    from pronk.policy import load
+    from pronk.record import record as film
+
+    output = parsed.output or parsed.run / "film.mp4"
+    returns = film(
+        load(parsed.run),
+        output,
+        episodes=parsed.episodes,
+        max_steps=parsed.max_steps,
+        seed=parsed.seed,
+        sample=parsed.sample,
+    )
+    print(f"{output}: returns {', '.join(f'{r:g}' for r in returns) or 'none, no game ended'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotArguments:
+    """What follows `pronk plot`."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Directories of runs; those that differ in their seed only are drawn as one curve."""
+    output: Path = Path("plot.png")
+    """The picture."""
+    x: str = "steps"
+    """Metric across: steps, frames, wall_seconds, updates."""
+    y: str = "mean_return"
+    """Metric upwards: any name in metrics.jsonl."""
+    smooth: int = 1
+    """Records to average over."""
+    title: str | None = None
+    """Above the picture."""
+    csv: Path | None = None
+    """Also write the curves here."""
+
+
+def plot(args: list[str]) -> None:
+    """`pronk plot RUN [RUN ...]`."""
+    parsed = _parse(PlotArguments, "plot", args, description="Draw learning curves.")
+    if not parsed.runs:
+        raise UserError("expected `pronk plot RUN [RUN ...]`, got no run.")
+    from pronk.plot import plot as draw
+
+    print(
+        draw(
+            parsed.runs,
+            parsed.output,
+            x=parsed.x,
+            y=parsed.y,
+            smooth=parsed.smooth,
+            title=parsed.title,
+            csv=parsed.csv,
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectArguments:
+    """What follows `pronk inspect`."""
+
+    run: Positional[Path]
+    """A run's directory."""
+    json: bool = False
+    """Print JSON."""
+
+
+def inspect(args: list[str]) -> None:
+    """`pronk inspect RUN`."""
+    parsed = _parse(InspectArguments, "inspect", args, description="What a run is and holds.")
+    from pronk.policy import inspect as look
+
+    found = look(parsed.run)
+    if parsed.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, inner in value.items():
+                print(f"  {key:22} {inner}")
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else value
+            print(f"{name:24} {shown}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ListArguments:
+    """What follows `pronk list`."""
+
+    match: Positional[str] = ""
+    """Show only environments whose id contains this."""
+    json: bool = False
+    """Print JSON."""
+
+
+def list_known(args: list[str]) -> None:
+    """`pronk list`."""
+    parsed = _parse(ListArguments, "list", args, description="Agents and environments.")
+    from pronk import envs
+
+    found = [name for name in envs.names() if parsed.match.lower() in name.lower()]
+    agents = {name: config_module(name).SUPPORTS for name in AGENTS}
+    if parsed.json:
+        print(json.dumps({"agents": agents, "environments": found}, indent=2))
+        return
+    for name, supports in agents.items():
+        print(f"{name}:")
+        for what, which in supports.items():
+            print(f"  {what:14} {which}")
+    families: dict[str, list[str]] = {}
+    for name in found:
+        family = name.split("/")[0] if "/" in name else "Gymnasium"
+        families.setdefault(family, []).append(name)
+    for family, members in families.items():
+        print(f"\n{family} ({len(members)}):")
+        for line in textwrap.wrap(", ".join(members), 96, break_on_hyphens=False):
+            print(f"  {line}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "eval": evaluate,
+    "record": record,
+    "plot": plot,
+    "inspect": inspect,
+    "list": list_known,
 }

@@ -79,4 +79,3 @@ def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
         mean_length=float(np.mean([e.length for e in episodes])),
         human_normalised=scores.human_normalised(env_name, float(returns.mean())),
     )
-

@@ -66,9 +66,9 @@ def _as_vector(space: gym.Space, x: Array) -> Array:
     return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
 
-def _channels_last(space: gym.spaces.Box, x: Array) -> Array:
+def _channels_last(x: Array) -> Array:
     """Images `[N, ...]` with their channels, the smallest outer axis, moved last."""
-    first, _, last = space.shape
+    _, first, _, last = x.shape
     return jnp.moveaxis(x, 1, -1) if first < last else x
 
 
@@ -77,10 +77,9 @@ class Shallow(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        if min(x.shape[1:3]) >= 36:
-            layers = ((16, 8, 4), (32, 4, 2))
-        else:  # MinAtar-sized images are smaller than the first kernel's receptive field
-            layers = ((16, 3, 1), (32, 3, 1))
+        # MinAtar-sized images are smaller than what one unit of the paper's layers looks at.
+        small = min(x.shape[1:3]) < 36
+        layers = ((16, 3, 1), (32, 3, 1)) if small else ((16, 8, 4), (32, 4, 2))
         for i, (features, size, stride) in enumerate(layers):
             shape = (size, size, x.shape[-1], features)
             kernel = self.param(f"conv{i}_kernel", _init, shape)
@@ -90,7 +89,7 @@ class Shallow(nn.Module):
 
 
 class Deep(nn.Module):
-    """Fifteen convolutions in residual blocks (figure 3, right): uint8 `[N, H, W, C]` to `[N, F]`."""
+    """Fifteen convolutions in residual blocks (figure 3, right): `[N, H, W, C]` to `[N, F]`."""
 
     channels: tuple[int, ...] = (16, 32, 32)
 
@@ -129,7 +128,7 @@ class Encoder(nn.Module):
         for i, (space, x) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
             if is_image(space) and self.torso != "mlp":
                 torso = Deep if self.torso == "deep" else Shallow
-                parts.append(torso(name=f"torso{i}")(_channels_last(space, x)))
+                parts.append(torso(name=f"torso{i}")(_channels_last(x)))
             elif is_image(space):
                 parts.append(_as_vector(space, x) / 255.0)
             else:

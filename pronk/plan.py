@@ -42,7 +42,9 @@ class Plan:
         """The content of `config.json`."""
         run = {
             k: str(v) if isinstance(v, Path) else v
-            for k, v in dataclasses.asdict(dataclasses.replace(self.run, run_dir=self.run_dir)).items()
+            for k, v in dataclasses.asdict(
+                dataclasses.replace(self.run, run_dir=self.run_dir)
+            ).items()
         }
         return {
             "agent": self.agent,
@@ -58,11 +60,13 @@ class Plan:
         path = Path(run_dir) / "config.json"
         try:
             saved = json.loads(path.read_text())
-            run = {
+            run: dict[str, Any] = {
                 k: Path(v) if k in ("run_dir", "init_from") and v else v
                 for k, v in saved["run"].items()
             }
-            config = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["agent_config"].items()}
+            config: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in saved["agent_config"].items()
+            }
             return Plan(
                 saved["agent"],
                 saved["env"],
@@ -82,7 +86,7 @@ class Plan:
             ) from None
 
     def check_same(self, run_dir: Path) -> None:
-        """Raise UserError if `run_dir` holds a run that differs in anything but where and how often."""
+        """Raise UserError if `run_dir` holds a run that learns something else."""
         if not (run_dir / "config.json").exists():
             return
         saved, ours = _identity(Plan.load(run_dir).as_json()), _identity(self.as_json())
@@ -104,14 +108,15 @@ def _identity(plan: dict[str, Any]) -> dict[str, Any]:
 
 # Numbers that must be above zero, and those that may be zero, by name.
 _POSITIVE = frozenset(
-    "steps stop_after actors envs checkpoint_every keep log_every eval_every eval_episodes unroll"
-    " batch_size learning_rate epsilon max_gradient_norm rho_bar c_bar reward_scale core_size"
-    " initial_std".split()
+    {"steps", "stop_after", "actors", "envs", "checkpoint_every", "keep", "log_every"}
+    | {"eval_every", "eval_episodes", "unroll", "batch_size", "learning_rate", "epsilon"}
+    | {"max_gradient_norm", "rho_bar", "c_bar", "reward_scale", "core_size", "initial_std"}
 )
 _NOT_NEGATIVE = frozenset(
-    "seed env_workers max_env_faults entropy_cost value_cost trace_lambda reward_clip".split()
+    {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost", "trace_lambda"}
+    | {"reward_clip"}
 )
-_FRACTIONS = frozenset("discount rmsprop_decay".split())
+_FRACTIONS = frozenset({"discount", "rmsprop_decay"})
 
 
 def _check(*configs: Any) -> None:

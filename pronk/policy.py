@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from pronk.checkpoint import Checkpointer, Loaded
+from pronk import envs
+from pronk.checkpoint import Checkpointer, Loaded, digest
 from pronk.errors import UserError
+from pronk.evaluate import Evaluation, evaluate
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
-from pronk.train import build, initial_state
-from pronk.types import Agent, Carry, EnvSpec, LearnerState, PyTree, TimeStep
+from pronk.train import build, initial_state, use_compilation_cache
+from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep
 
 
 class Policy:
     """A frozen policy. `act` takes one observation and a carry, and returns an action and a carry.
 
-        policy = pronk.load("runs/impala-CartPole-v1-0")
-        observation, _ = env.reset()
-        carry = policy.initial_carry()
-        action, carry = policy.act(observation, carry)
+    policy = pronk.load("runs/impala-CartPole-v1-0")
+    observation, _ = env.reset()
+    carry = policy.initial_carry()
+    action, carry = policy.act(observation, carry)
     """
 
-    def __init__(self, plan: Plan, spec: EnvSpec, agent: Agent, state: LearnerState, steps: int):
-        self.plan, self.spec, self.agent, self.steps = plan, spec, agent, steps
+    def __init__(
+        self, plan: Plan, env: Any, spec: EnvSpec, agent: Agent, state: LearnerState, steps: int
+    ):
+        self.plan, self.env, self.spec, self.agent, self.steps = plan, env, spec, agent, steps
         self.learner_state = state
         self.behaviour: PyTree = jax.jit(agent.behaviour)(state)
 
@@ -72,6 +78,35 @@ class Policy:
         action = np.asarray(action)[0]
         return action, (agent_carry, key, count + np.uint32(1))
 
+    def evaluate(
+        self,
+        *,
+        episodes: int,
+        sample: bool = False,
+        seed: int = 1_000_000,
+        env: Any = None,
+        env_args: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """Play `episodes` full games, unclipped; on another environment if one is given."""
+        vector = envs.make(
+            self.env if env is None else env,
+            min(episodes, 16),
+            seed=seed,
+            env_args=self.plan.env_args if env_args is None else env_args,
+            threads=os.cpu_count() or 1,
+            evaluate=True,
+            max_faults=self.plan.run.max_env_faults,
+        )
+        with contextlib.closing(vector):
+            return evaluate(
+                self.agent,
+                self.behaviour,
+                vector,
+                episodes=episodes,
+                key=jax.random.key(seed),
+                sample=sample,
+            )
+
 
 def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
     """The policy of the newest valid checkpoint in `run_dir`.
@@ -79,11 +114,13 @@ def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Pol
     env: needed only where the run was trained on a factory rather than an id. Raises UserError
     where there is no run, no valid checkpoint, or one that doesn't fit.
     """
+    use_compilation_cache()
     plan = Plan.load(Path(run_dir))
     loaded = newest(Path(run_dir))
-    spec, agent = build(plan, plan.env if env is None else env)
+    env = plan.env if env is None else env
+    spec, agent = build(plan, env)
     state: LearnerState = loaded.restore("learner", initial_state(plan, agent))
-    return Policy(plan, spec, agent, state, loaded.steps)
+    return Policy(plan, env, spec, agent, state, loaded.steps)
 
 
 def newest(run_dir: Path) -> Loaded:
@@ -92,3 +129,23 @@ def newest(run_dir: Path) -> Loaded:
     if loaded is None:
         raise UserError(f"'{run_dir}' holds no checkpoint yet; train it first, or for longer.")
     return loaded
+
+
+def inspect(run_dir: Path) -> dict[str, Any]:
+    """What a run is and holds: configuration, counters, and a SHA-256 of the learner's state."""
+    plan = Plan.load(run_dir)
+    loaded = newest(run_dir)
+    learner = loaded.tree("learner")
+    assert isinstance(learner, dict)
+    return {
+        "run": str(run_dir),
+        "checkpoint": str(loaded.path),
+        "warnings": loaded.warnings,
+        "agent_steps": loaded.steps,
+        "updates": int(learner["updates"]),
+        "episodes": loaded.meta["episodes"],
+        "wall_seconds": round(loaded.meta["wall_seconds"], 1),
+        "parameters": int(sum(x.size for x in jax.tree.leaves(learner["params"]))),
+        "learner_sha256": digest(learner),
+        "config": plan.as_json(),
+    }

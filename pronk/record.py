@@ -1,18 +1,21 @@
-"""Films a game: what the environment renders, one frame per agent step."""
+"""Films games: what the environment renders, one frame per agent step."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import imageio.v2 as imageio
+import jax
 import numpy as np
 
-from pronk import envs
+from pronk.envs import film
 from pronk.errors import UserError
 from pronk.files import cannot_write
 from pronk.policy import Policy
+from pronk.runtime.actor import Actor
+from pronk.types import Array
 
 
 def record(
@@ -24,38 +27,43 @@ def record(
     seed: int = 0,
     sample: bool = False,
 ) -> list[float]:
-    """Play `episodes` games and write them to `output` (.mp4 or .gif); returns their returns.
+    """Play `episodes` games, at most `max_steps` in all, and write them to `output`, .mp4 or .gif.
 
-    Raises UserError for another file type, or an environment that can't be rendered.
+    Returns the returns of the games that ended. Raises UserError for another file type, or an
+    environment that can't be rendered.
     """
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
-    returns, frames = [], []
-    game = envs.renderable(policy.plan.env, policy.plan.env_args)
-    for episode in range(episodes):
-        total, steps = 0.0, 0
-        observation, frame = game.reset(seed + episode)
-        carry = policy.initial_carry(seed=seed + episode, sample=sample)
-        reward, done = 0.0, False
-        frames.append(frame)
-        while not done and steps < max_steps:
-            action, carry = policy.act(observation, carry, reward=reward)
-            observation, reward, done, frame = game.step(action)
-            frames.append(frame)
-            total += reward
-            steps += 1
-        returns.append(total)
-    game.close()
-    _write(output, frames, fps=15 if game.frames_per_step > 1 else 30)
+    game = film.make(policy.env, seed=seed, env_args=policy.plan.env_args)
+    with contextlib.closing(game.env):
+        player = Actor(
+            policy.agent,
+            game.env,
+            unroll=1,
+            key=jax.random.key(seed),
+            env_ids=np.zeros(1, np.int32),
+            num_envs=1,
+            evaluate=not sample,
+        )
+        timestep = game.env.reset()
+        frames, returns = [game.picture()], []
+        while len(returns) < episodes and len(frames) <= max_steps:
+            timestep = game.env.step(player.act(policy.behaviour, timestep).action)
+            frames.append(game.picture())
+            returns.extend(e.episode_return for e in game.env.episodes())
+    _write(output, frames, game.frames_per_second)
     return returns
 
 
-def _write(output: Path, frames: list[Any], fps: int) -> None:
-    # Video encoders want even sizes; small images are enlarged so that one can see something.
-    scale = max(1, 240 // frames[0].shape[0])
-    frames = [np.repeat(np.repeat(f, scale, axis=0), scale, axis=1) for f in frames]
-    height, width = (n - n % 2 for n in frames[0].shape[:2])
-    frames = [f[:height, :width] for f in frames]
+def _write(output: Path, frames: Iterable[Array], fps: float) -> None:
+    def sized(frame: Array) -> Array:
+        # Small pictures are enlarged so that one can see something; encoders want even sizes.
+        scale = max(1, 240 // frame.shape[0])
+        frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+        height, width = (n - n % 2 for n in frame.shape[:2])
+        return frame[:height, :width]
+
+    frames = [sized(f) for f in frames]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".gif":
@@ -64,6 +72,3 @@ def _write(output: Path, frames: list[Any], fps: int) -> None:
             imageio.mimsave(output, frames, fps=fps, macro_block_size=2)
     except OSError as error:
         raise cannot_write(output, error) from None
-
-
-__all__ = ["gym", "record"]

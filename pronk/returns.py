@@ -37,7 +37,7 @@ def transitions(timestep: TimeStep, gamma: Array | float) -> Transitions:
     like a truncation one row earlier: its transition is a dummy of weight 0.
     """
     weight = 1.0 - timestep.first[1:].astype(jnp.float32)
-    ended = timestep.terminated[1:] | timestep.truncated[1:]
+    ended = jnp.logical_or(timestep.terminated[1:], timestep.truncated[1:])
     return Transitions(
         reward=timestep.reward[1:] * weight,
         discount=gamma * (1.0 - timestep.terminated[1:].astype(jnp.float32)),
@@ -73,7 +73,8 @@ def vtrace(
     rho_bar, c_bar: truncation levels (the fixed point, and the speed); infinity is allowed.
     lambda_: shortens traces, c_i = λ min(c̄, ratio_i) (remark 2).
 
-        v_s = V(x_s) + ρ_s δ_s + γ_s c_s (v_{s+1} − V(x_{s+1})),  δ_s = r_s + γ_s V(x_{s+1}) − V(x_s)
+        v_s = V(x_s) + ρ_s δ_s + γ_s c_s (v_{s+1} − V(x_{s+1}))
+        δ_s = r_s + γ_s V(x_{s+1}) − V(x_s)
 
     No gradient flows through the result.
     """

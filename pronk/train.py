@@ -1,4 +1,4 @@
-"""Training: the only file that wires agent, environment, runtime, checkpoints and display together."""
+"""Training: the only file that wires agent, environment, runtime and checkpoints together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from pronk.runtime.actor import Actor
 from pronk.runtime.base import Runtime
 from pronk.runtime.fused import FusedRuntime
 from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
-from pronk.types import Agent, EnvSpec, LearnerState, VectorEnv
+from pronk.runtime.process import ActorProcess
+from pronk.types import Agent, EnvSpec, LearnerState
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
 INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
@@ -309,44 +311,67 @@ class _Run:
             )
         # A resumed life that starts new episodes must not replay those of the first.
         life = 0 if config.deterministic else self.agent_steps
-        made: list[VectorEnv] = []
-        key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), life)
+        factories = [
+            ActorFactory(self.plan, self.env, i, num_envs, life) for i in range(config.actors)
+        ]
+        learner = Learner(self.agent, state)
+        actors: list[Any] = []
         try:
-            for i in range(config.actors):
-                made.append(
-                    envs.make(
-                        self.env,
-                        num_envs,
-                        seed=_derived_seed(config.seed, ACTOR_KEY, life),
-                        first_env_id=i * num_envs,
-                        env_args=self.plan.env_args,
-                        workers=config.env_workers,
-                        threads=max(1, (os.cpu_count() or 1) // config.actors),
-                        replayable=config.deterministic,
-                        fault_log=self.run_dir / "env_faults.log",
-                        max_faults=config.max_env_faults,
-                    )
-                )
-            placement = getattr(made[0], "placement", "")
-            monitor.message(f"{config.actors} actors × {num_envs} environments, {placement}")
-            actors = [
-                Actor(
-                    self.agent,
-                    env,
-                    unroll=agent_config.unroll,
-                    key=jax.random.fold_in(key, i),
-                    env_ids=np.arange(i * num_envs, (i + 1) * num_envs, dtype=np.int32),
-                    num_envs=config.actors * num_envs,
-                )
-                for i, env in enumerate(made)
-            ]
-            learner = Learner(self.agent, state)
+            for factory in factories:
+                if config.actor_kind == "process" and not config.deterministic:
+                    actors.append(ActorProcess(factory, f"actor {factory.index}"))
+                else:
+                    actors.append(factory(self.agent))  # shared: compiled once
+            first: Any = actors[0]
+            how = first.env.placement if isinstance(first, Actor) else "in processes of their own"
+            monitor.message(f"{config.actors} actors × {num_envs} environments, {how}")
             kind = DeterministicRuntime if config.deterministic else LocalRuntime
             return kind(learner, actors, batch_size=agent_config.batch_size)
         except BaseException:
-            for env in made:
-                env.close()
+            for actor in actors:
+                actor.close()
             raise
+
+
+@dataclass(frozen=True)
+class ActorFactory:
+    """Makes one of a run's actors, in this process or, since it can be pickled, in another."""
+
+    plan: Plan
+    env: Any
+    index: int
+    num_envs: int
+    life: int  # agent steps at which this life of the run began
+
+    def __call__(self, agent: Agent | None = None) -> Actor:
+        """The actor with its own environments, seeds and random key; `agent` if it is made."""
+        config, agent_config = self.plan.run, self.plan.agent_config
+        first = self.index * self.num_envs
+        key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), self.life)
+        if config.actor_kind == "process":
+            use_compilation_cache()
+        if agent is None:
+            _, agent = build(self.plan, self.env)
+        env = envs.make(
+            self.env,
+            self.num_envs,
+            seed=_derived_seed(config.seed, ACTOR_KEY, self.life),
+            first_env_id=first,
+            env_args=self.plan.env_args,
+            workers=config.env_workers,
+            threads=max(1, (os.cpu_count() or 1) // config.actors),
+            replayable=config.deterministic,
+            fault_log=self.plan.run_dir / "env_faults.log",
+            max_faults=config.max_env_faults,
+        )
+        return Actor(
+            agent,
+            env,
+            unroll=agent_config.unroll,
+            key=jax.random.fold_in(key, self.index),
+            env_ids=np.arange(first, first + self.num_envs, dtype=np.int32),
+            num_envs=config.actors * self.num_envs,
+        )
 
 
 def _derived_seed(seed: int, *purpose: int) -> int:
@@ -384,5 +409,3 @@ def _signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import gymnasium as gym
 
-Array = Any  # numpy.ndarray or jax.Array
-PyTree = Any
-Key = Any  # a jax.random.key
+Array: TypeAlias = Any  # numpy.ndarray or jax.Array
+PyTree: TypeAlias = Any
+Key: TypeAlias = Any  # a jax.random.key
 
 
 class TimeStep(NamedTuple):
@@ -91,11 +91,16 @@ class Agent(NamedTuple):
 
     init: Callable[[Key], LearnerState]
     behaviour: Callable[[LearnerState], PyTree]
-    initial_carry: Callable[[Key, Array, int, bool], Carry]  # (key, env_ids [B], num_envs, evaluate)
+    initial_carry: Callable[
+        [Key, Array, int, bool], Carry
+    ]  # (key, env_ids [B], num_envs, evaluate)
     act: Callable[[PyTree, Carry, TimeStep, Key], tuple[Array, Carry, dict[str, Array]]]
     learn: Callable[[LearnerState, Batch], tuple[LearnerState, PyTree, dict[str, Array]]]
     gradients: Callable[[LearnerState, Batch], tuple[PyTree, PyTree]] | None = None
-    apply: Callable[[LearnerState, PyTree, PyTree], tuple[LearnerState, PyTree, dict[str, Array]]] | None = None
+    apply: (
+        Callable[[LearnerState, PyTree, PyTree], tuple[LearnerState, PyTree, dict[str, Array]]]
+        | None
+    ) = None
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,13 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         params: PyTree, timestep: TimeStep, last_action: Array, state: PyTree
     ) -> tuple[Array, Array, PyTree]:
         """Policy parameters and values of rows `[T, B]`, and the core's state after them."""
-        policy, value, state = network.apply(
-            params, timestep.observation, scaled(timestep.reward), last_action, timestep.first, state
+        policy, value, state = network.apply(  # type: ignore[misc]
+            params,
+            timestep.observation,
+            scaled(timestep.reward),
+            last_action,
+            timestep.first,
+            state,
         )
         if timestep.action_mask is not None:
             policy = jnp.where(timestep.action_mask, policy, distributions.MASKED)
@@ -73,9 +78,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
 
     def init(key: Key) -> LearnerState:
         params_key, key = jax.random.split(key)
-        rows = jax.tree.map(
-            lambda x: jnp.asarray(x)[None, None], spec.observation_space.sample()
-        )
+        rows = jax.tree.map(lambda x: jnp.asarray(x)[None, None], spec.observation_space.sample())
         core, zeros = initial_core(1), jnp.zeros((1, 1))
         params = network.init(
             params_key, rows, zeros, core.last_action[None], zeros > 0, core.state

@@ -110,6 +110,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What `pronk list` says of the agent.
+SUPPORTS = {
+    "actions": "Discrete, MultiDiscrete, MultiBinary, Box (Gaussian, or squashed by tanh), masks",
+    "observations": "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of them; pixels",
+    "memory": "none, LSTM, GRU",
+    "runtimes": "local (threads or processes), fused, deterministic",
+    "presets": ", ".join(PRESETS),
+}
+
+
 def preset_for(*, atari: bool, continuous: bool) -> str:
     """The preset `--preset auto` means for an environment of this kind."""
     if atari:

@@ -121,7 +121,7 @@ def make(
         vector: Any = JaxVectorEnv(own, num_envs, seed, first_env_id)
         vector.placement = "computed by jax on the CPU"
         return vector
-    factory = _gym_factory(env, args)
+    factory = gym_factory(env, args)
     spec = gym_spec(factory, factory.name)
     note = ""
     if workers is None:
@@ -154,7 +154,7 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
     own = jax_env_of(env, args)
     if own is not None:
         return own.spec
-    factory = _gym_factory(env, args)
+    factory = gym_factory(env, args)
     return gym_spec(factory, factory.name)
 
 
@@ -169,6 +169,22 @@ def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEn
         return module.make(**(env_args or {}))
     except TypeError as e:
         raise UserError(f"`env` '{env}' does not accept these `env_args`: {e}") from e
+
+
+def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
+    """What makes one Gymnasium environment; raises UserError for an id that isn't registered."""
+    """What makes one environment of Gymnasium's, or of a function; `UserError` for an unknown id."""
+    if not isinstance(env, str):
+        return GymFactory(env, args)
+    module, _, name = env.rpartition(":")
+    if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise UserError(f"`env` '{env}': module '{module}' cannot be imported: {e}") from e
+    if name not in gym.registry:
+        raise _unregistered(name)
+    return GymFactory(gym.registry[name], args)
 
 
 def names() -> list[str]:
@@ -187,20 +203,6 @@ def _unregistered(env: str) -> UserError:
     return UserError(f"`env` '{env}' is not registered{nearest(env, names())}")
 
 
-def _gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
-    if not isinstance(env, str):
-        return GymFactory(env, args)
-    module, _, name = env.rpartition(":")
-    if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
-        try:
-            importlib.import_module(module)
-        except ImportError as e:
-            raise UserError(f"`env` '{env}': module '{module}' cannot be imported: {e}") from e
-    if name not in gym.registry:
-        raise _unregistered(name)
-    return GymFactory(gym.registry[name], args)
-
-
 def _picklable(factory: GymFactory) -> bool:
     try:
         pickle.dumps(factory)
@@ -217,9 +219,14 @@ def _step_seconds(factory: GymFactory, spec: EnvSpec) -> float:
         space = gym.vector.utils.batch_space(spec.action_space, 1)
         space.seed(0)
         start = getattr(spec.action_space, "start", 0)
+
+        def play(steps: int) -> None:
+            for _ in range(steps):
+                env.step(np.asarray(space.sample()) - start)
+
+        play(2)  # the first may compile or load something
         begin = time.perf_counter()
-        for _ in range(_PROBE_STEPS):
-            env.step(np.asarray(space.sample()) - start)
+        play(_PROBE_STEPS)
         return (time.perf_counter() - begin) / _PROBE_STEPS
     finally:
         env.close()

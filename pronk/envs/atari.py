@@ -12,7 +12,7 @@ from pronk.envs.gym_env import EpisodeCounter, episode_seed, replay_warning, slo
 from pronk.errors import UserError, nearest
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep
 
-# Espeholt et al. 2018, appendix G.1 and table G.1: 84 x 84 grey, 4 frames stacked, action repeat 4,
+# Espeholt et al. 2018, appendix G: 84 x 84 grey, 4 frames stacked, action repeat 4,
 # up to 30 no-ops, episodes of at most 30 minutes; no sticky actions, and the minimal action set.
 _SETTINGS: dict[str, Any] = {
     "repeat_action_probability": 0.0,
@@ -107,7 +107,7 @@ class _Singles:
         self._vectors = [_vector(name, 1, 1, settings) for _ in env_ids]
         self.vector = self._vectors[0]
         n = len(env_ids)
-        shape = self.vector.single_observation_space.shape
+        shape = self.vector.single_observation_space.shape or ()
         self._observation = np.zeros((n, *shape), np.uint8)
         self._reward = np.zeros(n, np.int32)
         self._terminated, self._truncated = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
@@ -242,8 +242,8 @@ class AtariEnvs:
         self._num_actions = int(self.spec.action_space.n)  # type: ignore[attr-defined]
         self._task = np.zeros(num_envs, np.int32)
         self._lives = np.zeros(num_envs, np.int32)
-        self._lost = np.zeros(num_envs, np.bool_)  # a life was lost at the last row
-        self._over = np.zeros(num_envs, np.bool_)  # the game ended at the last row
+        self._lost: Array = np.zeros(num_envs, np.bool_)  # a life was lost at the last row
+        self._over: Array = np.zeros(num_envs, np.bool_)  # the game ended at the last row
         self._counter = EpisodeCounter(num_envs, first_env_id)
         self._warnings: list[str] = []
 
@@ -321,10 +321,10 @@ class AtariEnvs:
         *,
         begins: Array,
     ) -> TimeStep:
-        over = terminated | truncated
+        over = np.logical_or(terminated, truncated)
         self._counter.update(reward, begins, over)
-        first = begins | self._lost
-        lost = (lives < self._lives) & ~begins & self._life_loss
+        first = np.logical_or(begins, self._lost)
+        lost = (lives < self._lives) & np.logical_not(begins) & self._life_loss
         self._lives, self._lost, self._over = lives, lost & ~over, over
         shown = np.where(first, 0, reward).astype(np.float32)
         return TimeStep(observation, shown, terminated | lost, truncated, first, self._task)

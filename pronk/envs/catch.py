@@ -59,4 +59,10 @@ def make(rows: int = 10, columns: int = 5) -> JaxEnv:
         reward = jnp.where(landed, jnp.where(paddle == state.ball_column, 1.0, -1.0), 0.0)
         return state, observe(state), reward, landed, jnp.zeros_like(landed)
 
-    return JaxEnv(spec, reset, step)
+    def render(state: State) -> np.ndarray:
+        picture = np.full((rows, columns, 3), 30, np.uint8)
+        picture[state.ball_row, state.ball_column] = (240, 240, 240)
+        picture[rows - 1, state.paddle] = (240, 140, 40)
+        return picture.repeat(24, axis=0).repeat(24, axis=1)
+
+    return JaxEnv(spec, reset, step, render=render)

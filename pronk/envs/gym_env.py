@@ -396,7 +396,7 @@ class Slot:
                     raise ValueError("the episode ended early")
             self._write(observation, info, ended=False)
         except Exception as e:
-            self._discard()
+            self.close()
             return replay_warning(self._spec.name, self._env_id, f"{type(e).__name__}: {e}")
         saved = [state["observation"][str(i)] for i in range(len(rows.leaves))]
         if any(
@@ -408,10 +408,6 @@ class Slot:
         self._actions = list(state["actions"])
         self._steps = len(self._actions)
         return None
-
-    def close(self) -> None:
-        """Close the environment, ignoring its complaints."""
-        self._discard()
 
     def _reset(self) -> tuple[Any, dict[str, Any]]:
         self._actions, self._steps = [], 0
@@ -467,9 +463,10 @@ class Slot:
         )
         detail = "".join(traceback.format_exception(error))
         self._faults.append(Fault(where, f"{type(error).__name__}: {error}", detail))
-        self._discard()
+        self.close()
 
-    def _discard(self) -> None:
+    def close(self) -> None:
+        """Close the environment, ignoring its complaints; `begin` makes another."""
         if self._env is not None:
             with contextlib.suppress(Exception):
                 self._env.close()
@@ -495,7 +492,7 @@ class _Slots:
             )
             for row in range(lo, hi)
         ]
-        self._rows = rows.done[lo:hi]
+        self._done = rows.done[lo:hi]
 
     def run(self, command: str, payload: Any) -> tuple[list[Any], list[Fault]]:
         """One answer per slot, and the faults met on the way."""
@@ -507,7 +504,7 @@ class _Slots:
         elif command == "recover":
             answers = [
                 slot.begin() if done else slot.abandon()
-                for slot, done in zip(slots, self._rows, strict=True)
+                for slot, done in zip(slots, self._done, strict=True)
             ]
         elif command == "abandon":
             answers = [slot.abandon() for slot in slots]
@@ -779,7 +776,8 @@ class _Processes:
         for worker in self.workers:
             worker.end(deadline)
         self.rows = None  # its views forbid unmapping
-        self._memory.close()
+        with contextlib.suppress(BufferError):  # interrupted amid a copy; unmapped at exit
+            self._memory.close()
 
 
 class ProcessVectorEnv(_SlotVectorEnv):
@@ -811,8 +809,8 @@ class ProcessVectorEnv(_SlotVectorEnv):
             ForkingPickler.dumps(config.factory)
         except Exception as e:
             raise UserError(
-                f"the factory of `env` '{config.spec.name}' cannot be sent to a worker process ({e}); "
-                "pass a function defined at the top level of a module, or workers=0"
+                f"the factory of `env` '{config.spec.name}' cannot be sent to a worker process "
+                f"({e}); pass a function defined at the top level of a module, or workers=0"
             ) from e
         self._processes = _Processes(config)
         self._finalizer = weakref.finalize(self, self._processes.release)
@@ -824,8 +822,8 @@ class ProcessVectorEnv(_SlotVectorEnv):
             for worker in self._processes.workers:
                 if not self._greeted(worker):
                     raise UserError(
-                        f"a worker process of `env` '{config.spec.name}' ended while starting (exit code "
-                        f"{worker.exitcode}; what it said is above). A script needs "
+                        f"a worker process of `env` '{config.spec.name}' ended while starting "
+                        f"(exit code {worker.exitcode}; what it said is above). A script needs "
                         "`if __name__ == '__main__':` around what it runs; or pass workers=0"
                     )
         except BaseException:
@@ -838,6 +836,7 @@ class ProcessVectorEnv(_SlotVectorEnv):
 
     @property
     def _shared(self) -> Rows:
+        # Never kept in a variable: a view in some traceback's frame would forbid `close`.
         assert self._processes.rows is not None, "used after close()"
         return self._processes.rows
 
@@ -851,9 +850,8 @@ class ProcessVectorEnv(_SlotVectorEnv):
         return wrong is not None
 
     def _run(self, command: str, payload: list[Any] | None = None) -> list[Any]:
-        rows, shared = self._rows, self._shared
-        np.copyto(shared.action, rows.action)
-        np.copyto(shared.done, rows.done)
+        np.copyto(self._shared.action, self._rows.action)
+        np.copyto(self._shared.done, self._rows.done)
         workers = self._processes.workers
         for worker in workers:
             worker.send(command, payload and payload[worker.lo : worker.hi])
@@ -866,26 +864,25 @@ class ProcessVectorEnv(_SlotVectorEnv):
             self._note(result[1])
         # A copy, because memory that the caller can see must outlive `close`; and what a dying
         # worker leaves half-written is repaired from it.
-        np.copyto(rows.memory, shared.memory)
+        np.copyto(self._rows.memory, self._shared.memory)
         return answers
 
     def _revive(self, k: int, command: str, payload: list[Any] | None) -> Any:
         """Replace worker `k`, which died of `command`; the answer of its successor."""
-        workers, rows, shared = self._processes.workers, self._rows, self._shared
+        workers = self._processes.workers
         dead = workers[k]
         chunk = slice(dead.lo, dead.hi)
-        # Its slots' next episodes begin where they ended; the rest had not been copied yet.
-        episodes = np.maximum(shared.episode[chunk], rows.episode[chunk])
+        # The episodes it had begun, though the parent hasn't heard of them; and at least 0, since a
+        # successor makes its environments lazily, so that their failure is a fault.
+        episodes = np.maximum(self._shared.episode[chunk], 0)
         while True:
             first = self._config.first_env_id + dead.lo
             where = f"slots {dead.lo} to {dead.hi - 1} (environments from {first})"
             cause = f"their worker process ended with exit code {dead.exitcode}"
             dead.end(time.monotonic())
             self._note([Fault(where, cause, "")])
-            for theirs, ours in zip(shared.arrays, rows.arrays, strict=True):
-                theirs[chunk] = ours[chunk]
-            # At least 0: a successor makes its environments lazily, and their failure is a fault.
-            shared.episode[chunk] = np.maximum(episodes, 0)
+            self._repair(chunk)
+            self._shared.episode[chunk] = episodes
             workers[k] = dead = _Worker(self._config, self._processes.name, dead.lo, dead.hi)
             if not self._greeted(dead):
                 continue
@@ -898,6 +895,10 @@ class ProcessVectorEnv(_SlotVectorEnv):
                 result = self._ask(dead, "recover")
             if result is not None:
                 return result
+
+    def _repair(self, chunk: slice) -> None:
+        for theirs, ours in zip(self._shared.arrays, self._rows.arrays, strict=True):
+            theirs[chunk] = ours[chunk]
 
     @staticmethod
     def _ask(worker: _Worker, command: str, payload: Any = None) -> Any | None:

@@ -33,6 +33,7 @@ class JaxEnv(NamedTuple):
     step: Callable[[PyTree, Array, Key], tuple[PyTree, PyTree, Array, Array, Array]]
     action_mask: Callable[[PyTree], Array] | None = None  # (state) -> bool [actions]
     stochastic: bool = False
+    render: Callable[[PyTree], Array] | None = None  # (state) -> uint8 [H, W, 3]
 
 
 class Slots(NamedTuple):
@@ -186,12 +187,14 @@ class JaxVectorEnv:
         finished, self._episodes = self._episodes, []
         return finished
 
-    def state(self) -> list[np.ndarray]:
-        """The slots' leaves, random keys as their uint32 data.
+    def state(self) -> dict[str, np.ndarray]:
+        """The slots' leaves by number, random keys as their uint32 data.
 
         Finished episodes that `episodes` has not returned yet are not part of it.
         """
-        return [np.array(_key_data(leaf)) for leaf in jax.tree.leaves(self._slots)]
+        leaves = jax.tree.leaves(self._slots)
+        # Numbers of equal width, so that their order as strings is their order.
+        return {f"{i:04d}": np.array(_key_data(leaf)) for i, leaf in enumerate(leaves)}
 
     def restore(self, state: PyTree) -> None:
         """Continue from `state()` of the same environment and `num_envs`; else UserError."""
@@ -209,6 +212,10 @@ class JaxVectorEnv:
             leaves = [_like(leaf, data) for leaf, data in zip(old, saved, strict=True)]
         self._slots = jax.tree.unflatten(structure, leaves)
         self._episodes, self._unseen = [], None
+
+    def first_state(self) -> PyTree:
+        """The unbatched state of the first slot, for `JaxEnv.render`."""
+        return jax.tree.map(lambda x: np.asarray(x[0]), self._slots.state)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
-from pronk.types import Batch, Trajectory
+from pronk.types import Array, Batch, Trajectory
 
 
 def columns(trajectory: Trajectory, start: int, stop: int) -> Trajectory:
     """Environments `start:stop` of a trajectory, as views."""
-    rows = jax.tree.map(
-        lambda x: x[:, start:stop], (trajectory.timestep, trajectory.action, trajectory.extras)
-    )
-    core, version = jax.tree.map(lambda x: x[start:stop], (trajectory.core, trajectory.version))
-    return Trajectory(*rows, core, version)
+    return _per_axis(lambda x: x[:, start:stop], lambda x: x[start:stop], trajectory)
 
 
 def concatenate(parts: list[Trajectory]) -> Trajectory:
     """Trajectories side by side, along their environments."""
     if len(parts) == 1:
         return parts[0]
+    return _per_axis(
+        lambda *x: np.concatenate(x, axis=1), lambda *x: np.concatenate(x, axis=0), *parts
+    )
 
-    def join(axis: int, *trees: object) -> object:
-        return jax.tree.map(lambda *x: np.concatenate(x, axis=axis), *trees)
 
-    rows = join(1, *[(p.timestep, p.action, p.extras) for p in parts])
-    core, version = join(0, *[(p.core, p.version) for p in parts])
-    return Trajectory(*rows, core, version)  # type: ignore[misc]
+def _per_axis(
+    rows: Callable[..., Array], slots: Callable[..., Array], *trajectories: Trajectory
+) -> Trajectory:
+    """Map `rows` over what is `[T + 1, B, ...]` and `slots` over what is `[B, ...]`."""
+
+    def of(function: Callable[..., Array], field: str) -> Any:
+        return jax.tree.map(function, *[getattr(t, field) for t in trajectories])
+
+    return Trajectory(
+        timestep=of(rows, "timestep"),
+        action=of(rows, "action"),
+        extras=of(rows, "extras"),
+        core=of(slots, "core"),
+        version=of(slots, "version"),
+    )
 
 
 class Batcher:

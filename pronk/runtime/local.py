@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -19,9 +19,9 @@ import numpy as np
 
 from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Actor, Unroll
-from pronk.runtime.batcher import Batcher
 from pronk.runtime.base import Update
-from pronk.types import Agent, Key, LearnerState, PyTree, Trajectory
+from pronk.runtime.batcher import Batcher
+from pronk.types import Agent, LearnerState, PyTree, Trajectory
 
 
 class Unroller(Protocol):

@@ -1,0 +1,100 @@
+"""One environment that can be watched: a vector of size 1, and a picture of its present moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pronk import envs
+from pronk.errors import UserError
+from pronk.types import Array, VectorEnv
+
+
+class Film(NamedTuple):
+    """A vector of one environment; `picture()` is uint8 `[H, W, 3]` of what it shows now."""
+
+    env: VectorEnv
+    picture: Callable[[], Array]
+    frames_per_second: float
+
+
+def make(env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None) -> Film:
+    """A game to film, played as in evaluation; raises UserError where it can't be rendered."""
+    args = dict(env_args or {})
+    if isinstance(env, str) and env.startswith("ALE/"):
+        return _atari(env, seed, args)
+    own = envs.jax_env_of(env, args)
+    if own is not None:
+        from pronk.envs.jax_env import JaxVectorEnv
+
+        vector = JaxVectorEnv(own, 1, seed)
+        render = own.render
+        if render is None:
+            raise UserError(f"'{env}' has no picture to film.")
+        return Film(vector, lambda: np.asarray(render(vector.first_state())), 8)
+    return _gymnasium(env, seed, args)
+
+
+class _Twins:
+    """Two Atari games with the same seed and actions: as the agent sees it, and as people do."""
+
+    def __init__(self, env: str, seed: int, args: dict[str, Any]):
+        from pronk.envs.atari import AtariEnvs
+
+        args = {**args, "life_loss": False}
+        whole = {**args, "grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
+        # One seed per episode, so that the two stay together from episode to episode.
+        self._seen = AtariEnvs(env, 1, seed=seed, replayable=True, **args)
+        self._shown = AtariEnvs(env, 1, seed=seed, replayable=True, **whole)
+        self.spec, self.num_envs = self._seen.spec, 1
+        self.frame: Array = np.zeros((210, 160, 3), np.uint8)
+
+    def _look(self, observation: Array) -> None:
+        self.frame = np.array(observation[0, 0])
+
+    def reset(self) -> Any:
+        self._look(self._shown.reset().observation)
+        return self._seen.reset()
+
+    def step(self, action: Array) -> Any:
+        self._look(self._shown.step(action).observation)
+        return self._seen.step(action)
+
+    def episodes(self) -> Any:
+        return self._seen.episodes()
+
+    def state(self) -> None:
+        return None
+
+    def restore(self, state: Any) -> None:
+        raise NotImplementedError("a film is not resumed")
+
+    def close(self) -> None:
+        self._seen.close()
+        self._shown.close()
+
+
+def _atari(env: str, seed: int, args: dict[str, Any]) -> Film:
+    twins = _Twins(env, seed, args)
+    return Film(twins, lambda: twins.frame, 60 / twins.spec.frames_per_step)
+
+
+def _gymnasium(env: Any, seed: int, args: dict[str, Any]) -> Film:
+    shown: list[Any] = []
+
+    def factory() -> Any:
+        made = envs.gym_factory(env, {**args, "render_mode": "rgb_array"})()
+        shown[:] = [made]
+        return made
+
+    vector = envs.make(factory, 1, seed=seed, workers=0)
+
+    def picture() -> Array:
+        frame = shown[0].render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+            raise UserError(f"'{env}' returned no picture from render(); it can't be filmed.")
+        return frame
+
+    return Film(vector, picture, shown[0].metadata.get("render_fps", 30))

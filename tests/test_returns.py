@@ -1,0 +1,340 @@
+"""Returns: against the papers' sums, against rlax, and what they must be at episodes' ends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rlax
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from pronk import losses, returns
+from pronk.types import TimeStep
+
+GAMMA = np.float64(0.93)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Rows(NamedTuple):
+    """`T + 1` rows of one environment."""
+
+    values: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    first: np.ndarray
+    ratio: np.ndarray  # [T + 1], the last one unused
+
+    def timestep(self) -> TimeStep:
+        zeros = np.zeros(len(self.values))
+        return TimeStep(zeros, self.reward, self.terminated, self.truncated, self.first, zeros)
+
+
+def rows(rng: np.random.Generator, length: int, end: str = "", first: bool = True) -> Rows:
+    """One episode of `length` rows that ends in the last one as told."""
+    flags = np.zeros(length, bool)
+    result = Rows(
+        rng.normal(size=length),
+        rng.normal(size=length),
+        flags,
+        flags.copy(),
+        flags.copy(),
+        np.exp(rng.normal(size=length)),
+    )
+    if first:
+        result.reward[0], result.first[0] = 0.0, True
+    if end:
+        getattr(result, end)[-1] = True
+    return result
+
+
+def join(*parts: Rows) -> Rows:
+    return Rows(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def inputs(r: Rows) -> tuple[np.ndarray, ...]:
+    """The arguments of V-trace, as the agent makes them."""
+    reward, discount, continuation, weight = returns.transitions(r.timestep(), GAMMA)
+    return r.values, reward, discount, continuation, r.ratio[:-1] * weight
+
+
+def vtrace(r: Rows, **levels: float) -> returns.VTrace:
+    return jit_vtrace(*inputs(r), **levels)
+
+
+jit_vtrace = jax.jit(returns.vtrace)
+jit_rlax = jax.jit(rlax.vtrace)
+jit_leaky = jax.jit(rlax.leaky_vtrace)
+jit_advantages = jax.jit(rlax.vtrace_td_error_and_advantage)
+
+
+def close(a, b, **tolerance) -> None:
+    for x, y in zip(_leaves(a), _leaves(b), strict=True):
+        assert np.shape(x) == np.shape(y)
+        np.testing.assert_allclose(x, y, **{"rtol": 1e-10, "atol": 1e-10} | tolerance)
+
+
+def _leaves(x):
+    return x if isinstance(x, tuple) else [x]
+
+
+levels = st.one_of(st.floats(0.05, 3.0), st.just(1.0), st.just(math.inf))
+
+
+@st.composite
+def cases(draw):
+    n = draw(st.sampled_from([1, 2, 5, 9]))  # each length is compiled anew
+    kinds = st.sampled_from(["", "", "", "terminated", "truncated"])
+    ends = draw(st.lists(kinds, min_size=n, max_size=n))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    terminated = np.array([e == "terminated" for e in ends])
+    truncated = np.array([e == "truncated" for e in ends])
+    ratio = np.exp(rng.normal(size=n)) * (rng.uniform(size=n) > 0.1)
+    gamma = draw(st.sampled_from([0.0, 0.5, 0.99, 1.0]))
+    return (
+        rng.normal(size=n + 1),
+        rng.normal(size=n),
+        gamma * (1.0 - terminated),
+        1.0 - (terminated | truncated),
+        ratio,
+    )
+
+
+@given(cases(), levels, levels, st.one_of(st.just(1.0), st.floats(0, 1)))
+def test_vtrace_is_the_papers_sum(case, rho_bar, c_bar, lambda_):
+    arguments = {"rho_bar": rho_bar, "c_bar": c_bar, "lambda_": lambda_}
+    result = jit_vtrace(*case, **arguments)
+    assert result.targets.dtype == jnp.float64
+    close(result, reference.vtrace(*case, **arguments))
+
+
+@given(cases())
+def test_defaults_are_the_papers(case):
+    close(jit_vtrace(*case), reference.vtrace(*case, rho_bar=1.0, c_bar=1.0, lambda_=1.0))
+
+
+# rlax has one discount for both jobs, which is right only where nothing is truncated, truncates
+# c at 1, and mixes V into q by λ.
+
+
+@given(cases(), st.floats(0.05, 3.0), st.floats(0, 1))
+def test_vtrace_is_rlaxs_without_truncation(case, rho_bar, lambda_):
+    values, reward, discount, _, ratio = case
+    result = jit_vtrace(
+        values, reward, discount, np.ones_like(reward), ratio, rho_bar=rho_bar, lambda_=lambda_
+    )
+    arguments = (values[:-1], values[1:], reward, discount, ratio)
+    errors = jit_rlax(*arguments, lambda_=np.float64(lambda_), clip_rho_threshold=rho_bar)
+    close(result.targets, errors + values[:-1])
+    leaky = jit_leaky(
+        *arguments, alpha_=1.0, lambda_=np.float64(lambda_), clip_rho_threshold=rho_bar
+    )
+    close(result.targets, leaky + values[:-1])
+
+
+@given(cases(), st.floats(0.05, 3.0))
+def test_advantages_are_rlaxs_without_truncation(case, rho_bar):
+    values, reward, discount, _, ratio = case
+    # Where the discount is 0 a trace is cut whatever the continuation says.
+    result = jit_vtrace(values, reward, discount, 1.0 * (discount > 0), ratio, rho_bar=rho_bar)
+    theirs = jit_advantages(
+        *(values[:-1], values[1:], reward, discount, ratio),
+        clip_rho_threshold=rho_bar,
+        clip_pg_rho_threshold=rho_bar,
+    )
+    close(result, (theirs.errors + values[:-1], theirs.q_estimate, theirs.pg_advantage))
+
+
+# What a one-discount V-trace gets wrong, and other codebases' mistakes (/pitfalls).
+
+
+def test_transitions_reads_rows():
+    """Reward, end flags and weight are those of row t + 1."""
+    flags = [False] * 6
+    timestep = TimeStep(
+        np.zeros(6),
+        np.array([9.0, 1, 2, 0, 4, 5]),
+        np.array([True, False, True, *flags[:3]]),
+        np.array([*flags[:5], True]),
+        np.array([False, False, False, True, False, False]),
+        np.zeros(6, np.int32),
+    )
+    result = returns.transitions(timestep, 0.5)
+    close(result.reward, [1.0, 2, 0, 4, 5])
+    close(result.discount, [0.5, 0, 0.5, 0.5, 0.5])
+    close(result.continuation, [1.0, 0, 0, 1, 0])
+    close(result.weight, [1.0, 1, 0, 1, 1])
+
+
+def test_the_dummys_reward_does_not_count():
+    r = join(rows(np.random.default_rng(0), 3, "terminated"), rows(np.random.default_rng(1), 3))
+    r.reward[3] = 100.0
+    assert returns.transitions(r.timestep(), GAMMA).reward[2] == 0.0
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated", ""])
+@pytest.mark.parametrize("last", ["terminated", "truncated", ""])
+@pytest.mark.parametrize("lengths", [(4, 5), (1, 4), (5, 1), (2, 2)])
+def test_two_episodes_equal_each_alone(end, last, lengths):
+    """Also where no end flag announces the second one: a lost worker, a restarted environment.
+
+    An episode of one row has no transition: it is a game that ends at once.
+    """
+    rng = np.random.default_rng(7)
+    a, b = rows(rng, lengths[0], end), rows(rng, lengths[1], last)
+    both = vtrace(join(a, b), rho_bar=1.2, c_bar=1.1, lambda_=0.9)
+    split = len(a.values) - 1
+    for part, r in ((slice(0, split), a), (slice(split + 1, None), b)):
+        if len(r.values) > 1:
+            alone = vtrace(r, rho_bar=1.2, c_bar=1.1, lambda_=0.9)
+            close(jax.tree.map(lambda x, part=part: x[part], both), alone)
+    # The dummy between them asks for nothing, even of a loss that forgets its weight.
+    assert both.targets[split] == a.values[-1]
+    assert both.advantages[split] == 0
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated", ""])
+def test_nothing_of_the_next_episode_is_seen(end):
+    rng = np.random.default_rng(3)
+    a = rows(rng, 5, end)
+    one, other = (vtrace(join(a, rows(rng, 6))) for _ in range(2))
+    close(*(jax.tree.map(lambda x: x[:4], result) for result in (one, other)))
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated", ""])
+def test_bootstrap_from_the_last_observation(end):
+    """On-policy: Σ γ^k r + γ^n V(last observation), or + 0 if it is terminal."""
+    a = rows(np.random.default_rng(4), 4, end)._replace(ratio=np.ones(4))
+    r = join(a, rows(np.random.default_rng(5), 3))
+    bootstrap = 0.0 if end == "terminated" else a.values[3]
+    expected = a.reward[1] + GAMMA * a.reward[2] + GAMMA**2 * a.reward[3] + GAMMA**3 * bootstrap
+    close(vtrace(r).targets[0], expected)
+    # The policy gradient's look-ahead of the last transition: the observation's own value.
+    close(vtrace(r).q[2], a.reward[3] + GAMMA * bootstrap)
+
+
+@given(cases(), st.sampled_from([1.0, 1.5, math.inf]), st.sampled_from([1.0, 2.0, math.inf]))
+def test_on_policy_it_is_the_n_step_return(case, rho_bar, c_bar):
+    values, reward, discount, continuation, ratio = case
+    result = jit_vtrace(
+        *(values, reward, discount, continuation, np.ones_like(ratio)), rho_bar=rho_bar, c_bar=c_bar
+    )
+    expected = reference.n_step_return(values, reward, discount, continuation)
+    close(result.targets, expected)
+    close(result.advantages, expected - values[:-1])
+
+
+def test_the_policy_gradient_looks_ahead_with_the_target():
+    """v_{s+1}, not V(x_{s+1})."""
+    r = rows(np.random.default_rng(6), 6)
+    result = vtrace(r, rho_bar=1.3, c_bar=0.8)
+    ahead = np.append(result.targets[1:], r.values[-1])
+    close(result.q, r.reward[1:] + GAMMA * ahead)
+    close(result.advantages, np.minimum(1.3, r.ratio[:-1]) * (result.q - r.values[:-1]))
+    assert np.all(np.abs(ahead - r.values[1:])[:-1] > 1e-3)
+
+
+def test_a_ratio_of_zero_leaves_a_transition_out():
+    r = rows(np.random.default_rng(8), 7)
+    r.ratio[3] = 0.0
+    result = vtrace(r)
+    assert result.targets[3] == r.values[3]
+    assert result.advantages[3] == 0
+    shorter = Rows(*(x[:4] for x in r))  # rows 0 to 3, bootstrapping from row 3
+    close(jax.tree.map(lambda x: x[:3], result), vtrace(shorter))
+
+
+def test_levels_truncate():
+    """ρ̄ sets the weight of the TD error, c̄ the trace: with T = 2 both can be seen apart."""
+    values, reward = np.zeros(3), np.array([0.0, 1.0])
+    one, ratio = np.ones(2), np.array([5.0, 5.0])
+    targets = jit_vtrace(values, reward, one, one, ratio, rho_bar=3.0, c_bar=2.0).targets
+    close(targets, [2.0 * 3.0, 3.0])
+    targets = jit_vtrace(
+        values, reward, one, one, ratio, rho_bar=math.inf, c_bar=math.inf, lambda_=0.5
+    ).targets
+    close(targets, [0.5 * 25.0, 5.0])
+
+
+def test_no_gradient_flows():
+    case = inputs(rows(np.random.default_rng(9), 5))
+
+    def total(*case):
+        return sum(jnp.sum(x) for x in returns.vtrace(*case, rho_bar=2.0))
+
+    for gradient in jax.grad(total, argnums=range(5))(*map(jnp.asarray, case)):
+        assert not gradient.any()
+
+
+def test_vmap_and_jit():
+    rng = np.random.default_rng(10)
+    parts = [
+        join(rows(rng, n, end), rows(rng, 9 - n))
+        for n, end in ((2, "terminated"), (4, "truncated"), (7, ""))
+    ]
+    columns = [np.stack(x, axis=1) for x in zip(*map(inputs, parts), strict=True)]
+    batched = jax.jit(jax.vmap(returns.vtrace, in_axes=1, out_axes=1))(*columns)
+    for i, part in enumerate(parts):
+        close(jax.tree.map(lambda x, i=i: x[:, i], batched), vtrace(part))
+
+
+@pytest.mark.parametrize(("rho_bar", "c_bar"), [(1.0, 1.0), (0.6, 0.5), (2.0, 1.0)])
+def test_the_fixed_point_is_the_value_of_the_truncated_policy(rho_bar, c_bar):
+    """E_μ[v_s] = V for V the value of π_ρ̄ ∝ min(ρ̄ μ, π), and is contracted towards it.
+
+    Espeholt et al. 2018, theorem 1: exact, over all trajectories of a tabular MDP.
+    """
+    rng = np.random.default_rng(11)
+    states, actions, steps, gamma = 2, 2, 3, 0.8
+    p = rng.dirichlet(np.ones(states), size=(states, actions))
+    reward = rng.normal(size=(states, actions))
+    pi, mu = rng.dirichlet(np.ones(actions), size=(2, states))
+    clipped = np.minimum(rho_bar * mu, pi)
+    clipped /= clipped.sum(axis=1, keepdims=True)
+    transition = np.einsum("sa,sax->sx", clipped, p)
+    fixed = np.linalg.solve(np.eye(states) - gamma * transition, (clipped * reward).sum(axis=1))
+
+    def operator(value: np.ndarray) -> np.ndarray:
+        expected = np.zeros(states)
+        paths = []
+        for path in itertools.product(range(states), *[range(actions), range(states)] * steps):
+            s, a = np.array(path[::2]), np.array(path[1::2])
+            odds = np.prod(mu[s[:-1], a] * p[s[:-1], a, s[1:]])
+            paths.append((s, a, odds))
+        s, a, odds = (np.array(x) for x in zip(*paths, strict=True))
+        ratio = (pi / mu)[s[:, :-1], a]
+        one = np.ones_like(ratio)
+        levels = {"rho_bar": rho_bar, "c_bar": c_bar}
+        result = jax.vmap(lambda *x: returns.vtrace(*x, **levels))(
+            value[s], reward[s[:, :-1], a], gamma * one, one, ratio
+        )
+        np.add.at(expected, s[:, 0], odds * np.asarray(result.targets[:, 0]))
+        return expected
+
+    close(operator(fixed), fixed)
+    other = fixed + np.array([1.0, -2.0])
+    assert np.abs(operator(other) - fixed).max() < gamma * 2.0
+
+
+def test_losses():
+    """No gradient flows into advantages and targets; a weight of 0 leaves out."""
+    a, b = jnp.array([2.0, 3.0]), jnp.array([5.0, 7.0])
+    close(jax.grad(lambda a, b: losses.policy_gradient(a, b).sum(), (0, 1))(a, b), (-b, 0 * a))
+    close(jax.grad(lambda a, b: losses.squared_error(a, b).sum(), (0, 1))(a, b), (a - b, 0 * a))
+    close(losses.squared_error(a, b), [4.5, 8.0])
+    weight = jnp.array([1.0, 0.0])
+    close(losses.reduce(b, weight, "sum"), 5.0)
+    close(losses.reduce(jnp.stack([b, b]), jnp.stack([weight, weight]), "mean"), 5.0)
+    close(losses.reduce(b, 0 * weight, "mean"), 0.0)
