@@ -108,7 +108,7 @@ def test_a_reward_on_the_row_after_a_lost_life_counts_for_the_game_alone(monkeyp
     no = np.zeros(1, bool)
     observation = np.zeros((1, 4, 84, 84), np.uint8)
     #       reward, terminated, lives
-    script = iter([(1, no, 4), (2, no, 4), (0, no, 3), (5, ~no, 0), (0, no, 5), (0, no, 5)])
+    script = iter([(1, no, 4), (2, no, 4), (0, no, 3), (5, ~no, 4), (0, no, 3), (0, no, 3)])
 
     def step(action: Any) -> tuple[Any, ...]:
         reward, terminated, lives = next(script)
@@ -122,7 +122,7 @@ def test_a_reward_on_the_row_after_a_lost_life_counts_for_the_game_alone(monkeyp
         (0, False, True),
         (0, True, False),  # another
         (0, True, True),  # the game ends on the very next row
-        (0, False, True),  # the dummy
+        (0, False, True),  # the dummy, whatever the lives
         (0, False, False),
     ]
     assert env.episodes() == [(8.0, 4, 0, 0)]

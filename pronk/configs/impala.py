@@ -81,12 +81,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Small problems with discrete actions.
     "small": {
+        "batch_size": 16,
         "optimiser": "adam",
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "epsilon": 1e-5,
         "loss_reduction": "mean",
         "max_gradient_norm": 0.5,
         "reward_clip": 0.0,
+        "reward_scale": 0.1,
+        "entropy_cost": 1e-3,
         "hidden": (64, 64),
         "activation": "tanh",
         "core_size": 64,

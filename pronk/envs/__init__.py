@@ -173,7 +173,6 @@ def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEn
 
 def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
     """What makes one Gymnasium environment; raises UserError for an id that isn't registered."""
-    """What makes one environment of Gymnasium's, or of a function; `UserError` for an unknown id."""
     if not isinstance(env, str):
         return GymFactory(env, args)
     module, _, name = env.rpartition(":")

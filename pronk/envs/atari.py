@@ -45,7 +45,7 @@ def _id(rom: str) -> str:
 
 
 def _settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    known = {"life_loss": False, **_SETTINGS}
+    known = {"life_loss": True, **_SETTINGS}
     for key in given:
         if key not in known:
             raise UserError(
@@ -298,7 +298,7 @@ class AtariEnvs:
         for i, warning in enumerate(self._singles.restore(states)):
             self._counter.restore(i, states[i])
             self._over[i] = bool(states[i]["done"]) or warning is not None
-            self._lost[i] = bool(states[i]["life_lost"]) and not self._over[i]
+            self._lost[i] = states[i]["life_lost"]
             if warning is not None:
                 self._warnings.append(warning)
         self._lives = self._singles.lives()
@@ -325,6 +325,6 @@ class AtariEnvs:
         self._counter.update(reward, begins, over)
         first = np.logical_or(begins, self._lost)
         lost = (lives < self._lives) & np.logical_not(begins) & self._life_loss
-        self._lives, self._lost, self._over = lives, lost & ~over, over
+        self._lives, self._lost, self._over = lives, lost, over
         shown = np.where(first, 0, reward).astype(np.float32)
         return TimeStep(observation, shown, terminated | lost, truncated, first, self._task)

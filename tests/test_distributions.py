@@ -1,0 +1,232 @@
+"""Action distributions: densities, samples, bounds, masks, and the spaces they are made for."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from gymnasium import spaces
+
+from pronk import distributions
+from pronk.distributions import MASKED, Categorical, DiagonalGaussian, MultiCategorical
+from pronk.errors import UserError
+
+KEY = jax.random.key(0)
+INF = float("inf")
+
+
+def samples(distribution, params, count: int):
+    """`count` samples of one distribution, params `[P]`."""
+    many = jnp.broadcast_to(params, (count, *params.shape))
+    return many, distribution.sample(many, KEY)
+
+
+def test_categorical():
+    logits = np.array([[0.3, -1.0, 2.0], [1.0, 1.0, 1.0]], np.float32)
+    p = scipy.special.softmax(logits, axis=-1)
+    d = Categorical(3)
+    for a in range(3):
+        np.testing.assert_allclose(
+            d.log_prob(logits, jnp.full(2, a)), np.log(p[:, a]), rtol=1e-5, atol=1e-6
+        )
+    np.testing.assert_allclose(d.entropy(logits, KEY), scipy.stats.entropy(p, axis=1), rtol=1e-5)
+    assert d.mode(logits)[0] == 2
+    _, raw = samples(d, logits[0], 20_000)
+    assert raw.dtype == jnp.int32
+    np.testing.assert_allclose(np.bincount(raw, minlength=3) / 20_000, p[0], atol=0.015)
+    np.testing.assert_array_equal(d.features(jnp.array([2])), [[0, 0, 1]])
+
+
+def test_multi_categorical_is_independent_categoricals():
+    sizes = (2, 3, 4)
+    d = MultiCategorical(sizes)
+    params = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
+    raw = np.array([[1, 2, 3], [0, 0, 0], [1, 0, 2], [0, 2, 1], [1, 1, 1]])
+    parts = np.split(params, [2, 5], axis=1)
+    log_p = sum(
+        Categorical(n).log_prob(p, raw[:, i])
+        for i, (n, p) in enumerate(zip(sizes, parts, strict=True))
+    )
+    np.testing.assert_allclose(d.log_prob(params, raw), log_p, rtol=1e-5)
+    entropy = sum(scipy.stats.entropy(scipy.special.softmax(p, axis=1), axis=1) for p in parts)
+    np.testing.assert_allclose(d.entropy(params, KEY), entropy, rtol=1e-5)
+    np.testing.assert_array_equal(
+        d.mode(params), np.stack([p.argmax(axis=1) for p in parts], axis=1)
+    )
+    _, actions = samples(d, params[0], 20_000)
+    for i, part in enumerate(parts):
+        frequency = np.bincount(actions[:, i], minlength=sizes[i]) / 20_000
+        np.testing.assert_allclose(frequency, scipy.special.softmax(part[0]), atol=0.015)
+    # Equal logits side by side: with one key for all the parts would move together.
+    _, pair = samples(MultiCategorical((2, 2)), jnp.zeros(4), 4000)
+    assert abs(np.corrcoef(pair.T)[0, 1]) < 0.06
+    assert d.features(raw).shape == (5, d.num_features)
+    np.testing.assert_array_equal(d.features(raw)[0], [0, 1, 0, 0, 1, 0, 0, 0, 1])
+
+
+def test_forbidden_actions():
+    """Never sampled, and neither entropy nor gradients are touched by them."""
+    d = Categorical(4)
+    mask = jnp.array([True, False, True, False])
+
+    def masked(logits):
+        return jnp.where(mask, logits, MASKED)
+
+    logits = jnp.array([0.5, 3.0, -0.5, 1.0])
+    _, raw = samples(d, masked(logits), 5000)
+    assert set(np.unique(raw)) == {0, 2}
+    assert d.mode(masked(logits)) == 0
+    p = scipy.special.softmax([0.5, -0.5])
+    np.testing.assert_allclose(d.entropy(masked(logits), KEY), scipy.stats.entropy(p), rtol=1e-5)
+    np.testing.assert_allclose(
+        d.log_prob(masked(logits), jnp.array(2)), np.log(p[1]), rtol=1e-5
+    )
+    for f in (
+        lambda x: d.entropy(masked(x), KEY),
+        lambda x: d.log_prob(masked(x), jnp.array(0)),
+    ):
+        gradient = jax.grad(f)(logits)
+        assert np.isfinite(gradient).all()
+        assert gradient[1] == gradient[3] == 0
+        assert gradient[0] != 0
+    only = jnp.where(jnp.arange(4) == 1, logits, MASKED)
+    assert d.entropy(only, KEY) == 0
+    assert np.isfinite(jax.grad(lambda x: d.entropy(x, KEY))(only)).all()
+
+
+def test_gaussian_against_scipy():
+    d = DiagonalGaussian((-1.0, -1.0), (1.0, 1.0), initial_std=0.5)
+    params = np.array([0.3, -0.2, 0.0, 1.5], np.float32)
+    std = np.logaddexp(0, params[2:] + np.log(np.expm1(0.5))) + d.min_std
+    raw = np.array([0.9, -2.0], np.float32)
+    expected = scipy.stats.norm(params[:2], std)
+    np.testing.assert_allclose(d.log_prob(params, raw), expected.logpdf(raw).sum(), rtol=1e-5)
+    np.testing.assert_allclose(d.entropy(params, KEY), expected.entropy().sum(), rtol=1e-5)
+    np.testing.assert_array_equal(d.mode(params), params[:2])
+    _, drawn = samples(d, jnp.asarray(params), 50_000)
+    np.testing.assert_allclose(drawn.mean(axis=0), params[:2], atol=0.03)
+    np.testing.assert_allclose(drawn.std(axis=0), std, rtol=0.02)
+    np.testing.assert_allclose(std[0], 0.5, atol=2 * d.min_std)  # x = 0 means `initial_std`
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("params", [(0.0, 0.0), (0.7, -1.0), (-1.5, 0.5)])
+def test_density_integrates_to_one(squash, params):
+    """On the scale where ±1 are the bounds: of tanh(raw) if squashed, else of raw itself."""
+    d = DiagonalGaussian((-3.0,), (7.0,), squash=squash)
+    raw = np.linspace(-12, 12, 40_001, dtype=np.float64)[:, None]
+    density = np.exp(d.log_prob(jnp.asarray(params), raw.astype(np.float32)), dtype=np.float64)
+    y = np.tanh(raw[:, 0]) if squash else raw[:, 0]
+    np.testing.assert_allclose(np.trapezoid(density, y), 1.0, atol=1e-3)
+
+
+def test_squashed_entropy_and_its_gradient():
+    """The one-sample estimate is right on average, and so is its gradient."""
+    d = DiagonalGaussian((-1.0,), (1.0,), squash=True, initial_std=0.7)
+    params = jnp.array([0.4, 0.3])
+    many, raw = samples(d, params, 50_000)
+    x = np.linspace(-10, 10, 20_001, dtype=np.float32)[:, None]
+
+    def exact(params):
+        log_p = d.log_prob(params, x)
+        return -jnp.trapezoid(jnp.exp(log_p) * log_p * (1 - jnp.tanh(x[:, 0]) ** 2), x[:, 0])
+
+    def sampled(params):
+        return d.entropy(jnp.broadcast_to(params, many.shape), KEY).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(sampled))(params)
+    expected, slope = jax.jit(jax.value_and_grad(exact))(params)
+    np.testing.assert_allclose(value, expected, atol=0.02)
+    np.testing.assert_allclose(gradient, slope, atol=0.02)
+    np.testing.assert_allclose(-d.log_prob(many, raw).mean(), expected, atol=0.02)
+
+
+def test_squashed_log_prob_keeps_its_digits():
+    d = DiagonalGaussian((-1.0,), (1.0,), squash=True)
+    raw = np.array([[15.0], [-15.0], [40.0]], np.float32)
+    mean, std = 0.0, 1.0 + d.min_std
+    exact = scipy.stats.norm(mean, std).logpdf(raw[:, 0].astype(np.float64)) - (
+        2 * (np.log(2) - np.abs(raw[:, 0].astype(np.float64)) - np.log1p(np.exp(-2 * np.abs(raw[:, 0]))))
+    )  # fmt: skip
+    np.testing.assert_allclose(d.log_prob(jnp.zeros((3, 2)), raw), exact, rtol=1e-4)
+    gradient = jax.grad(lambda p: d.log_prob(p, raw).sum())(jnp.zeros((3, 2)))
+    assert np.isfinite(gradient).all()
+
+
+def test_actions_within_bounds():
+    """Bounded, half-bounded and unbounded dimensions side by side."""
+    space = spaces.Box(
+        np.array([-2.0, 0.0, -INF, -INF, 5.0], np.float32),
+        np.array([2.0, 1.0, INF, 3.0, INF], np.float32),
+    )
+    d = distributions.for_space(space)
+    raw = np.random.default_rng(0).normal(size=(1000, 5), scale=5).astype(np.float32)
+    action = np.asarray(d.action(raw))
+    assert action.dtype == np.float32
+    assert all(space.contains(a) for a in action)
+    np.testing.assert_allclose(action[:, 0], 2 * np.clip(raw[:, 0], -1, 1), atol=1e-6)
+    np.testing.assert_allclose(action[:, 1], (np.clip(raw[:, 1], -1, 1) + 1) / 2, atol=1e-6)
+    np.testing.assert_array_equal(action[:, 2], raw[:, 2])
+    np.testing.assert_array_equal(action[:, 3], np.minimum(raw[:, 3], 3))
+    np.testing.assert_array_equal(action[:, 4], np.maximum(raw[:, 4], 5))
+    bounds = np.array([[-1.0] * 5, [1.0] * 5], np.float32)
+    np.testing.assert_array_equal(np.asarray(d.action(bounds))[:, :2], [[-2, 0], [2, 1]])
+
+
+def test_squashed_actions_within_bounds():
+    space = spaces.Box(np.array([-2.0, 0.1], np.float32), np.array([2.0, 0.3], np.float32))
+    d = distributions.for_space(space, squash=True)
+    raw = np.array([[100.0, 100.0], [-100.0, -100.0], [0.0, 0.0], [0.5, 0.5]], np.float32)
+    action = np.asarray(d.action(raw))
+    assert all(space.contains(a) for a in action)
+    expected = [[2, 0.3], [-2, 0.1], [0, 0.2], [2 * np.tanh(0.5), 0.2 + 0.1 * np.tanh(0.5)]]
+    np.testing.assert_allclose(action, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (spaces.Discrete(5, start=2), Categorical(5)),
+        (spaces.MultiDiscrete([2, 3]), MultiCategorical((2, 3))),
+        (spaces.MultiBinary(3), MultiCategorical((2, 2, 2))),
+        (
+            spaces.Box(-2, 2, (1,), np.float64),
+            DiagonalGaussian((-2.0,), (2.0,)),
+        ),
+    ],
+)
+def test_spaces(space, expected):
+    d = distributions.for_space(space)
+    assert d == expected
+    params = jnp.zeros((7, d.num_params))
+    raw = d.sample(params, KEY)
+    assert d.features(raw).shape == (7, d.num_features)
+    assert d.log_prob(params, raw).shape == d.entropy(params, KEY).shape == (7,)
+    assert d.action(raw).shape == (7, *space.shape)
+    assert d.mode(params).shape == raw.shape
+    offset = getattr(space, "start", 0)
+    for action in np.asarray(d.action(raw)):
+        assert space.contains(np.asarray(action + offset, space.dtype))
+
+
+@pytest.mark.parametrize(
+    ("space", "squash"),
+    [
+        (spaces.Dict({"a": spaces.Discrete(2)}), False),
+        (spaces.Tuple([spaces.Discrete(2)]), False),
+        (spaces.Text(3), False),
+        (spaces.Box(-1, 1, (2, 2)), False),
+        (spaces.Box(-1, 1, ()), False),
+        (spaces.Box(0, 9, (2,), np.int32), False),
+        (spaces.MultiBinary((2, 2)), False),
+        (spaces.MultiDiscrete([[2, 2], [2, 2]]), False),
+        (spaces.Box(-INF, INF, (2,)), True),
+        (spaces.Box(0, INF, (2,)), True),
+    ],
+)
+def test_unsupported_spaces_are_named(space: gym.Space, squash):
+    with pytest.raises(UserError, match="the action space"):
+        distributions.for_space(space, squash=squash)

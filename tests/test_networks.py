@@ -1,0 +1,231 @@
+"""Networks: every kind of observation, the torsos, and cores that forget at the right moment."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pronk import networks
+from pronk.errors import UserError
+
+KEY = jax.random.key(0)
+PICTURE = spaces.Box(0, 255, (12, 10, 3), np.uint8)
+
+
+def batch_of(space: gym.Space, n: int):
+    space.seed(0)
+    return jax.tree.map(lambda *x: np.stack(x), *[space.sample() for _ in range(n)])
+
+
+def encoder(space: gym.Space, torso: str = "auto", hidden=(6,)) -> networks.Encoder:
+    return networks.Encoder(space=space, torso=torso, hidden=hidden, activation="tanh")
+
+
+SPACES = {
+    "float": spaces.Box(-1, 1, (3,)),
+    "float64": spaces.Box(-1, 1, (3,), np.float64),
+    "scalar": spaces.Box(-1, 1, ()),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "float_image": spaces.Box(0, 1, (5, 5, 2)),
+    "image_hwc": PICTURE,
+    "image_chw": spaces.Box(0, 255, (3, 12, 10), np.uint8),
+    "atari_sized": spaces.Box(0, 255, (4, 36, 40), np.uint8),
+    "discrete": spaces.Discrete(4, start=-2),
+    "multi_discrete": spaces.MultiDiscrete([2, 3], start=[1, -1]),
+    "multi_discrete_matrix": spaces.MultiDiscrete([[2, 3], [4, 2]]),
+    "multi_binary": spaces.MultiBinary((2, 2)),
+    "nested": spaces.Dict(
+        {
+            "z": PICTURE,
+            "a": spaces.Tuple([spaces.Discrete(3), spaces.Dict({"x": spaces.MultiBinary(2)})]),
+            "m": spaces.Box(-1, 1, (2,)),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_observation_is_seen(name):
+    """Shape, and that each leaf of the observation reaches the features."""
+    space = SPACES[name]
+    module = encoder(space)
+    x = batch_of(space, 2)
+    params = jax.jit(module.init)(KEY, x)
+    apply = jax.jit(module.apply)
+    y = apply(params, x)
+    assert y.shape == (2, 6)
+    assert np.isfinite(y).all()
+    leaves, tree = jax.tree.flatten(x)
+    for i, space_i in enumerate(networks.leaf_spaces(space)):
+        assert space_i.shape == leaves[i].shape[1:]
+        other = list(leaves)
+        rng = np.random.default_rng(0)
+        while (other[i] == leaves[i]).all():
+            other[i] = batch_of(space_i, 40)[rng.choice(40, 2)]
+        changed = apply(params, tree.unflatten(other))
+        assert np.abs(changed - y).max() > 1e-6
+
+
+def test_one_hot_starts_where_the_space_does():
+    x = np.array([-2, 1])
+    np.testing.assert_array_equal(
+        networks._as_vector(spaces.Discrete(4, start=-2), x), [[1, 0, 0, 0], [0, 0, 0, 1]]
+    )
+    space = spaces.MultiDiscrete([2, 3], start=[1, -1])
+    np.testing.assert_array_equal(
+        networks._as_vector(space, np.array([[1, -1], [2, 1]])), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
+    )
+
+
+def test_dict_order_does_not_matter():
+    """Environments may list their keys in any order; jax sorts them, and so do the spaces."""
+    a, b = spaces.Discrete(3), spaces.Box(-1, 1, (3,))
+    module = encoder(spaces.Dict(OrderedDict([("b", b), ("a", a)])))
+    x = {"b": np.ones((2, 3), np.float32), "a": np.array([0, 2])}
+    params = module.init(KEY, x)
+    y = module.apply(params, x)
+    np.testing.assert_array_equal(module.apply(params, dict(reversed(x.items()))), y)
+    other = encoder(spaces.Dict({"a": a, "b": b}))
+    np.testing.assert_array_equal(other.apply(params, x), y)
+    assert networks.leaf_spaces(spaces.Dict(OrderedDict([("b", b), ("a", a)]))) == [a, b]
+
+
+@pytest.mark.parametrize("size", [(7, 7), (36, 44)])
+def test_channels_first_is_channels_last(size):
+    last = spaces.Box(0, 255, (*size, 3), np.uint8)
+    first = spaces.Box(0, 255, (3, *size), np.uint8)
+    x = batch_of(last, 2)
+    module = encoder(last)
+    params = module.init(KEY, x)
+    y = encoder(first).apply(params, np.moveaxis(x, -1, 1))
+    np.testing.assert_allclose(module.apply(params, x), y, atol=1e-5)
+
+
+@pytest.mark.parametrize("torso", ["shallow", "deep", "mlp"])
+def test_torsos(torso):
+    x = batch_of(PICTURE, 2)
+    params, y = jax.jit(encoder(PICTURE, torso).init_with_output)(KEY, x)[::-1]
+    assert y.shape == (2, 6)
+    flat = {"/".join(p.key for p in k) for k, _ in jax.tree.flatten_with_path(params)[0]}
+    kernels = [name for name in flat if "kernel" in name and "dense" not in name]
+    assert len(kernels) == {"shallow": 2, "deep": 15, "mlp": 0}[torso]
+    # Pixels are scaled to [0, 1].
+    scaled = np.float32(x) / 255
+    if torso == "mlp":
+        floats = spaces.Box(0, 1, PICTURE.shape, np.float32)
+        z = encoder(floats, torso).apply(params, scaled)
+    else:
+        module = networks.Deep() if torso == "deep" else networks.Shallow()
+        inner = {"params": params["params"]["torso0"]}
+        z, y = (jax.jit(module.apply)(inner, x) for x in (scaled, x))
+    np.testing.assert_allclose(y, z, atol=1e-5)
+
+
+def test_paper_sized_shallow_torso():
+    """Figure 3, left: 16 8×8 stride 4, 32 4×4 stride 2: 84 × 84 becomes 9 × 9 × 32."""
+    shape = jax.eval_shape(
+        lambda: networks.Shallow().init_with_output(KEY, jnp.zeros((1, 84, 84, 4), jnp.uint8))
+    )
+    assert shape[0].shape == (1, 9 * 9 * 32)
+    shape = jax.eval_shape(
+        lambda: networks.Deep().init_with_output(KEY, jnp.zeros((1, 84, 84, 4), jnp.uint8))
+    )
+    assert shape[0].shape == (1, 11 * 11 * 32)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Text(4), spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))})]
+)
+def test_unsupported_spaces_are_named(space):
+    with pytest.raises(UserError, match="the observation space"):
+        networks.leaf_spaces(space)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_core_forgets_at_first(kind):
+    """Two episodes in one sequence equal each alone, whatever state came before."""
+    size, batch, split, steps = 3, 2, 3, 7
+    core = networks.ResettableCore(kind, size)
+    x = jax.random.normal(KEY, (steps, batch, 4))
+    first = np.zeros((steps, batch), bool)
+    first[0] = True
+    first[split, 0] = True  # only in one column
+    zero = networks.initial_state(kind, size, batch)
+    params = jax.jit(core.init)(KEY, x, first, zero)
+    apply = jax.jit(core.apply)
+    stale = jax.tree.map(lambda s: s + 5.0, zero)
+    together, state = apply(params, x, first, stale)
+    assert together.shape == (steps, batch, size)
+    clean, middle = apply(params, x[:split], np.zeros((split, batch), bool), zero)
+    np.testing.assert_allclose(together[:split], clean, atol=1e-6)
+    unset = np.zeros((steps - split, batch), bool)
+    fresh, after = apply(params, x[split:], unset, zero)
+    on, _ = apply(params, x[split:], unset, middle)
+    np.testing.assert_allclose(together[split:, 0], fresh[:, 0], atol=1e-6)
+    np.testing.assert_allclose(together[split:, 1], on[:, 1], atol=1e-6)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+    assert np.abs(on[:, 0] - fresh[:, 0]).max() > 1e-3  # the test can tell them apart
+    # No gradient crosses the boundary either.
+    crossing = jax.grad(lambda x: apply(params, x, first, stale)[0][split:, 0].sum())(x)
+    assert not crossing[:split].any()
+
+
+def test_reset_leaves_other_slots_alone():
+    state = (jnp.ones((3, 2)), jnp.ones((3, 2, 2)), jnp.ones(3))
+    for leaf in networks.reset(state, jnp.array([True, False, True])):
+        assert not leaf[::2].any()
+        assert leaf[1].all()
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_actor_critic(core, separate):
+    """Acting row by row equals one pass; a separate value function shares no parameter."""
+    space = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))})
+    module = networks.ActorCritic(
+        space=space,
+        num_params=5,
+        torso="auto",
+        hidden=(6,),
+        activation="relu",
+        core=core,
+        core_size=4,
+        separate_value=separate,
+    )
+    steps, batch = 3, 2
+    x = jax.tree.map(
+        lambda x: x.reshape(steps, batch, *x.shape[1:]), batch_of(space, steps * batch)
+    )
+    reward = jax.random.normal(KEY, (steps, batch))
+    last_action = jax.random.normal(KEY, (steps, batch, 3))
+    first = jnp.zeros((steps, batch), bool).at[1, 0].set(True)
+    state = networks.initial_state(core, 4, batch)
+    params = jax.jit(module.init)(KEY, x, reward, last_action, first, state)
+    apply = jax.jit(module.apply)
+    policy, value, end = apply(params, x, reward, last_action, first, state)
+    assert policy.shape == (steps, batch, 5)
+    assert value.shape == (steps, batch)
+    for t in range(steps):
+        row = jax.tree.map(lambda x, t=t: x[t : t + 1], (x, reward, last_action, first))
+        p, v, state = apply(params, *row, state)
+        np.testing.assert_allclose(p[0], policy[t], atol=1e-6)
+        np.testing.assert_allclose(v[0], value[t], atol=1e-6)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+    def touched(i):
+        def total(p):
+            return jnp.sum(apply(p, x, reward, last_action, first, end)[i])
+
+        gradient = jax.jit(jax.grad(total))(params)["params"]
+        return {k for k, g in gradient.items() if any(x.any() for x in jax.tree.leaves(g))}
+
+    shared = touched(0) & touched(1)
+    assert shared == (set() if separate else {"encoder"} | ({"core"} if core == "lstm" else set()))
