@@ -132,6 +132,7 @@ class VectorEnv(Protocol):
 
     spec: EnvSpec
     num_envs: int
+    placement: str  # in words, where its environments are stepped
 
     def reset(self) -> TimeStep:
         """Begin new episodes everywhere; `first` is set throughout."""
@@ -151,6 +152,10 @@ class VectorEnv(Protocol):
 
     def restore(self, state: PyTree) -> None:
         """Continue from `state()`; the next `step` is as if there had been no interruption."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """What went otherwise than asked for since the last call, a line each."""
         ...
 
     def close(self) -> None:

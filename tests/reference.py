@@ -37,8 +37,8 @@ def vtrace(
 ) -> VTrace:
     """Espeholt et al. 2018, eq. 1, with a discount and a continuation per step:
 
-        v_s = V(x_s) + Σ_{t=s}^{s+n-1} (Π_{i=s}^{t-1} γ_i k_i c_i) δ_t V
-        δ_t V = ρ_t (r_t + γ_t V(x_{t+1}) − V(x_t))
+    v_s = V(x_s) + Σ_{t=s}^{s+n-1} (Π_{i=s}^{t-1} γ_i k_i c_i) δ_t V
+    δ_t V = ρ_t (r_t + γ_t V(x_{t+1}) − V(x_t))
     """
     n = len(reward)
     rho = np.array([min(rho_bar, x) for x in ratio])

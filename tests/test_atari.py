@@ -17,7 +17,7 @@ FIRE = 1
 
 
 def breakout(num_envs: int = 2, **options: Any) -> AtariEnvs:
-    return AtariEnvs("ALE/Breakout-v5", num_envs, **options)
+    return AtariEnvs("ALE/Breakout-v5", num_envs, **{"life_loss": False, **options})
 
 
 def play(env: AtariEnvs, steps: int, seed: int = 0) -> list[list[np.ndarray]]:

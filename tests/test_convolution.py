@@ -106,7 +106,8 @@ def test_vmap(integer, kernels):
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(3, 1, "SAME"), (3, 1, "VALID"), (3, 2, "VALID"), (4, 2, "SAME")]
+    ("size", "stride", "padding"),
+    [(3, 1, "SAME"), (3, 1, "VALID"), (3, 2, "VALID"), (4, 2, "SAME")],
 )
 def test_other_shapes(size, stride, padding):
     rng = np.random.default_rng(1)

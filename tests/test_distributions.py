@@ -81,9 +81,7 @@ def test_forbidden_actions():
     assert d.mode(masked(logits)) == 0
     p = scipy.special.softmax([0.5, -0.5])
     np.testing.assert_allclose(d.entropy(masked(logits), KEY), scipy.stats.entropy(p), rtol=1e-5)
-    np.testing.assert_allclose(
-        d.log_prob(masked(logits), jnp.array(2)), np.log(p[1]), rtol=1e-5
-    )
+    np.testing.assert_allclose(d.log_prob(masked(logits), jnp.array(2)), np.log(p[1]), rtol=1e-5)
     for f in (
         lambda x: d.entropy(masked(x), KEY),
         lambda x: d.log_prob(masked(x), jnp.array(0)),

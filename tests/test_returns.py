@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 import rlax
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reference
 from pronk import losses, returns
 from pronk.types import TimeStep
 

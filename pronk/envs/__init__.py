@@ -15,7 +15,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymEntry
 
-from pronk.envs.gym_env import ProcessVectorEnv, SerialVectorEnv, gym_spec
+from pronk.envs.gym_env import SerialVectorEnv
+from pronk.envs.process_env import ProcessVectorEnv
+from pronk.envs.slot import gym_spec
 from pronk.errors import UserError, nearest
 from pronk.types import EnvSpec, VectorEnv
 
@@ -31,12 +33,6 @@ _JAX = {
 }
 _PROBE_STEPS = 40
 _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it
-
-
-class PlacedVectorEnv(VectorEnv, Protocol):
-    """A `VectorEnv` that says in words where its environments are stepped."""
-
-    placement: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def make(
     evaluate: bool = False,
     fault_log: Path | None = None,
     max_faults: int = 10,
-) -> PlacedVectorEnv:
+) -> VectorEnv:
     """`num_envs` environments stepped together, numbered from `first_env_id`.
 
     `env` is an id (`names()`) or a function of `env_args` that returns a `gymnasium.Env`. Gymnasium
@@ -118,9 +114,7 @@ def make(
     if own is not None:
         from pronk.envs.jax_env import JaxVectorEnv
 
-        vector: Any = JaxVectorEnv(own, num_envs, seed, first_env_id)
-        vector.placement = "computed by jax on the CPU"
-        return vector
+        return JaxVectorEnv(own, num_envs, seed, first_env_id)
     factory = gym_factory(env, args)
     spec = gym_spec(factory, factory.name)
     note = ""

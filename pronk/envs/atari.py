@@ -8,7 +8,7 @@ import numpy as np
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 
-from pronk.envs.gym_env import EpisodeCounter, episode_seed, replay_warning, slot_states
+from pronk.envs.episodes import EpisodeCounter, episode_seed, replay_warning, slot_states
 from pronk.errors import UserError, nearest
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep
 

@@ -49,6 +49,7 @@ class _Twins:
         self._seen = AtariEnvs(env, 1, seed=seed, replayable=True, **args)
         self._shown = AtariEnvs(env, 1, seed=seed, replayable=True, **whole)
         self.spec, self.num_envs = self._seen.spec, 1
+        self.placement = self._seen.placement
         self.frame: Array = np.zeros((210, 160, 3), np.uint8)
 
     def _look(self, observation: Array) -> None:
@@ -70,6 +71,9 @@ class _Twins:
 
     def restore(self, state: Any) -> None:
         raise NotImplementedError("a film is not resumed")
+
+    def warnings(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         self._seen.close()

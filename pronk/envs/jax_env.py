@@ -145,6 +145,8 @@ class JaxVectorEnv:
     Arrays handed out are read-only. Raises UserError if `num_envs` is below 1.
     """
 
+    placement = "computed by jax on the CPU"
+
     def __init__(self, env: JaxEnv, num_envs: int, seed: int, first_env_id: int = 0):
         if num_envs < 1:
             raise UserError(f"`num_envs` is {num_envs}; at least 1 environment is needed.")
@@ -212,6 +214,10 @@ class JaxVectorEnv:
             leaves = [_like(leaf, data) for leaf, data in zip(old, saved, strict=True)]
         self._slots = jax.tree.unflatten(structure, leaves)
         self._episodes, self._unseen = [], None
+
+    def warnings(self) -> list[str]:
+        """None: these environments don't fail."""
+        return []
 
     def first_state(self) -> PyTree:
         """The unbatched state of the first slot, for `JaxEnv.render`."""

@@ -233,7 +233,7 @@ class DeterministicRuntime:
                 continue
             own = loaded.restore(f"actor{i}", actor.template(behaviour))
             actor.restore(own, env)
-            told.extend(getattr(actor.env, "warnings", list)())
+            told.extend(actor.env.warnings())
         return told
 
     def close(self) -> None:

@@ -1,0 +1,242 @@
+"""Batches and runtimes: nothing lost, nothing mixed up, nothing that goes on after an error."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from pronk import agents, envs
+from pronk.checkpoint import Checkpointer
+from pronk.configs import impala
+from pronk.runtime.actor import Actor, Unroll
+from pronk.runtime.batcher import Batcher
+from pronk.runtime.fused import FusedRuntime
+from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
+from pronk.types import TimeStep, Trajectory
+
+KEY = jax.random.key(0)
+CONFIG = impala.Config(unroll=12, batch_size=4, hidden=(8,), core="lstm", core_size=4)
+SPEC = envs.spec_of("pronk/Catch-v0")
+AGENT = agents.make("impala", CONFIG, SPEC, horizon=1000)
+
+
+def numbered(start: int, width: int) -> Trajectory:
+    """A trajectory `[2, width]` whose every number says its column."""
+    ids = np.arange(start, start + width)
+    rows = np.stack([ids, ids + 0.5])
+    flags = np.zeros(rows.shape, bool)
+    timestep = TimeStep({"a": rows}, rows, flags, flags, flags, rows)
+    return Trajectory(timestep, rows, {"log_prob": rows}, (ids, {"x": ids}), ids)
+
+
+@pytest.mark.parametrize("widths", [[5, 5, 5], [1] * 7, [2, 3, 7, 1, 2], [16], [4, 4]])
+@pytest.mark.parametrize("size", [1, 3, 4, 5])
+def test_batcher_keeps_the_order_of_columns(widths, size):
+    batcher, taken, start = Batcher(size), [], 0
+    for width in widths:
+        batcher.add(numbered(start, width))
+        start += width
+        while batcher.ready:
+            batch = batcher.take()
+            assert batch.keys is None
+            t = batch.trajectory
+            assert t.version.shape == (size,)
+            for x in jax.tree.leaves(t.timestep._replace(terminated=0, truncated=0, first=0)):
+                if np.ndim(x):
+                    np.testing.assert_array_equal(x, np.stack([t.version, t.version + 0.5]))
+            for x in (t.action, t.extras["log_prob"]):
+                np.testing.assert_array_equal(x[0], t.version)
+            for x in jax.tree.leaves(t.core):
+                np.testing.assert_array_equal(x, t.version)
+            taken.extend(t.version)
+        assert batcher.waiting == start - len(taken)
+    assert taken == list(range(start - start % size))
+
+
+def initial_state():
+    return jax.jit(AGENT.init)(KEY)
+
+
+def deterministic(actors: int = 2, num_envs: int = 4, seed: int = 0) -> DeterministicRuntime:
+    made = [
+        Actor(
+            AGENT,
+            envs.make("pronk/Catch-v0", num_envs, seed=seed, first_env_id=i * num_envs),
+            unroll=CONFIG.unroll,
+            key=jax.random.fold_in(KEY, i),
+            env_ids=np.arange(i * num_envs, (i + 1) * num_envs, dtype=np.int32),
+            num_envs=actors * num_envs,
+        )
+        for i in range(actors)
+    ]
+    return DeterministicRuntime(Learner(AGENT, initial_state()), made, batch_size=4)
+
+
+def fused() -> FusedRuntime:
+    env = envs.jax_env_of("pronk/Catch-v0")
+    assert env is not None
+    return FusedRuntime(
+        AGENT, env, initial_state(), KEY, unroll=CONFIG.unroll, num_envs=4, max_steps=20 * 96
+    )
+
+
+def digest(runtime) -> list[np.ndarray]:
+    state = runtime.learner_state
+    return [np.asarray(x) for x in jax.tree.leaves((state.params, state.optimiser, state.steps))]
+
+
+def catch_steps(start: int, stop: int, num_envs: int) -> int:
+    """Transitions `start` to `stop` of Catch: 9 of a game, then a dummy."""
+    return num_envs * sum(t % 10 != 9 for t in range(start, stop))
+
+
+def test_deterministic_counts_real_steps_and_repeats_itself():
+    one, other = deterministic(), deterministic()
+    steps = []
+    for _ in range(4):
+        update = one.update()
+        again = other.update()
+        assert update.steps == again.steps
+        assert update.policy_lag == again.policy_lag
+        steps.append(update.steps)
+    # Two batches of 4 columns of every round: the same 12 steps of other environments.
+    rounds = [catch_steps(0, 12, 4), catch_steps(12, 24, 4)]
+    assert steps == [rounds[0], rounds[0], rounds[1], rounds[1]]
+    assert one.learner_state.steps == sum(steps)
+    assert one.drained
+    for a, b in zip(digest(one), digest(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_deterministic_lag_and_episodes():
+    runtime = deterministic()
+    updates = [runtime.update() for _ in range(2)]
+    assert [u.policy_lag for u in updates] == [0.0, 1.0]
+    episodes = updates[0].episodes
+    assert sorted(e.env_id for e in episodes) == list(range(8))
+    assert all(e.length == 9 and abs(e.episode_return) == 1 for e in episodes)
+    assert not updates[1].episodes
+
+
+@pytest.mark.parametrize("make", [deterministic, fused])
+def test_resuming_is_as_if_nothing_had_happened(make, tmp_path):
+    runtime = make()
+    while not (runtime.update() and runtime.drained):
+        pass
+    checkpointer = Checkpointer(tmp_path)
+    trees = {"learner": runtime.learner_state, **runtime.state()}
+    checkpointer.save(1, trees, {}, block=True)
+    expected = [runtime.update() for _ in range(2)]
+    loaded = checkpointer.load()
+    assert loaded is not None
+    resumed = make()
+    state = loaded.restore("learner", initial_state())
+    if make is fused:
+        resumed.run = resumed.run._replace(learner=state)
+    else:
+        resumed.learner = Learner(AGENT, state)
+    assert resumed.restore(loaded) == []
+    for update in expected:
+        again = resumed.update()
+        assert again.steps == update.steps
+        assert again.episodes == update.episodes
+    for a, b in zip(digest(runtime), digest(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_fused_counts_real_steps():
+    runtime = fused()
+    updates = [runtime.update() for _ in range(2)]
+    assert updates[0].steps == catch_steps(0, 24, 4)  # two updates per call
+    assert updates[1].steps == catch_steps(24, 48, 4)
+    state = runtime.learner_state
+    assert state.updates == 4
+    assert state.steps == updates[0].steps + updates[1].steps
+    episodes = [e for u in updates for e in u.episodes]
+    assert len(episodes) == 4 * 4
+    assert all(e.length == 9 and abs(e.episode_return) == 1 for e in episodes)
+    # Runtimes store cores by different paths: on the first update the policies agree in both.
+    assert np.isfinite(updates[0].metrics["loss/policy"])
+
+
+def test_fused_data_is_on_policy():
+    env = envs.jax_env_of("pronk/Catch-v0")
+    assert env is not None
+    runtime = FusedRuntime(
+        AGENT, env, initial_state(), KEY, unroll=CONFIG.unroll, num_envs=4, max_steps=1
+    )
+    # One update per call: row 0 alone was decided by the parameters before it.
+    for tolerance in (1e-5, 0.05):
+        update = runtime.update()
+        np.testing.assert_allclose(update.metrics["importance_ratio"], 1.0, atol=tolerance)
+
+
+class _Scripted:
+    """An actor that unrolls at once, and fails at its `fails`th time."""
+
+    def __init__(self, fails: int | None = None):
+        self.fails, self.count, self.closed = fails, 0, False
+        runtime = deterministic(1)
+        self.unrolled = runtime._actors[0].unroll(runtime.learner.snapshot(), 0)
+
+    def unroll(self, behaviour, version) -> Unroll:
+        self.count += 1
+        if self.count == self.fails:
+            raise RuntimeError("the actor broke")
+        trajectory = self.unrolled.trajectory
+        return self.unrolled._replace(
+            trajectory=trajectory._replace(version=np.full_like(trajectory.version, version))
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_local_learns_and_closes():
+    actors = [_Scripted(), _Scripted()]
+    runtime = LocalRuntime(Learner(AGENT, initial_state()), actors, batch_size=4)
+    steps = [runtime.update().steps for _ in range(3)]
+    assert runtime.learner_state.steps == sum(steps) == 3 * catch_steps(0, 12, 4)
+    runtime.close()
+    assert all(a.closed for a in actors)
+    assert not any(t.is_alive() for t in runtime._threads)
+    count = [a.count for a in actors]
+    time.sleep(0.05)
+    assert count == [a.count for a in actors]
+
+
+def test_one_broken_actor_of_two_is_noticed():
+    """Though the other one keeps the queue full."""
+    runtime = LocalRuntime(
+        Learner(AGENT, initial_state()), [_Scripted(), _Scripted(fails=2)], batch_size=4
+    )
+    runtime._threads[1].join(timeout=60)  # it may wait for room in the queue
+    try:
+        with pytest.raises(RuntimeError, match="the actor broke"):
+            for _ in range(20):
+                runtime.update()
+    finally:
+        runtime.close()
+
+
+def test_an_interrupted_round_is_not_drained():
+    """A checkpoint taken then would continue row T in an environment that has gone on."""
+    runtime = deterministic(1)
+    runtime.update()
+    assert runtime.drained
+    env = runtime._actors[0].env
+    step, calls = env.step, []
+
+    def interrupted(action):
+        calls.append(None)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(action)
+
+    env.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        runtime.update()
+    assert not runtime.drained
