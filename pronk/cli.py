@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import sys
 import textwrap
@@ -100,51 +99,37 @@ def train(args: list[str]) -> None:
     agent, *rest = args
     if agent.startswith("-"):
         raise UserError(f"expected `pronk train AGENT ENV [flags]`, got '{agent}' for AGENT.")
-    defaults = _defaults_for(agent, rest)
     config_class = config_module(agent).Config
 
-    parsed = _parse(
-        TrainArguments[config_class],  # type: ignore[valid-type]
-        f"train {agent}",
-        rest,
-        default=TrainArguments(env=tyro.MISSING, run=RunConfig(), agent_config=defaults),
-        description=f"Train {agent} on ENV. The same command resumes; Ctrl-C saves and exits.",
-    )
-    from pronk.plan import Plan
+    def parse(defaults: Any) -> TrainArguments[Any]:
+        return _parse(
+            TrainArguments[config_class],  # type: ignore[valid-type]
+            f"train {agent}",
+            rest,
+            default=TrainArguments(env=tyro.MISSING, run=RunConfig(), agent_config=defaults),
+            description=f"Train {agent} on ENV. The same command resumes; Ctrl-C saves and exits.",
+        )
 
-    plan = Plan(agent, parsed.env, parsed.run, parsed.agent_config, _env_args(parsed.env_arg))
+    from pronk.plan import Plan, default_preset, preset_config
+
+    # Once to learn which environment and preset are meant, then with that preset's defaults.
+    parsed = parse(preset_config(agent, "atari"))
+    env_args = _env_args(parsed.env_arg)
+    preset = parsed.preset
+    if preset == "auto":
+        preset = default_preset(agent, parsed.env, env_args)
+    parsed = parse(preset_config(agent, preset))
+    plan = Plan(agent, parsed.env, parsed.run, parsed.agent_config, env_args)
     from pronk.train import run
 
     summary = run(plan)
-    print(
-        f"{summary['status']} at {summary['agent_steps']:,} steps, mean return"
-        f" {summary['mean_return']:.2f} over the last {min(summary['episodes'], 100)} episodes:"
-        f" {summary['run_dir']}"
+    episodes = min(summary["episodes"], 100)
+    score = (
+        f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
+        if episodes
+        else "before any episode ended"
     )
-
-
-def _defaults_for(agent: str, rest: list[str]) -> Any:
-    """The configuration whose values the flags override, from `--preset` and ENV if given."""
-    from pronk.plan import default_preset, preset_config
-
-    given = _value_of("--preset", rest)
-    env = next((a for a in rest if not a.startswith("-")), None)
-    if given not in (None, "auto"):
-        return preset_config(agent, given)
-    if env is None or {"-h", "--help"} & set(rest):
-        atari = env is None or env.startswith("ALE/")
-        return preset_config(agent, config_module(agent).preset_for(atari=atari, continuous=False))
-    arguments = [a for name, a in itertools.pairwise(rest) if name == "--env-arg"]
-    return preset_config(agent, default_preset(agent, env, _env_args(arguments)))
-
-
-def _value_of(flag: str, args: list[str]) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(flag + "="):
-            return arg.split("=", 1)[1]
-    return None
+    print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
 
 
 def _env_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -361,3 +346,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "inspect": inspect,
     "list": list_known,
 }
+
+
+if __name__ == "__main__":
+    main()

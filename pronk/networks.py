@@ -17,8 +17,9 @@ from pronk.convolution import conv2d
 from pronk.errors import UserError
 from pronk.types import Array, PyTree
 
-# As in DeepMind's published code: truncated normal with variance 1 / fan-in, zero biases.
-_init = nn.initializers.lecun_normal()
+# Orthogonal with gain √2, which keeps a ReLU network's signal from fading layer by layer. With the
+# paper's variance of 1 / fan-in, Adam leaves most units of the shallow network dead on Pong.
+_init = nn.initializers.orthogonal(2**0.5)
 
 
 def is_image(space: gym.Space) -> bool:
@@ -166,7 +167,7 @@ class ResettableCore(nn.Module):
 
     def _lstm(self, inputs: Array, first: Array, state: PyTree) -> tuple[Array, PyTree]:
         # The inputs' part of the gates needs no recurrence: one product for all time steps.
-        gates = nn.Dense(4 * self.size, kernel_init=_init, name="lstm_inputs")(inputs)
+        gates = nn.Dense(4 * self.size, name="lstm_inputs")(inputs)
         recurrent = self.param(
             "lstm_recurrent", nn.initializers.orthogonal(), (self.size, 4 * self.size)
         )
@@ -236,9 +237,9 @@ class ActorCritic(nn.Module):
             core = ResettableCore(self.core, self.core_size, name="core")
             features, state = core(inputs, first, state)
         # Small policy weights make the first policy nearly uniform.
-        small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
+        small = nn.initializers.orthogonal(0.01)
         policy = nn.Dense(self.num_params, kernel_init=small, name="policy")(features)
         if self.separate_value:
             features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
-        value = nn.Dense(1, kernel_init=_init, name="value")(features)[..., 0]
-        return policy, value, state
+        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(features)
+        return policy, value[..., 0], state

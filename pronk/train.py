@@ -322,8 +322,7 @@ class _Run:
                     actors.append(ActorProcess(factory, f"actor {factory.index}"))
                 else:
                     actors.append(factory(self.agent))  # shared: compiled once
-            first: Any = actors[0]
-            how = first.env.placement if isinstance(first, Actor) else "in processes of their own"
+            how = getattr(actors[0], "placement", "in processes of their own")
             monitor.message(f"{config.actors} actors × {num_envs} environments, {how}")
             kind = DeterministicRuntime if config.deterministic else LocalRuntime
             return kind(learner, actors, batch_size=agent_config.batch_size)

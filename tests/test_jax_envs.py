@@ -257,8 +257,8 @@ def test_restore_continues_exactly(env: JaxEnv):
     for action in actions[:17]:
         original.step(action)
     saved = original.state()
-    assert all(type(leaf) is np.ndarray for leaf in saved)
-    copies = [leaf.copy() for leaf in saved]
+    assert all(type(leaf) is np.ndarray for leaf in saved.values())
+    copies = {name: leaf.copy() for name, leaf in saved.items()}
     original.episodes()
 
     restored = JaxVectorEnv(env, 4, seed=123)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pronk.configs import AGENTS, config_module
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pronk"
 
@@ -217,6 +219,17 @@ def test_the_package_is_typed() -> None:
     assert build["targets"]["wheel"] == {"packages": ["pronk"]}  # the directory, all of its files
     ignored = (ROOT / ".gitignore").read_text().split()
     assert not {"py.typed", "*.typed", "pronk", "pronk/"} & set(ignored)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_documented_presets_are_the_presets(agent: str) -> None:
+    page = (ROOT / "docs" / "agents" / f"{agent}.md").read_text()
+    for preset, settings in config_module(agent).PRESETS.items():
+        if not settings:
+            continue
+        row = re.search(rf"^\| `{preset}` \|[^|]*\|([^|]*)\|$", page, re.M)
+        assert row is not None, preset
+        assert row[1].strip() == ", ".join(f"`{k}` {v}" for k, v in settings.items())
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:

@@ -90,12 +90,13 @@ def _leaves(x):
     return x if isinstance(x, tuple) else [x]
 
 
-levels = st.one_of(st.floats(0.05, 3.0), st.just(1.0), st.just(math.inf))
+levels = st.sampled_from([0.3, 1.0, 2.5, math.inf])
+lambdas = st.sampled_from([0.0, 0.4, 0.9, 1.0])
 
 
 @st.composite
 def cases(draw):
-    n = draw(st.sampled_from([1, 2, 5, 9]))  # each length is compiled anew
+    n = draw(st.sampled_from([9, 5, 2, 1]))  # each length is compiled anew
     kinds = st.sampled_from(["", "", "", "terminated", "truncated"])
     ends = draw(st.lists(kinds, min_size=n, max_size=n))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -112,7 +113,7 @@ def cases(draw):
     )
 
 
-@given(cases(), levels, levels, st.one_of(st.just(1.0), st.floats(0, 1)))
+@given(cases(), levels, levels, lambdas)
 def test_vtrace_is_the_papers_sum(case, rho_bar, c_bar, lambda_):
     arguments = {"rho_bar": rho_bar, "c_bar": c_bar, "lambda_": lambda_}
     result = jit_vtrace(*case, **arguments)
@@ -129,7 +130,7 @@ def test_defaults_are_the_papers(case):
 # c at 1, and mixes V into q by λ.
 
 
-@given(cases(), st.floats(0.05, 3.0), st.floats(0, 1))
+@given(cases(), levels, lambdas)
 def test_vtrace_is_rlaxs_without_truncation(case, rho_bar, lambda_):
     values, reward, discount, _, ratio = case
     result = jit_vtrace(
@@ -144,7 +145,7 @@ def test_vtrace_is_rlaxs_without_truncation(case, rho_bar, lambda_):
     close(result.targets, leaky + values[:-1])
 
 
-@given(cases(), st.floats(0.05, 3.0))
+@given(cases(), levels)
 def test_advantages_are_rlaxs_without_truncation(case, rho_bar):
     values, reward, discount, _, ratio = case
     # Where the discount is 0 a trace is cut whatever the continuation says.

@@ -147,11 +147,12 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         last_action = jnp.where(rows.first[..., None], 0.0, last_action)
         policy, values, _ = forward(params, rows, last_action, core.state)
 
-        log_prob = distribution.log_prob(policy[:-1], raw[:-1])
-        log_ratio = log_prob - batch.trajectory.extras["log_prob"][:-1]
         reward, discount, continuation, weight = returns.transitions(
             rows._replace(reward=scaled(rows.reward)), hyper["discount"]
         )
+        log_prob = distribution.log_prob(policy[:-1], raw[:-1])
+        # A dummy's ratio may be anything, and infinity times its weight 0 would not be 0.
+        log_ratio = jnp.where(weight > 0, log_prob - batch.trajectory.extras["log_prob"][:-1], 0.0)
         vtrace = jax.vmap(
             lambda *args: returns.vtrace(
                 *args,

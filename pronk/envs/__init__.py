@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import gymnasium as gym
 import numpy as np
@@ -198,7 +198,7 @@ def _unregistered(env: str) -> UserError:
 
 def _picklable(factory: GymFactory) -> bool:
     try:
-        pickle.dumps(factory)
+        ForkingPickler.dumps(factory)
     except Exception:
         return False
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 
 from pronk import envs
@@ -96,7 +97,10 @@ def _gymnasium(env: Any, seed: int, args: dict[str, Any]) -> Film:
     vector = envs.make(factory, 1, seed=seed, workers=0)
 
     def picture() -> Array:
-        frame = shown[0].render()
+        try:
+            frame = shown[0].render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"'{env}' can't be filmed: {error}") from None
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
             raise UserError(f"'{env}' returned no picture from render(); it can't be filmed.")
         return frame

@@ -66,6 +66,7 @@ class Actor:
         evaluate: bool = False,
     ):
         self.env = env
+        self.placement = env.placement
         self._agent = agent
         self._unroll = unroll
         self._act_key, carry_key = jax.random.split(key)

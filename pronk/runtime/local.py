@@ -121,11 +121,11 @@ class LocalRuntime:
         episodes = []
         start = time.perf_counter()
         while not self._batcher.ready:
+            if self._error is not None:  # looked at always: the other actors fill the queue
+                raise self._error
             try:
                 unroll = self._queue.get(timeout=0.2)
             except queue.Empty:
-                if self._error is not None:
-                    raise self._error from None
                 continue
             self._batcher.add(unroll.trajectory)
             episodes.extend(unroll.episodes)
@@ -174,15 +174,17 @@ class DeterministicRuntime:
         self._actors = actors
         self._batcher = Batcher(batch_size)
         self._waits = _Waits()
+        self._updating = False  # also after an update that was interrupted or failed
 
     @property
     def drained(self) -> bool:
         """Whether everything acted has been learnt from."""
-        return self._batcher.waiting == 0
+        return self._batcher.waiting == 0 and not self._updating
 
     def update(self) -> Update:
         """Learn from the next batch; at a round's start all actors unroll first."""
         episodes = []
+        self._updating = True
         if not self._batcher.ready:
             behaviour = self.learner.snapshot()
             for actor in self._actors:
@@ -198,6 +200,7 @@ class DeterministicRuntime:
         jax.block_until_ready(metrics)
         self._waits.queue += time.perf_counter() - start
         self._waits.learner = self._waits.env + self._waits.act
+        self._updating = False
         return Update(metrics, real_steps(batch.trajectory), episodes, lag)
 
     def bound_by(self) -> str:

@@ -1,0 +1,72 @@
+"""End-to-end speed while training: Breakout, shallow network, for some minutes.
+
+    python benchmarks/breakout.py [--seconds 180]
+
+Prints JSON: agent steps per second after the first update, seconds to the first update (run it
+twice for a warm compilation cache), and the process's resident memory over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Train in a process of its own, watch it, interrupt it as a user would."""
+    parser = argparse.ArgumentParser(description="End-to-end speed while training on Breakout.")
+    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("flags", nargs="*", help="flags for pronk train, after --")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "pronk.cli", "train", "impala", "ALE/Breakout-v5"]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--run-dir", directory, *args.flags], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        first_update = None
+        for line in process.stdout:
+            if line.startswith("first update"):
+                first_update = time.perf_counter() - started
+                break
+        resident = []
+        for _ in range(int(args.seconds / 5)):
+            time.sleep(5)
+            resident.append(round(resident_bytes(process.pid) / 2**20))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+        lines = (Path(directory) / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        a, b = records[1], records[-1]
+        print(
+            json.dumps(
+                {
+                    "seconds_to_first_update": round(first_update or float("nan"), 1),
+                    "steps_per_second": round(
+                        (b["steps"] - a["steps"]) / (b["wall_seconds"] - a["wall_seconds"])
+                    ),
+                    "policy_lag": b["policy_lag"],
+                    "bound_by": b["bound_by"],
+                    "resident_mib": resident,
+                },
+                indent=2,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Learning results on the small problems: five seeds each, the worst reported.
+
+    python benchmarks/learning.py [NAME ...] [--runs DIR] [--seeds 5]
+
+Interrupted, the same command goes on with what is missing. Writes `docs/results/NAME.csv` (the
+curves), `docs/results/NAME.png` and `docs/results/learning.csv` (one line per seed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pronk
+from pronk.plot import plot
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A problem, how it is trained, and the score that was to be reached."""
+
+    env: str
+    steps: int
+    target: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 100
+
+
+MEMORY = {"env_args": {"delay": 20}, "unroll": 44}
+CLAIMS = {
+    "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),
+    "catch-fused": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000),
+    "catch-local": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "local"}, 1000),
+    "memory-lstm": Claim(
+        "pronk/MemoryCue-v0", 1_500_000, "≥ 0.95", {**MEMORY, "core": "lstm"}, 1000
+    ),
+    "memory-none": Claim("pronk/MemoryCue-v0", 1_500_000, "chance, 0.25", MEMORY, 1000),
+    "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
+}
+
+
+def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
+    """Train and evaluate one seed, unless that was done before."""
+    claim, run_dir = CLAIMS[name], runs / name / str(seed)
+    result_file = run_dir / "result.json"
+    if result_file.exists():
+        return json.loads(result_file.read_text())
+    summary = pronk.train(
+        "impala",
+        claim.env,
+        steps=claim.steps,
+        seed=seed,
+        run_dir=run_dir,
+        log_every=1.0,
+        **claim.settings,
+    )
+    if summary["status"] != "finished":
+        raise SystemExit("interrupted; the same command goes on")
+    greedy = pronk.load(run_dir).evaluate(episodes=claim.episodes)
+    result = {
+        "problem": name,
+        "env": claim.env,
+        "seed": seed,
+        "target": claim.target,
+        "agent_steps": summary["agent_steps"],
+        "wall_seconds": round(summary["wall_seconds"], 1),
+        "training_return": round(summary["mean_return"], 4),
+        "evaluation_return": round(greedy.mean_return, 4),
+        "standard_error": round(greedy.standard_error, 4),
+        "evaluation_episodes": greedy.episodes,
+    }
+    result_file.write_text(json.dumps(result, indent=2))
+    return result
+
+
+def main() -> None:
+    """Run what is missing, then write the tables and the plots."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("names", nargs="*", default=list(CLAIMS), choices=[*CLAIMS, []])
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "learning")
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in args.names:
+        results = [run(name, seed, args.runs) for seed in range(args.seeds)]
+        plot(
+            [args.runs / name / str(seed) for seed in range(args.seeds)],
+            RESULTS / f"{name}.png",
+            title=f"{CLAIMS[name].env}, {args.seeds} seeds ({name})",
+            csv=RESULTS / f"{name}.csv",
+        )
+        worst = min(r["evaluation_return"] for r in results)
+        print(f"{name}: worst of {args.seeds} seeds {worst} (target {CLAIMS[name].target})")
+    found = sorted(args.runs.glob("*/*/result.json"))
+    rows = [json.loads(path.read_text()) for path in found]
+    with (RESULTS / "learning.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
