@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pronk.policy import Policy, load
-    from pronk.train import train
+    from pronk.training import train
 
 __all__ = ["Policy", "load", "train"]
 
-_HOMES = {"train": "pronk.train", "load": "pronk.policy", "Policy": "pronk.policy"}
+_HOMES = {"train": "pronk.training", "load": "pronk.policy", "Policy": "pronk.policy"}
 
 
 def __getattr__(name: str) -> Any:

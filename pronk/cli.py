@@ -120,7 +120,7 @@ def train(args: list[str]) -> None:
         preset = default_preset(agent, parsed.env, env_args)
     parsed = parse(preset_config(agent, preset))
     plan = Plan(agent, parsed.env, parsed.run, parsed.agent_config, env_args)
-    from pronk.train import run
+    from pronk.training import run
 
     summary = run(plan)
     episodes = min(summary["episodes"], 100)

@@ -17,7 +17,7 @@ from pronk.errors import UserError
 from pronk.evaluate import Evaluation, evaluate
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
-from pronk.train import build, initial_state, use_compilation_cache
+from pronk.training import build, initial_state, use_compilation_cache
 from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep
 
 

@@ -47,16 +47,11 @@ class _Counter:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Count only where the whole suite was asked for."""
-    # `invocation_params`, not `args`: `addopts` of pyproject.toml doesn't choose tests.
-    chosen = (
-        config.args_source is not pytest.Config.ArgsSource.TESTPATHS
-        or config.invocation_params.dir != config.rootpath
-        or any(
-            config.getoption(option, None)
-            for option in (
-                *("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise"),
-                *("collectonly", "maxfail", "usepdb", "showfixtures", "show_fixtures_per_test"),
-            )
+    chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or any(
+        config.getoption(option, None)
+        for option in (
+            *("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise"),
+            *("collectonly", "showfixtures", "show_fixtures_per_test"),
         )
     )
     if not chosen and not hasattr(config, "workerinput"):

@@ -22,7 +22,7 @@ LAYERS = (
     ("pronk", "cli"),
     ("record",),
     ("policy",),
-    ("train",),
+    ("training",),
     ("plan", "evaluate"),
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint"),

@@ -197,7 +197,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         learning_rate = state.hyper["learning_rate"]
         if config.anneal:
             learning_rate = learning_rate * (1.0 - progress)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         updates, optimiser_state = optimiser(state.hyper).update(grads, state.optimiser)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)

@@ -96,6 +96,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Small problems with continuous actions.
     "continuous": {
+        "unroll": 10,
+        "batch_size": 8,
         "optimiser": "adam",
         "learning_rate": 1e-3,
         "epsilon": 1e-5,
@@ -103,8 +105,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_gradient_norm": 0.5,
         "reward_clip": 0.0,
         "reward_scale": 0.1,
-        "discount": 0.95,
-        "entropy_cost": 1e-3,
+        "discount": 0.9,
+        "trace_lambda": 0.95,
+        "entropy_cost": 3e-3,
+        "squash_actions": True,
         "hidden": (64, 64),
         "activation": "tanh",
         "separate_value": True,

@@ -1,0 +1,301 @@
+"""Runs that can be trusted: exact resumption, bad environments, damaged checkpoints, learning."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import pronk
+from pronk.errors import UserError
+from pronk.policy import inspect
+
+TINY: dict[str, Any] = {"envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True}
+
+
+def train(env: Any, run_dir: Path, steps: int, **settings: Any) -> dict[str, Any]:
+    return pronk.train("impala", env, run_dir=run_dir, steps=steps, **{**TINY, **settings})
+
+
+def digest(run_dir: Path) -> str:
+    return inspect(run_dir)["learner_sha256"]
+
+
+EXACT = {
+    "jax-fused": ("pronk/Catch-v0", {"runtime": "fused"}, 1000),
+    "jax-local": ("pronk/Catch-v0", {"runtime": "local"}, 1000),
+    "jax-gru": ("pronk/CartPole-v1", {"runtime": "local", "core": "gru", "core_size": 8}, 1000),
+    "cartpole-lstm": ("CartPole-v1", {"core": "lstm", "core_size": 8}, 1000),
+    "cartpole-workers": ("CartPole-v1", {"env_workers": 2}, 1000),
+    "pendulum": ("Pendulum-v1", {"actors": 1}, 600),
+    "atari": ("ALE/Breakout-v5", {"envs": 2, "batch_size": 2, "hidden": (16,)}, 600),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
+    env, settings, steps = EXACT[name]
+    settings = {"deterministic": True, "seed": 3, **settings}
+    whole = train(env, tmp_path / "whole", steps, **settings)
+    paused = train(env, tmp_path / "parts", steps, stop_after=steps // 2, **settings)
+    assert paused["status"] == "paused"
+    assert steps // 2 <= paused["agent_steps"] < steps
+    rest = train(env, tmp_path / "parts", steps, **settings)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "parts")
+    timing = {"wall_seconds", "steps_per_second", "run_dir", "bound_by"}
+    assert {k: v for k, v in whole.items() if k not in timing} == {
+        k: v for k, v in rest.items() if k not in timing
+    }
+    other = train(env, tmp_path / "other", steps, **{**settings, "seed": 4})
+    assert other["status"] == "finished"
+    assert digest(tmp_path / "other") != digest(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
+    first = train("pronk/Catch-v0", tmp_path, 200)
+    before = digest(tmp_path)
+    again = train("pronk/Catch-v0", tmp_path, 200)
+    assert again["status"] == "finished"
+    assert again["agent_steps"] == first["agent_steps"]
+    assert digest(tmp_path) == before
+
+
+def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    train("pronk/Catch-v0", tmp_path, 200)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"discount: 0\.99 there, 0\.9 here"):
+        train("pronk/Catch-v0", tmp_path, 200, discount=0.9)
+    with pytest.raises(UserError, match="env: pronk/Catch-v0 there, pronk/CartPole-v1 here"):
+        train("pronk/CartPole-v1", tmp_path, 200)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_asynchronous_runs_resume_with_new_episodes_and_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"runtime": "local"}
+    train("pronk/Catch-v0", tmp_path, 1000, stop_after=400, **settings)
+    capsys.readouterr()
+    summary = train("pronk/Catch-v0", tmp_path, 1000, **settings)
+    shown = capsys.readouterr().out
+    assert "resumed at" in shown
+    assert "new episodes start" in shown
+    assert summary["status"] == "finished"
+    assert summary["agent_steps"] >= 1000
+    steps = [json.loads(line)["steps"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == sorted(steps)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stop in (200, 400):
+        train("pronk/Catch-v0", tmp_path, 600, stop_after=stop)
+    older, newer = sorted(p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    arrays = newer / "arrays.safetensors"
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+    capsys.readouterr()
+    summary = train("pronk/Catch-v0", tmp_path, 600)
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert newer.name in shown
+    assert f"resumed at {int(older.name):,} steps" in shown
+    assert summary["status"] == "finished"
+
+
+def test_init_from_starts_with_another_runs_parameters(tmp_path: Path) -> None:
+    train("pronk/Catch-v0", tmp_path / "a", 400)
+    # A learning rate of nearly nothing leaves the parameters as they were given.
+    settings = {"init_from": tmp_path / "a", "learning_rate": 1e-30, "seed": 9}
+    train("pronk/Catch-v0", tmp_path / "b", 200, **settings)
+    a, b = pronk.load(tmp_path / "a"), pronk.load(tmp_path / "b")
+    flat = [np.concatenate([x.ravel() for x in _leaves(p.behaviour)]) for p in (a, b)]
+    np.testing.assert_array_equal(*flat)
+    with pytest.raises(UserError, match="does not fit"):
+        train("pronk/Catch-v0", tmp_path / "c", 200, init_from=tmp_path / "a", hidden=(9,))
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def test_evaluation_during_training(tmp_path: Path) -> None:
+    train("pronk/Catch-v0", tmp_path, 1200, eval_every=400, eval_episodes=4)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    found = [r for r in records if "eval/mean_return" in r]
+    assert len(found) >= 2
+    assert all(r["eval/episodes"] == 4 for r in found)
+    assert all(-1 <= r["eval/mean_return"] <= 1 for r in found)
+
+
+class Troubled(gym.Env):
+    """Ends after 10 steps; raises, or returns NaN, at step 4 of every third episode."""
+
+    trouble = "raise"
+    every = 3
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+        self.t = self.episode = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.episode = 0, self.episode + 1
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        value = 0.1
+        if self.t == 4 and self.episode % self.every == 0:
+            if self.trouble == "raise":
+                raise ValueError("the simulator is on fire")
+            value = float("nan")
+        return np.full(2, value, np.float32), 1.0, self.t == 10, False, {}
+
+
+class TroubledNaN(Troubled):
+    trouble = "nan"
+
+
+class AlwaysTroubled(Troubled):
+    every = 1
+
+
+def test_an_environment_that_raises_is_restarted_and_logged(tmp_path: Path) -> None:
+    # Each slot's environment is rebuilt after a fault, so its third episode comes every 24 steps.
+    summary = train(Troubled, tmp_path, 400, actors=1, max_env_faults=100)
+    assert summary["status"] == "finished"
+    assert summary["episodes"] > 0
+    log = (tmp_path / "env_faults.log").read_text()
+    assert "the simulator is on fire" in log
+    assert "Traceback" in log
+    assert "step 4" in log
+
+
+@pytest.mark.parametrize("env", [AlwaysTroubled, TroubledNaN])
+def test_beyond_the_budget_the_run_stops_saved_and_says_why(env: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_faults") as caught:
+        train(env, tmp_path, 10_000_000, actors=1, max_env_faults=6)
+    assert "env_faults.log" in str(caught.value)
+    assert "step 4" in str(caught.value)
+    if env is TroubledNaN:
+        assert "NaN" in str(caught.value) or "nan" in str(caught.value)
+    assert inspect(tmp_path)["agent_steps"] > 0  # what was learnt is saved
+
+
+def test_actors_in_processes_of_their_own(tmp_path: Path) -> None:
+    summary = train("pronk/Catch-v0", tmp_path, 400, runtime="local", actor_kind="process")
+    assert summary["status"] == "finished"
+    assert not [n for n in os.listdir("/dev/shm") if n.startswith("psm_")]
+
+
+def test_a_policy_acts_in_a_plain_loop(tmp_path: Path) -> None:
+    train("CartPole-v1", tmp_path, 300, actors=1, core="lstm", core_size=8)
+    policy = pronk.load(tmp_path)
+    env = gym.make("CartPole-v1")
+
+    def play(seed: int, sample: bool) -> list[int]:
+        observation, _ = env.reset(seed=1)
+        carry, reward, actions = policy.initial_carry(seed=seed, sample=sample), 0.0, []
+        for _ in range(8):
+            action, carry = policy.act(observation, carry, reward=reward)
+            assert env.action_space.contains(action)
+            observation, reward, *_ = env.step(action)
+            actions.append(int(action))
+        return actions
+
+    assert play(0, sample=False) == play(1, sample=False)
+    assert len({tuple(play(seed, sample=True)) for seed in range(6)}) > 1
+
+
+COMMAND = [sys.executable, "-m", "pronk.cli", "train", "impala", "pronk/Catch-v0"]
+FLAGS = ["--runtime", "local", "--steps", "100000000", "--envs", "4", "--batch-size", "4"]
+
+
+def start(run_dir: Path, *flags: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*COMMAND, *FLAGS, "--run-dir", str(run_dir), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("first update"):
+            return process
+    raise AssertionError("the run ended before its first update")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    process.send_signal(number)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "interrupted at" in shown
+    assert "Traceback" not in shown
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert inspect(tmp_path)["agent_steps"] == summary["agent_steps"] > 0
+
+
+def test_kill_9_while_saving_loses_nothing_committed(tmp_path: Path) -> None:
+    committed = 0
+    for pause in (0.4, 0.7):
+        # Saving all the time, so that the kill comes in mid-save.
+        process = start(tmp_path, "--checkpoint-every", "0.001")
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+        found = inspect(tmp_path)
+        assert found["agent_steps"] > committed
+        assert found["warnings"] == []
+        committed = found["agent_steps"]
+    process = start(tmp_path)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert inspect(tmp_path)["agent_steps"] > committed
+
+
+SMALL: dict[str, Any] = {"quiet": True, "log_every": 1000.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["fused", "local"])
+def test_catch_is_learnt(runtime: str, tmp_path: Path) -> None:
+    pronk.train(
+        "impala", "pronk/Catch-v0", steps=300_000, run_dir=tmp_path, runtime=runtime, **SMALL
+    )
+    assert pronk.load(tmp_path).evaluate(episodes=200).mean_return >= 0.98
+
+
+@pytest.mark.slow
+def test_memory_is_learnt_with_a_core_and_not_without(tmp_path: Path) -> None:
+    settings = {"env_args": {"delay": 5}, "steps": 300_000, **SMALL}
+    scores = {}
+    for core in ("lstm", "gru", "none"):
+        pronk.train("impala", "pronk/MemoryCue-v0", run_dir=tmp_path / core, core=core, **settings)
+        scores[core] = pronk.load(tmp_path / core).evaluate(episodes=400).mean_return
+    assert scores["lstm"] >= 0.95
+    assert scores["gru"] >= 0.95
+    assert scores["none"] <= 0.35  # chance is 0.25
+
+
+@pytest.mark.slow
+def test_cartpole_is_learnt(tmp_path: Path) -> None:
+    pronk.train("impala", "CartPole-v1", steps=150_000, run_dir=tmp_path, seed=1, **SMALL)
+    assert pronk.load(tmp_path).evaluate(episodes=20).mean_return >= 400
