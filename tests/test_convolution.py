@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pronk import convolution
 from pronk.convolution import _chunked, conv2d
 
 # Kernel size, stride, input channels, features: the two layers of the shallow network, narrower.
@@ -14,6 +15,11 @@ LAYERS = {"first": (8, 4, 3, 4), "second": (4, 2, 4, 5)}
 # Odd sizes leave pixels over at the border; 17 and 33 images leave a chunk to be padded.
 SIZES = [(20, 24), (21, 19)]
 BATCHES = [1, 7, 17, 33]
+
+
+@pytest.fixture(autouse=True)
+def _patches_for_any_number_of_images(monkeypatch):
+    monkeypatch.setattr(convolution, "FEW", 0)
 
 
 def xla(x, kernel, stride, padding="VALID"):
@@ -114,6 +120,15 @@ def test_other_shapes(size, stride, padding):
     x = jnp.asarray(rng.integers(0, 256, (2, 9, 8, 2)), jnp.uint8)
     kernel = jnp.asarray(rng.normal(size=(size, size, 2, 3)), jnp.float32)
     close(conv2d(x, kernel, stride, padding), xla(x, kernel, stride, padding))
+
+
+def test_few_images_and_many_are_the_same(monkeypatch):
+    """XLA's forward pass up to `FEW` images, patches beyond: acting and learning must agree."""
+    monkeypatch.undo()
+    few = convolution.FEW
+    x, kernel, stride = data("second", (10, 10), (few + 1,), True)
+    many = jax.jit(lambda x: conv2d(x, kernel, stride, "VALID"))(x)
+    close(jax.jit(lambda x: conv2d(x, kernel, stride, "VALID"))(x[:few]), many[:few])
 
 
 @pytest.mark.parametrize("total", [1, 7, 16, 17, 19, 32, 33, 34, 672])

@@ -266,7 +266,7 @@ def test_kill_9_while_saving_loses_nothing_committed(tmp_path: Path) -> None:
         committed = found["agent_steps"]
     process = start(tmp_path)
     process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
+    process.communicate(timeout=60)
     assert process.returncode == 0
     assert inspect(tmp_path)["agent_steps"] > committed
 
