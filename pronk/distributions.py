@@ -21,6 +21,9 @@ from pronk.types import Array, Key
 # Added to logits of forbidden actions: finite, so that gradients and entropies stay finite.
 MASKED = -1e9
 
+# Squashed means stay within ± this before tanh: within 0.987 of the action bounds after it.
+MEAN_BOUND = 2.5
+
 
 class Distribution(Protocol):
     """What a policy needs of its action distribution; see the module's docstring for `raw`."""
@@ -147,6 +150,9 @@ class DiagonalGaussian:
 
     def _mean_std(self, params: Array) -> tuple[Array, Array]:
         mean, x = jnp.split(params, 2, axis=-1)
+        if self.squash:
+            # Far out tanh is flat: a mean that has strayed there gets no gradient back.
+            mean = MEAN_BOUND * jnp.tanh(mean / MEAN_BOUND)
         offset = np.log(np.expm1(self.initial_std))
         return mean, jax.nn.softplus(x + offset) + self.min_std
 

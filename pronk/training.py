@@ -303,7 +303,7 @@ class _Run:
     def _local(self, state: LearnerState, monitor: Monitor) -> Runtime:
         config, agent_config = self.config, self.plan.agent_config
         atari = self.plan.env.startswith("ALE/")
-        num_envs = config.envs or (32 if atari else agent_config.batch_size)
+        num_envs = config.envs or (16 if atari else agent_config.batch_size)
         if config.deterministic and (config.actors * num_envs) % agent_config.batch_size:
             raise UserError(
                 f"--deterministic learns from whole rounds: --actors {config.actors} × --envs"
