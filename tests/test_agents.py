@@ -64,6 +64,8 @@ class RandomEnv:
     """Random observations with every kind of boundary: ends, restarts that no end announced, and
     games over in their first row. Reuses its arrays, as environments may."""
 
+    placement = "in the test"
+
     def __init__(self, spec: EnvSpec, num_envs: int, seed: int = 0):
         self.spec, self.num_envs = spec, num_envs
         self._rng = np.random.default_rng(seed)

@@ -17,12 +17,10 @@ import pytest
 from gymnasium import spaces
 
 from pronk import envs
-from pronk.envs.gym_env import (
-    ProcessVectorEnv,
-    SerialVectorEnv,
-    episode_seed,
-    gym_spec,
-)
+from pronk.envs.episodes import episode_seed
+from pronk.envs.gym_env import SerialVectorEnv
+from pronk.envs.process_env import ProcessVectorEnv
+from pronk.envs.slot import gym_spec
 from pronk.errors import UserError
 from pronk.types import EnvSpec
 
@@ -541,7 +539,7 @@ def test_a_slow_environment_gets_processes_and_a_fast_one_does_not(monkeypatch):
 
 
 def test_workers_do_not_import_jax():
-    code = "import sys, pronk.envs, pronk.envs.gym_env; print('jax' in sys.modules)"
+    code = "import sys, pronk.envs, pronk.envs.process_env; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -239,6 +239,10 @@ def start(run_dir: Path, *flags: str) -> subprocess.Popen[str]:
     raise AssertionError("the run ended before its first update")
 
 
+def newest(run_dir: Path) -> int:
+    return max((int(p.name) for p in (run_dir / "checkpoints").glob("0*")), default=0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path)
@@ -254,9 +258,12 @@ def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -
 
 def test_kill_9_while_saving_loses_nothing_committed(tmp_path: Path) -> None:
     committed = 0
-    for pause in (0.4, 0.7):
+    for pause in (0.1, 0.37):
         # Saving all the time, so that the kill comes in mid-save.
         process = start(tmp_path, "--checkpoint-every", "0.001")
+        deadline = time.monotonic() + 60
+        while newest(tmp_path) <= committed and time.monotonic() < deadline:
+            time.sleep(0.05)
         time.sleep(pause)
         process.kill()
         process.wait()
