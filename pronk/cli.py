@@ -170,19 +170,19 @@ def evaluate(args: list[str]) -> None:
     parsed = _parse(EvalArguments, "eval", args, description="Play games and report the score.")
     if parsed.episodes < 1:
         raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
+    from pronk.files import without_nan
     from pronk.policy import load
 
     policy = load(parsed.run)
-    env_args = {**policy.plan.env_args, **_env_args(parsed.env_arg)}
     result = policy.evaluate(
         episodes=parsed.episodes,
         sample=parsed.sample,
         seed=parsed.seed,
         env=parsed.env,
-        env_args=env_args,
+        env_args=_env_args(parsed.env_arg),
     )
     if parsed.json:
-        print(json.dumps({"steps": policy.steps, **result.as_json()}, indent=2))
+        print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
         return
     human = result.human_normalised
     normalised = "" if human is None else f", {human:.1%} human-normalised"

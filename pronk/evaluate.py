@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,10 +39,12 @@ def evaluate(
     episodes: int,
     key: Key,
     sample: bool = False,
-) -> Evaluation:
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Play `episodes` games; the environment is the caller's to close.
 
-    Every slot plays a fixed number of them, since taking whichever end first favours short ones.
+    None if `stop()` became true meanwhile. Every slot plays a fixed number of them, since taking
+    whichever end first favours short ones.
     """
     num_envs = env.num_envs
     quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
@@ -57,6 +60,8 @@ def evaluate(
     timestep = env.reset()
     done: list[Episode] = []
     while any(quota):
+        if stop():
+            return None
         timestep = env.step(player.act(behaviour, timestep).action)
         for episode in env.episodes():
             slot = episode.env_id % num_envs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,8 +88,8 @@ class Plan:
 
     def check_same(self, run_dir: Path) -> None:
         """Raise UserError if `run_dir` holds a run that learns something else."""
-        if not (run_dir / "config.json").exists():
-            return
+        if not any((run_dir / "checkpoints").glob("[0-9]*")):
+            return  # nothing was learnt there: a command that was refused, say
         saved, ours = _identity(Plan.load(run_dir).as_json()), _identity(self.as_json())
         differing = sorted(k for k in saved | ours if saved.get(k) != ours.get(k))
         if differing:
@@ -120,11 +121,15 @@ _FRACTIONS = frozenset({"discount", "rmsprop_decay"})
 
 
 def _check(*configs: Any) -> None:
-    """Raise UserError for numbers that make no sense."""
+    """Raise UserError for values of the wrong type, and numbers that make no sense."""
     for config in configs:
+        hints = typing.get_type_hints(type(config))
         for f in dataclasses.fields(config):
             value = getattr(config, f.name)
             flag = "--" + f.name.strip("_").replace("_", "-")
+            _check_type(flag, value, hints[f.name])
+            if f.name == "seed" and value >= 2**63:
+                raise UserError(f"`{flag}` is {value}; expected less than 2^63.")
             if f.name == "hidden" and (not value or min(value) < 1):
                 raise UserError(f"`{flag}` is {value}; expected one or more widths of at least 1.")
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -135,6 +140,33 @@ def _check(*configs: Any) -> None:
                 raise UserError(f"`{flag}` is {value}; expected zero or more.")
             if f.name in _FRACTIONS and not 0 <= value <= 1:
                 raise UserError(f"`{flag}` is {value}; expected a number from 0 to 1.")
+
+
+def _check_type(flag: str, value: Any, hint: Any) -> None:
+    """Raise UserError where `value` is not of the annotated type."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in options:
+            listed = ", ".join(map(str, options))
+            raise UserError(f"`{flag}` is {value!r}{nearest(str(value), options)} Known: {listed}.")
+        return
+    optional = type(None) in options
+    if value is None and optional:
+        return
+    kinds = [o for o in options if o is not type(None)] if optional else [hint]
+    if kinds == [int]:
+        right = isinstance(value, int) and not isinstance(value, bool)
+    elif kinds == [float]:
+        right = isinstance(value, int | float) and not isinstance(value, bool)
+    elif kinds == [bool]:
+        right = isinstance(value, bool)
+    elif kinds == [Path]:
+        right = isinstance(value, str | Path)
+    else:  # the layer widths
+        right = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)
+    if not right:
+        name = getattr(kinds[0], "__name__", str(kinds[0]))
+        raise UserError(f"`{flag}` is {value!r}; expected {name}.")
 
 
 def default_preset(agent: str, env: Any, env_args: Mapping[str, Any]) -> str:

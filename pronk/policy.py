@@ -35,11 +35,16 @@ class Policy:
     ):
         self.plan, self.env, self.spec, self.agent, self.steps = plan, env, spec, agent, steps
         self.learner_state = state
+        self._episodes = 0
         self.behaviour: PyTree = jax.jit(agent.behaviour)(state)
 
-    def initial_carry(self, *, seed: int = 0, sample: bool = False) -> PyTree:
-        """The carry at an episode's start; with `sample` actions are drawn, not the likeliest."""
-        key = jax.random.key(seed)
+    def initial_carry(self, *, seed: int | None = None, sample: bool = False) -> PyTree:
+        """The carry at an episode's start; with `sample` actions are drawn, not the likeliest.
+
+        Without a `seed` every call gives other random numbers.
+        """
+        self._episodes += 1
+        key = jax.random.key(self._episodes if seed is None else seed)
         carry = self.agent.initial_carry(key, np.zeros(1, np.int32), 1, not sample)
         return carry, key, np.uint32(0)
 
@@ -75,7 +80,7 @@ class Policy:
         action, agent_carry, _ = jit_act(
             self.agent.act, self.behaviour, agent_carry, timestep, key, count
         )
-        action = np.asarray(action)[0]
+        action = np.asarray(action)[0] + getattr(self.spec.action_space, "start", 0)
         return action, (agent_carry, key, count + np.uint32(1))
 
     def evaluate(
@@ -88,17 +93,27 @@ class Policy:
         env_args: Mapping[str, Any] | None = None,
     ) -> Evaluation:
         """Play `episodes` full games, unclipped; on another environment if one is given."""
+        own = env is None or env == self.env
+        played: Any = self.env if own else env
         vector = envs.make(
-            self.env if env is None else env,
+            played,
             min(episodes, 16),
             seed=seed,
-            env_args=self.plan.env_args if env_args is None else env_args,
+            env_args={**(self.plan.env_args if own else {}), **(env_args or {})},
             threads=os.cpu_count() or 1,
             evaluate=True,
             max_faults=self.plan.run.max_env_faults,
         )
         with contextlib.closing(vector):
-            return evaluate(
+            for kind in ("observation_space", "action_space"):
+                theirs, ours = getattr(vector.spec, kind), getattr(self.spec, kind)
+                if theirs != ours:
+                    raise UserError(
+                        f"'{vector.spec.name}' has the {kind.replace('_', ' ')} {theirs}, but this"
+                        f" policy was trained with {ours}; evaluate it on an environment like its"
+                        " own."
+                    )
+            result = evaluate(
                 self.agent,
                 self.behaviour,
                 vector,
@@ -106,6 +121,8 @@ class Policy:
                 key=jax.random.key(seed),
                 sample=sample,
             )
+        assert result is not None  # nobody asked it to stop
+        return result
 
 
 def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
@@ -118,6 +135,11 @@ def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Pol
     plan = Plan.load(Path(run_dir))
     loaded = newest(Path(run_dir))
     env = plan.env if env is None else env
+    if env == plan.env and "/" not in plan.env and "." in plan.env.split("-")[0]:
+        raise UserError(
+            f"'{run_dir}' was trained on the function {plan.env}, which its name alone doesn't"
+            " bring back; from Python, give it: pronk.load(run, env=function)."
+        )
     spec, agent = build(plan, env)
     state: LearnerState = loaded.restore("learner", initial_state(plan, agent))
     return Policy(plan, env, spec, agent, state, loaded.steps)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import jax
@@ -35,40 +35,39 @@ def record(
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
     game = film.make(policy.env, seed=seed, env_args=policy.plan.env_args)
-    with contextlib.closing(game.env):
-        player = Actor(
-            policy.agent,
-            game.env,
-            unroll=1,
-            key=jax.random.key(seed),
-            env_ids=np.zeros(1, np.int32),
-            num_envs=1,
-            evaluate=not sample,
-        )
-        timestep = game.env.reset()
-        frames, returns = [game.picture()], []
-        while len(returns) < episodes and len(frames) <= max_steps:
-            timestep = game.env.step(player.act(policy.behaviour, timestep).action)
-            frames.append(game.picture())
-            returns.extend(e.episode_return for e in game.env.episodes())
-    _write(output, frames, game.frames_per_second)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        rate: dict[str, Any] = {"duration": 1000 / game.frames_per_second, "loop": 0}
+        if output.suffix == ".mp4":
+            rate = {"fps": game.frames_per_second, "macro_block_size": 2}
+        writer: Any = imageio.get_writer(output, **rate)
+        with contextlib.closing(game.env), writer as film_file:
+            player = Actor(
+                policy.agent,
+                game.env,
+                unroll=1,
+                key=jax.random.key(seed),
+                env_ids=np.zeros(1, np.int32),
+                num_envs=1,
+                evaluate=not sample,
+            )
+            timestep = game.env.reset()
+            film_file.append_data(_sized(game.picture()))
+            returns: list[float] = []
+            for _ in range(max_steps):
+                timestep = game.env.step(player.act(policy.behaviour, timestep).action)
+                film_file.append_data(_sized(game.picture()))
+                returns.extend(e.episode_return for e in game.env.episodes())
+                if len(returns) >= episodes:
+                    break
+    except OSError as error:
+        raise cannot_write(output, error) from None
     return returns
 
 
-def _write(output: Path, frames: Iterable[Array], fps: float) -> None:
-    def sized(frame: Array) -> Array:
-        # Small pictures are enlarged so that one can see something; encoders want even sizes.
-        scale = max(1, 240 // frame.shape[0])
-        frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
-        height, width = (n - n % 2 for n in frame.shape[:2])
-        return frame[:height, :width]
-
-    frames = [sized(f) for f in frames]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".gif":
-            imageio.mimsave(output, frames, duration=1000 / fps, loop=0)
-        else:
-            imageio.mimsave(output, frames, fps=fps, macro_block_size=2)
-    except OSError as error:
-        raise cannot_write(output, error) from None
+def _sized(frame: Array) -> Array:
+    """Small pictures enlarged, so that one can see something; even sizes, as encoders want."""
+    scale = max(1, 240 // frame.shape[0])
+    frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+    height, width = (n - n % 2 for n in frame.shape[:2])
+    return frame[:height, :width]

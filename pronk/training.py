@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pronk import agents, envs
@@ -182,8 +183,11 @@ class _Run:
                     metrics.clear()
                     lags.clear()
                 if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
-                    monitor.log(self._evaluate(runtime))
+                    record = self._evaluate(runtime, signalled)
+                    if record is not None:
+                        monitor.log(record)
                     next_eval = _next_multiple(self.agent_steps, config.eval_every)
+                    last_log += time.perf_counter() - now  # no time of training
                 if runtime.drained and now - last_save >= config.checkpoint_every:
                     self._save(runtime)
                     last_save = now
@@ -191,10 +195,14 @@ class _Run:
                 now = time.perf_counter()
                 speed = (self.agent_steps - logged_steps) / max(now - last_log, 1e-9)
                 monitor.log(self._record(runtime, metrics, lags, speed))
-        finally:
-            # Also when something failed: what was learnt so far is not lost.
-            if runtime.drained:
-                self._save(runtime, block=True)
+        except BaseException:
+            # What was learnt so far is not lost, unless the update itself failed half-way: then
+            # its state is gone (its memory was donated) and the last checkpoint stands.
+            if runtime.drained and not _donated(runtime.learner_state):
+                with contextlib.suppress(UserError):  # what failed first is what to report
+                    self._save(runtime, block=True)
+            raise
+        self._save(runtime, block=True)
         summary = self._summary(status, runtime.bound_by())
         monitor.summary(summary)
         return summary
@@ -223,7 +231,7 @@ class _Run:
             "episodes": self.episodes,
         }
 
-    def _evaluate(self, runtime: Runtime) -> dict[str, Any]:
+    def _evaluate(self, runtime: Runtime, signalled: threading.Event) -> dict[str, Any] | None:
         config = self.config
         env = envs.make(
             self.env,
@@ -243,11 +251,16 @@ class _Run:
                 env,
                 episodes=config.eval_episodes,
                 key=key_for(config.seed, EVALUATION_KEY),
+                stop=signalled.is_set,
             )
+        if result is None:
+            return None
         fields = {f"eval/{k}": v for k, v in result.as_json().items() if v is not None}
         return {**self._counters(), **fields}
 
     def _save(self, runtime: Runtime, *, block: bool = False) -> None:
+        if not self.lag_count:
+            return  # nothing was learnt yet
         meta = {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,
@@ -304,6 +317,12 @@ class _Run:
         config, agent_config = self.config, self.plan.agent_config
         atari = self.plan.env.startswith("ALE/")
         num_envs = config.envs or (16 if atari else agent_config.batch_size)
+        if config.actor_kind == "process" and config.env_workers:
+            raise UserError(
+                f"`--env-workers` is {config.env_workers} with `--actor-kind process`; actors in"
+                " processes of their own step their environments themselves: leave one of the two"
+                " out."
+            )
         if config.deterministic and (config.actors * num_envs) % agent_config.batch_size:
             raise UserError(
                 f"--deterministic learns from whole rounds: --actors {config.actors} × --envs"
@@ -357,7 +376,8 @@ class ActorFactory:
             seed=_derived_seed(config.seed, ACTOR_KEY, self.life),
             first_env_id=first,
             env_args=self.plan.env_args,
-            workers=config.env_workers,
+            # An actor's process steps its environments itself.
+            workers=0 if config.actor_kind == "process" else config.env_workers,
             threads=max(1, (os.cpu_count() or 1) // config.actors),
             replayable=config.deterministic,
             fault_log=self.plan.run_dir / "env_faults.log",
@@ -373,6 +393,10 @@ class ActorFactory:
         )
 
 
+def _donated(state: LearnerState) -> bool:
+    return any(x.is_deleted() for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+
+
 def _derived_seed(seed: int, *purpose: int) -> int:
     return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0] >> 1)
 
@@ -386,7 +410,14 @@ def _params_of(run_dir: Path, state: LearnerState) -> Any:
     loaded: Loaded | None = Checkpointer(Path(run_dir) / "checkpoints").load()
     if loaded is None:
         raise UserError(f"`--init-from` '{run_dir}' holds no checkpoint; give a run's directory.")
-    return loaded.restore("learner", state).params
+    params = (loaded.tree("learner") or {}).get("params")
+    expected = jax.tree.map(lambda x: (x.shape, x.dtype), state.params)
+    if jax.tree.map(lambda x: (x.shape, x.dtype), params) != expected:
+        raise UserError(
+            f"the parameters of `--init-from` '{run_dir}' do not fit: another network, or an"
+            " environment with other spaces. Use the network settings of that run."
+        )
+    return jax.tree.map(jnp.asarray, params)
 
 
 @contextlib.contextmanager

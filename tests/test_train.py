@@ -121,7 +121,7 @@ def test_init_from_starts_with_another_runs_parameters(tmp_path: Path) -> None:
     a, b = pronk.load(tmp_path / "a"), pronk.load(tmp_path / "b")
     flat = [np.concatenate([x.ravel() for x in _leaves(p.behaviour)]) for p in (a, b)]
     np.testing.assert_array_equal(*flat)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="do not fit"):
         train("pronk/Catch-v0", tmp_path / "c", 200, init_from=tmp_path / "a", hidden=(9,))
 
 
@@ -219,6 +219,97 @@ def test_a_policy_acts_in_a_plain_loop(tmp_path: Path) -> None:
 
     assert play(0, sample=False) == play(1, sample=False)
     assert len({tuple(play(seed, sample=True)) for seed in range(6)}) > 1
+
+
+class Shifted(gym.Env):
+    """Its actions are 1 and 2."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(2, start=1)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return (
+            np.zeros(2, np.float32),
+            float(action),
+            bool(self.np_random.random() < 0.2),
+            False,
+            {},
+        )
+
+
+def test_a_policy_gives_actions_as_the_environment_takes_them(tmp_path: Path) -> None:
+    train(Shifted, tmp_path, 200, actors=1, max_env_faults=0)
+    with pytest.raises(UserError, match="give it: pronk"):
+        pronk.load(tmp_path)
+    policy = pronk.load(tmp_path, env=Shifted)
+    seen = set()
+    for _ in range(30):
+        action, _ = policy.act(np.zeros(2, np.float32), policy.initial_carry(sample=True))
+        seen.add(int(action))
+    assert seen == {1, 2}
+
+
+def test_a_policy_is_not_played_where_it_cannot_see(tmp_path: Path) -> None:
+    train("pronk/Catch-v0", tmp_path, 200)
+    with pytest.raises(UserError, match="observation space"):
+        pronk.load(tmp_path).evaluate(episodes=1, env="CartPole-v1")
+
+
+def test_an_evaluation_can_be_stopped(tmp_path: Path) -> None:
+    import jax
+
+    from pronk import envs
+    from pronk.evaluate import evaluate
+
+    train("pronk/Catch-v0", tmp_path, 200)
+    policy, calls = pronk.load(tmp_path), []
+    result = evaluate(
+        policy.agent,
+        policy.behaviour,
+        envs.make("pronk/Catch-v0", 2),
+        episodes=10**9,
+        key=jax.random.key(0),
+        stop=lambda: calls.append(None) or len(calls) > 30,
+    )
+    assert result is None
+
+
+def test_a_refused_command_does_not_claim_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="use --runtime local"):
+        train("CartPole-v1", tmp_path, 200, runtime="fused")
+    assert train("CartPole-v1", tmp_path, 200, actors=1)["status"] == "finished"
+
+
+WRONG = {
+    "optimiser": ("sgd", "rmsprop, adam"),
+    "runtime": ("fsed", "did you mean 'fused'?"),
+    "steps": ("100", "expected int"),
+    "learning_rate": (True, "expected float"),
+    "hidden": (64, "expected"),
+    "seed": (2**70, "less than"),
+    "entropy": (0.1, "did you mean 'entropy_cost'?"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_settings_are_named(name: str, tmp_path: Path) -> None:
+    value, expected = WRONG[name]
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")):
+        pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, **{name: value})
+
+
+def test_process_actors_say_what_they_cannot_do(tmp_path: Path) -> None:
+    settings = {"actor_kind": "process", "actors": 1}
+    with pytest.raises(UserError, match="leave one of the two"):
+        train("CartPole-v1", tmp_path / "a", 200, env_workers=2, **settings)
+    with pytest.raises(UserError, match="function of a module"):
+        train(lambda: gym.make("CartPole-v1"), tmp_path / "b", 200, **settings)
 
 
 COMMAND = [sys.executable, "-m", "pronk.cli", "train", "impala", "pronk/Catch-v0"]

@@ -51,4 +51,7 @@ class RunConfig:
 
 
 # Changing these does not change what is learnt, so a run may be resumed with other values.
-FREE = ("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet")
+FREE = (
+    *("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet"),
+    *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
+)

@@ -84,7 +84,9 @@ class _Worker:
 
 def _work(connection: Connection, config: SlotConfig, memory: str, lo: int, hi: int) -> None:
     """A worker process: obeys commands until the other end of the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C, and a SIGTERM to the whole group, are the parent's to handle: it hangs up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Under spawn the resource tracker is the parent's, which unlinks: registering again is a no-op.
     options: dict[str, Any] = {"track": False} if sys.version_info >= (3, 13) else {}
     block = SharedMemory(memory, **options)

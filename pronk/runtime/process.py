@@ -13,6 +13,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
 
@@ -71,6 +72,13 @@ class ActorProcess:
     """
 
     def __init__(self, make_actor: Callable[[], Actor], name: str):
+        try:
+            ForkingPickler.dumps(make_actor)
+        except Exception as error:
+            raise UserError(
+                f"{name} can't be made in another process ({error}); use `--actor-kind thread`, or"
+                " an environment factory that is a function of a module."
+            ) from None
         context = multiprocessing.get_context("spawn")  # forking after jax has started deadlocks
         self._name = name
         self._pipe, theirs = context.Pipe()
@@ -153,7 +161,7 @@ def _release(memories: list[SharedMemory], pipe: Connection) -> None:
 def _main(pipe: Connection, make_actor: Callable[[], Actor]) -> None:
     """The other process: obeys until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the learner's process decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     actor: Actor | None = None
     try:
