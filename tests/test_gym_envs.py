@@ -168,8 +168,9 @@ def same(a: list[Any], b: list[Any]) -> bool:
     )
 
 
-def shared_blocks() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+def shared_blocks(pid: int | None = None) -> list[str]:
+    owner = f"pronk-{os.getpid() if pid is None else pid}-"
+    return [name for name in os.listdir("/dev/shm") if name.startswith(owner)]
 
 
 def gone(pid: int) -> bool:
@@ -405,34 +406,34 @@ def test_processes_do_what_the_serial_form_does():
 
 
 def test_close_leaves_no_process_and_no_memory():
-    before = shared_blocks()
     env = envs.make("CartPole-v1", 2, workers=2)
     t = env.reset()
     workers = pids(env)  # type: ignore[arg-type]
-    assert shared_blocks() - before
+    assert len(shared_blocks()) == 1
     start = time.monotonic()
     env.close()
     env.close()
     assert time.monotonic() - start < 5
-    assert shared_blocks() <= before
+    assert not shared_blocks()
     assert all(gone(pid) for pid in workers)
     assert np.isfinite(t.observation).all()  # what was handed out outlives it
 
 
 def test_garbage_and_exit_leave_no_process_and_no_memory(tmp_path):
-    before = shared_blocks()
     env = envs.make("CartPole-v1", 2, workers=1)
     workers = pids(env)  # type: ignore[arg-type]
     del env
     gc.collect()
-    assert shared_blocks() <= before
+    assert not shared_blocks()
     assert all(gone(pid) for pid in workers)
     script = tmp_path / "script.py"
     script.write_text(
+        "import os\n"
         "from pronk import envs\n"
         "if __name__ == '__main__':\n"
         "    env = envs.make('CartPole-v1', 2, workers=1)\n"
         "    env.reset()\n"
+        "    print(os.getpid())\n"
         "    raise SystemExit(7)\n"
     )
     root = Path(__file__).parents[1]
@@ -441,7 +442,7 @@ def test_garbage_and_exit_leave_no_process_and_no_memory(tmp_path):
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (7, "")  # the resource tracker has nothing to say
-    assert shared_blocks() <= before
+    assert not shared_blocks(int(done.stdout))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
@@ -451,19 +452,18 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         "from pronk import envs\n"
         "if __name__ == '__main__':\n"
         "    env = envs.make('CartPole-v1', 2, workers=1)\n"
-        "    print(*[w.pid for w in env._processes.workers], flush=True)\n"
+        "    print(os.getpid(), *[w.pid for w in env._processes.workers], flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    before = shared_blocks()
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, script], env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60, check=False,
     )  # fmt: skip
-    workers = [int(pid) for pid in done.stdout.split()]
+    parent, *workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 1
     deadline = time.monotonic() + 10
-    while not (all(map(gone, workers)) and shared_blocks() <= before):
+    while shared_blocks(parent) or not all(map(gone, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -514,14 +514,13 @@ def test_a_worker_killed_between_episodes_begins_the_next():
 
 
 def test_faults_are_counted_over_all_workers():
-    before = shared_blocks()
     env = envs.make(dies_at_three, 2, workers=2, max_faults=1)
     env.reset()
     env.step([0, 0])
     env.step([0, 0])
     with pytest.raises(UserError, match=r"2 times, and `max_faults` is 1.*exit code 3"):
         env.step([0, 0])
-    assert shared_blocks() <= before
+    assert not shared_blocks()
 
 
 def test_a_slow_environment_gets_processes_and_a_fast_one_does_not(monkeypatch):
@@ -652,11 +651,10 @@ def test_a_missing_package_is_said(monkeypatch):
 
 
 def test_a_worker_that_cannot_make_its_environment_says_so():
-    before = shared_blocks()
     with pytest.raises(UserError, match="out of tigers"):
         ProcessVectorEnv(never_made, gym_spec(Counting, "test"), 2, workers=1)
     gc.collect()
-    assert shared_blocks() <= before
+    assert not shared_blocks()
 
 
 def test_names_and_specs():

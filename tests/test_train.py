@@ -199,7 +199,7 @@ def test_beyond_the_budget_the_run_stops_saved_and_says_why(env: Any, tmp_path: 
 def test_actors_in_processes_of_their_own(tmp_path: Path) -> None:
     summary = train("pronk/Catch-v0", tmp_path, 400, runtime="local", actor_kind="process")
     assert summary["status"] == "finished"
-    assert not [n for n in os.listdir("/dev/shm") if n.startswith("psm_")]
+    assert not [n for n in os.listdir("/dev/shm") if n.startswith(f"pronk-{os.getpid()}-")]
 
 
 def test_a_policy_acts_in_a_plain_loop(tmp_path: Path) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import sys
 import time
 import weakref
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 
+from pronk import shared_memory
 from pronk.envs.gym_env import SlotConfig, Slots, SlotVectorEnv
 from pronk.envs.slot import Factory, Fault, Rows
 from pronk.errors import UserError
@@ -87,9 +86,7 @@ def _work(connection: Connection, config: SlotConfig, memory: str, lo: int, hi: 
     # Ctrl-C, and a SIGTERM to the whole group, are the parent's to handle: it hangs up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Under spawn the resource tracker is the parent's, which unlinks: registering again is a no-op.
-    options: dict[str, Any] = {"track": False} if sys.version_info >= (3, 13) else {}
-    block = SharedMemory(memory, **options)
+    block = shared_memory.attach(memory)
     try:
         _obey(connection, config, Rows(config.spec, config.num_envs, block.buf), lo, hi)
     finally:
@@ -116,7 +113,7 @@ class _Processes:
 
     def __init__(self, config: SlotConfig):
         self.workers: list[_Worker] = []
-        self._memory = SharedMemory(create=True, size=Rows.size(config.spec, config.num_envs))
+        self._memory = shared_memory.create(Rows.size(config.spec, config.num_envs))
         self.name = self._memory.name
         self.rows: Rows | None = Rows(config.spec, config.num_envs, self._memory.buf)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pronk import shared_memory
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
 from pronk.types import Array, PyTree, Trajectory
@@ -120,7 +121,7 @@ class ActorProcess:
             self._process.join()
 
     def _memory(self, size: int) -> SharedMemory:
-        memory = SharedMemory(create=True, size=size)
+        memory = shared_memory.create(size)
         self._memories.append(memory)
         return memory
 
@@ -192,7 +193,7 @@ def _obey(pipe: Connection, actor: Actor) -> None:
         command, *rest = pipe.recv()
         if command == "parameters":
             name, places = rest
-            params = (SharedMemory(name), places)
+            params = (shared_memory.attach(name), places)
             continue
         assert command == "unroll"
         assert params is not None
@@ -201,6 +202,6 @@ def _obey(pipe: Connection, actor: Actor) -> None:
             places, size = _layout(trajectory)
             pipe.send(("size", places, size))
             _, name = pipe.recv()
-            room = (SharedMemory(name), places)
+            room = (shared_memory.attach(name), places)
         _write(*room, trajectory)
         pipe.send(("done", *others))
