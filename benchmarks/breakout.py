@@ -1,6 +1,6 @@
 """End-to-end speed while training: Breakout, shallow network, for some minutes.
 
-    python benchmarks/breakout.py [--seconds 180]
+    python benchmarks/breakout.py [--seconds 180] [--run-dir DIR] [-- flags for pronk train]
 
 Prints JSON: agent steps per second after the first update, seconds to the first update (run it
 twice for a warm compilation cache), and the process's resident memory over time.
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -29,13 +30,16 @@ def main() -> None:
     """Train in a process of its own, watch it, interrupt it as a user would."""
     parser = argparse.ArgumentParser(description="End-to-end speed while training on Breakout.")
     parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--run-dir", help="where the run is kept; else it is thrown away")
     parser.add_argument("flags", nargs="*", help="flags for pronk train, after --")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "pronk.cli", "train", "impala", "ALE/Breakout-v5"]
         started = time.perf_counter()
         process = subprocess.Popen(
-            [*command, "--run-dir", directory, *args.flags], stdout=subprocess.PIPE, text=True
+            [*command, "--run-dir", args.run_dir or directory, *args.flags],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         first_update = None
@@ -43,13 +47,17 @@ def main() -> None:
             if line.startswith("first update"):
                 first_update = time.perf_counter() - started
                 break
+        # Read on: a full pipe would stop the run.
+        reader = threading.Thread(target=process.stdout.read, daemon=True)
+        reader.start()
         resident = []
-        for _ in range(int(args.seconds / 5)):
-            time.sleep(5)
+        end = time.monotonic() + args.seconds
+        while time.monotonic() < end and process.poll() is None:
             resident.append(round(resident_bytes(process.pid) / 2**20))
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
-        lines = (Path(directory) / "metrics.jsonl").read_text().splitlines()
+            time.sleep(5)
+        process.send_signal(signal.SIGINT)  # as a user would; nothing to one that has finished
+        process.wait(timeout=120)
+        lines = (Path(args.run_dir or directory) / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         a, b = records[1], records[-1]
         print(

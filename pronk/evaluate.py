@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pronk import scores
-from pronk.runtime.actor import Actor
+from pronk.runtime.actor import Player
 from pronk.types import Agent, Episode, Key, PyTree, VectorEnv
 
 
@@ -48,15 +48,8 @@ def evaluate(
     """
     num_envs = env.num_envs
     quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
-    player = Actor(
-        agent,
-        env,
-        unroll=1,
-        key=key,
-        env_ids=np.arange(num_envs, dtype=np.int32),
-        num_envs=num_envs,
-        evaluate=not sample,
-    )
+    env_ids = np.arange(num_envs, dtype=np.int32)
+    player = Player(agent, key, env_ids, num_envs, evaluate=not sample)
     timestep = env.reset()
     done: list[Episode] = []
     while any(quota):

@@ -126,7 +126,7 @@ def _check(*configs: Any) -> None:
         hints = typing.get_type_hints(type(config))
         for f in dataclasses.fields(config):
             value = getattr(config, f.name)
-            flag = "--" + f.name.strip("_").replace("_", "-")
+            flag = "--" + f.name.replace("_", "-")
             _check_type(flag, value, hints[f.name])
             if f.name == "seed" and value >= 2**63:
                 raise UserError(f"`{flag}` is {value}; expected less than 2^63.")
@@ -171,12 +171,12 @@ def _check_type(flag: str, value: Any, hint: Any) -> None:
 
 def default_preset(agent: str, env: Any, env_args: Mapping[str, Any]) -> str:
     """What `--preset auto` means for this environment."""
-    if isinstance(env, str) and env.startswith("ALE/"):
-        return config_module(agent).preset_for(atari=True, continuous=False)
     import gymnasium as gym
 
     from pronk import envs
 
+    if envs.is_atari(env):  # without loading ALE
+        return config_module(agent).preset_for(atari=True, continuous=False)
     space = envs.spec_of(env, env_args).action_space
     continuous = isinstance(space, gym.spaces.Box)
     return config_module(agent).preset_for(atari=False, continuous=continuous)
@@ -226,7 +226,8 @@ def resolve(
 
 
 def env_name(env: Any) -> str:
-    """An environment's id, or the dotted name of a factory."""
+    """An environment's id, or the dotted name of a factory and `()`."""
     if isinstance(env, str):
         return env
-    return f"{getattr(env, '__module__', '')}.{getattr(env, '__qualname__', type(env).__name__)}"
+    name = getattr(env, "__qualname__", type(env).__name__)
+    return f"{getattr(env, '__module__', '')}.{name}()"

@@ -135,7 +135,7 @@ def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Pol
     plan = Plan.load(Path(run_dir))
     loaded = newest(Path(run_dir))
     env = plan.env if env is None else env
-    if env == plan.env and "/" not in plan.env and "." in plan.env.split("-")[0]:
+    if isinstance(env, str) and env.endswith("()"):
         raise UserError(
             f"'{run_dir}' was trained on the function {plan.env}, which its name alone doesn't"
             " bring back; from Python, give it: pronk.load(run, env=function)."

@@ -14,7 +14,7 @@ from pronk.envs import film
 from pronk.errors import UserError
 from pronk.files import cannot_write
 from pronk.policy import Policy
-from pronk.runtime.actor import Actor
+from pronk.runtime.actor import Player
 from pronk.types import Array
 
 
@@ -42,14 +42,8 @@ def record(
             rate = {"fps": game.frames_per_second, "macro_block_size": 2}
         writer: Any = imageio.get_writer(output, **rate)
         with contextlib.closing(game.env), writer as film_file:
-            player = Actor(
-                policy.agent,
-                game.env,
-                unroll=1,
-                key=jax.random.key(seed),
-                env_ids=np.zeros(1, np.int32),
-                num_envs=1,
-                evaluate=not sample,
+            player = Player(
+                policy.agent, jax.random.key(seed), np.zeros(1, np.int32), 1, evaluate=not sample
             )
             timestep = game.env.reset()
             film_file.append_data(_sized(game.picture()))

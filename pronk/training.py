@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import signal
@@ -25,12 +26,18 @@ from pronk.evaluate import evaluate
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
-from pronk.runtime.actor import Actor
-from pronk.runtime.base import Runtime
+from pronk.runtime.actor import Actor, Player
+from pronk.runtime.base import Runtime, Update
 from pronk.runtime.fused import FusedRuntime
 from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
 from pronk.runtime.process import ActorProcess
 from pronk.types import Agent, EnvSpec, LearnerState
+
+# Environments of an actor, unless the user says otherwise.
+ENVS_PER_ACTOR = 16
+
+# Updates with gradients that are not finite, one after another, after which a run stops.
+MAX_SKIPPED = 20
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
 INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
@@ -101,6 +108,14 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         """Train until the end, a pause or a signal; leaves a checkpoint and a summary."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.run_dir, error) from None
+        with _alone_in(self.run_dir):
+            return self._go()
+
+    def _go(self) -> dict[str, Any]:
         loaded = self.checkpointer.load()
         state = initial_state(self.plan, self.agent)
         if loaded is not None:
@@ -108,10 +123,8 @@ class _Run:
             self._take_up(loaded.meta)
         elif self.config.init_from is not None:
             state = state._replace(params=_params_of(self.config.init_from, state))
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.run_dir, error) from None
+        # At the last record: all updates, and those left out for a gradient that was not finite.
+        self.updates, self.skipped = int(state.updates), int(state.skipped)
         write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
         monitor = Monitor(
             self.run_dir,
@@ -146,55 +159,33 @@ class _Run:
         self, runtime: Runtime, monitor: Monitor, signalled: threading.Event
     ) -> dict[str, Any]:
         config = self.config
-        pause_at = min(config.stop_after or config.steps, config.steps)
-        last_log = last_save = time.perf_counter()
-        logged_steps = self.agent_steps
         next_eval = _next_multiple(self.agent_steps, config.eval_every)
-        metrics: deque[Any] = deque(maxlen=200)
-        lags: list[float] = []
-        status = "finished"
-        first_update: float | None = None
+        last_save = time.perf_counter()
+        meter: _Meter | None = None  # begins after the first update, which compiles
         try:
-            while True:
-                if runtime.drained and signalled.is_set():
-                    status = "interrupted"
-                    break
-                if runtime.drained and self.agent_steps >= pause_at:
-                    status = "finished" if self.agent_steps >= config.steps else "paused"
-                    break
+            while not (status := self._status(runtime, signalled)):
                 update = runtime.update()
-                self.agent_steps += update.steps
-                self.episodes += len(update.episodes)
-                self.recent.extend(e.episode_return for e in update.episodes)
-                self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
-                metrics.append(update.metrics)
-                lags.append(update.policy_lag)
-                now = time.perf_counter()
-                if first_update is None:
+                self._count(update)
+                for warning in update.warnings:
+                    monitor.message(f"warning: {warning}")
+                if meter is None:
                     jax.block_until_ready(update.metrics)
-                    now = time.perf_counter()
-                    first_update = now - self.started
-                    monitor.message(f"first update after {first_update:.1f} s")
-                    last_log, logged_steps = now, self.agent_steps
-                elif now - last_log >= config.log_every:
-                    speed = (self.agent_steps - logged_steps) / (now - last_log)
-                    monitor.log(self._record(runtime, metrics, lags, speed))
-                    last_log, logged_steps = now, self.agent_steps
-                    metrics.clear()
-                    lags.clear()
+                    seconds = time.perf_counter() - self.started
+                    monitor.message(f"first update after {seconds:.1f} s")
+                    meter = _Meter(self.agent_steps)
+                meter.add(update)
+                if meter.seconds() >= config.log_every:
+                    self._log(runtime, monitor, meter)
+                    meter = _Meter(self.agent_steps)
                 if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
-                    record = self._evaluate(runtime, signalled)
-                    if record is not None:
-                        monitor.log(record)
+                    with meter.paused():
+                        self._evaluate(runtime, monitor, signalled)
                     next_eval = _next_multiple(self.agent_steps, config.eval_every)
-                    last_log += time.perf_counter() - now  # no time of training
-                if runtime.drained and now - last_save >= config.checkpoint_every:
+                if runtime.drained and time.perf_counter() - last_save >= config.checkpoint_every:
                     self._save(runtime)
-                    last_save = now
-            if metrics:
-                now = time.perf_counter()
-                speed = (self.agent_steps - logged_steps) / max(now - last_log, 1e-9)
-                monitor.log(self._record(runtime, metrics, lags, speed))
+                    last_save = time.perf_counter()
+            if meter is not None and meter.metrics:
+                self._log(runtime, monitor, meter)
         except BaseException:
             # What was learnt so far is not lost, unless the update itself failed half-way: then
             # its state is gone (its memory was donated) and the last checkpoint stands.
@@ -207,20 +198,46 @@ class _Run:
         monitor.summary(summary)
         return summary
 
-    def _record(
-        self, runtime: Runtime, metrics: deque[Any], lags: list[float], speed: float
-    ) -> dict[str, Any]:
-        values = jax.device_get(list(metrics))
-        names = values[0].keys() - {"steps"}
-        return {
+    def _status(self, runtime: Runtime, signalled: threading.Event) -> str:
+        """Why the run stops here; empty to go on."""
+        if not runtime.drained:
+            return ""
+        if signalled.is_set():
+            return "interrupted"
+        if self.agent_steps >= self.config.steps:
+            return "finished"
+        stop_after = self.config.stop_after
+        return "paused" if stop_after is not None and self.agent_steps >= stop_after else ""
+
+    def _count(self, update: Update) -> None:
+        self.agent_steps += update.steps
+        self.episodes += len(update.episodes)
+        self.recent.extend(e.episode_return for e in update.episodes)
+        self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
+
+    def _log(self, runtime: Runtime, monitor: Monitor, meter: _Meter) -> None:
+        state = runtime.learner_state
+        record = {
             **self._counters(),
-            "updates": int(runtime.learner_state.updates),
-            "steps_per_second": speed,
-            "policy_lag": float(np.mean(lags)) if lags else math.nan,
+            "updates": int(state.updates),
+            **meter.record(self.agent_steps),
             "bound_by": runtime.bound_by(),
-            **{name: float(np.mean([v[name] for v in values])) for name in sorted(names)},
-            "skipped_updates": int(runtime.learner_state.skipped),
+            "skipped_updates": int(state.skipped),
         }
+        monitor.log(record)
+        self._check_finite(record)
+
+    def _check_finite(self, record: Mapping[str, Any]) -> None:
+        """Raise UserError if not one update since the last record had a finite gradient."""
+        updates = record["updates"] - self.updates
+        skipped = record["skipped_updates"] - self.skipped
+        self.updates, self.skipped = record["updates"], record["skipped_updates"]
+        if skipped >= max(updates, MAX_SKIPPED):
+            raise UserError(
+                f"the last {skipped} updates were left out because their gradients were not"
+                " finite, so nothing is learnt any more. The parameters from before are saved;"
+                " look for huge rewards or observations, or lower the learning rate."
+            )
 
     def _counters(self) -> dict[str, Any]:
         return {
@@ -231,7 +248,7 @@ class _Run:
             "episodes": self.episodes,
         }
 
-    def _evaluate(self, runtime: Runtime, signalled: threading.Event) -> dict[str, Any] | None:
+    def _evaluate(self, runtime: Runtime, monitor: Monitor, signalled: threading.Event) -> None:
         config = self.config
         env = envs.make(
             self.env,
@@ -253,10 +270,9 @@ class _Run:
                 key=key_for(config.seed, EVALUATION_KEY),
                 stop=signalled.is_set,
             )
-        if result is None:
-            return None
-        fields = {f"eval/{k}": v for k, v in result.as_json().items() if v is not None}
-        return {**self._counters(), **fields}
+        if result is not None:
+            fields = {f"eval/{k}": v for k, v in result.as_json().items() if v is not None}
+            monitor.log({**self._counters(), **fields})
 
     def _save(self, runtime: Runtime, *, block: bool = False) -> None:
         if not self.lag_count:
@@ -315,8 +331,12 @@ class _Run:
 
     def _local(self, state: LearnerState, monitor: Monitor) -> Runtime:
         config, agent_config = self.config, self.plan.agent_config
-        atari = self.plan.env.startswith("ALE/")
-        num_envs = config.envs or (16 if atari else agent_config.batch_size)
+        num_envs = config.envs or ENVS_PER_ACTOR
+        if config.actor_kind == "process" and config.deterministic:
+            raise UserError(
+                "`--deterministic` has its actors take turns in one process; leave `--actor-kind"
+                " process` out (`--env-workers` may still step the environments in processes)."
+            )
         if config.actor_kind == "process" and config.env_workers:
             raise UserError(
                 f"`--env-workers` is {config.env_workers} with `--actor-kind process`; actors in"
@@ -337,7 +357,7 @@ class _Run:
         actors: list[Any] = []
         try:
             for factory in factories:
-                if config.actor_kind == "process" and not config.deterministic:
+                if config.actor_kind == "process":
                     actors.append(ActorProcess(factory, f"actor {factory.index}"))
                 else:
                     actors.append(factory(self.agent))  # shared: compiled once
@@ -349,6 +369,42 @@ class _Run:
             for actor in actors:
                 actor.close()
             raise
+
+
+class _Meter:
+    """What happened since the last record."""
+
+    def __init__(self, steps: int):
+        self.metrics: deque[Any] = deque(maxlen=200)
+        self._lags: list[float] = []
+        self._steps = steps
+        self._since = time.perf_counter()
+
+    def add(self, update: Update) -> None:
+        """One more update."""
+        self.metrics.append(update.metrics)
+        self._lags.append(update.policy_lag)
+
+    def seconds(self) -> float:
+        """Of training since the last record."""
+        return time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def record(self, steps: int) -> dict[str, float]:
+        """Speed, lag and the means of the metrics, now that `steps` agent steps are done."""
+        values = jax.device_get(list(self.metrics))
+        names = sorted(values[0].keys() - {"steps"})
+        return {
+            "steps_per_second": (steps - self._steps) / max(self.seconds(), 1e-9),
+            "policy_lag": float(np.mean(self._lags)),
+            **{name: float(np.mean([v[name] for v in values])) for name in names},
+        }
 
 
 @dataclass(frozen=True)
@@ -383,14 +439,13 @@ class ActorFactory:
             fault_log=self.plan.run_dir / "env_faults.log",
             max_faults=config.max_env_faults,
         )
-        return Actor(
+        player = Player(
             agent,
-            env,
-            unroll=agent_config.unroll,
-            key=jax.random.fold_in(key, self.index),
-            env_ids=np.arange(first, first + self.num_envs, dtype=np.int32),
-            num_envs=config.actors * self.num_envs,
+            jax.random.fold_in(key, self.index),
+            np.arange(first, first + self.num_envs, dtype=np.int32),
+            config.actors * self.num_envs,
         )
+        return Actor(player, env, unroll=agent_config.unroll)
 
 
 def _donated(state: LearnerState) -> bool:
@@ -418,6 +473,24 @@ def _params_of(run_dir: Path, state: LearnerState) -> Any:
             " environment with other spaces. Use the network settings of that run."
         )
     return jax.tree.map(jnp.asarray, params)
+
+
+@contextlib.contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Hold the run's directory; raises UserError if another process trains in it."""
+    try:
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(run_dir, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in '{run_dir}'; wait for it, or give another"
+                " --run-dir."
+            ) from None
+        yield
 
 
 @contextlib.contextmanager

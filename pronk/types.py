@@ -112,7 +112,6 @@ class EnvSpec:
     action_space: gym.Space
     frames_per_step: int = 1  # action repeat
     has_action_mask: bool = False
-    num_tasks: int = 1
 
 
 class Episode(NamedTuple):
@@ -121,7 +120,6 @@ class Episode(NamedTuple):
     episode_return: float
     length: int  # agent steps
     env_id: int
-    task: int = 0
 
 
 class VectorEnv(Protocol):

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from pronk import agents, envs, returns
 from pronk.checkpoint import Checkpointer
 from pronk.configs import impala
-from pronk.runtime.actor import Actor, jit_act
+from pronk.runtime.actor import Actor, Player, jit_act
 from pronk.runtime.batcher import concatenate
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
 
@@ -119,21 +119,19 @@ class RandomEnv:
     def episodes(self):
         return []
 
+    def warnings(self):
+        return []
+
     def close(self):
         pass
 
 
-def actor(agent: Agent, env: Any, seed: int = 0, unroll: int = UNROLL, **kwargs) -> Actor:
-    ids = np.arange(env.num_envs, dtype=np.int32)
-    return Actor(
-        agent,
-        env,
-        unroll=unroll,
-        key=jax.random.key(seed),
-        env_ids=ids,
-        num_envs=env.num_envs,
-        **kwargs,
-    )
+def player(agent: Agent, num_envs: int) -> Player:
+    return Player(agent, jax.random.key(0), np.arange(num_envs, dtype=np.int32), num_envs)
+
+
+def actor(agent: Agent, env: Any, unroll: int = UNROLL) -> Actor:
+    return Actor(player(agent, env.num_envs), env, unroll=unroll)
 
 
 class Made(NamedTuple):
@@ -167,10 +165,10 @@ def made(name: str) -> Made:
     agent = agents.make(v.agent, v.config, v.spec, horizon=HORIZON)
     state = spread(jax.jit(agent.init)(jax.random.key(0)))
     env = RandomEnv(v.spec, NUM_ENVS)
-    player = actor(agent, env)
+    unroller = actor(agent, env)
     behaviour, trajectories, compilations = agent.behaviour(state), [], []
     for version in range(4):
-        trajectories.append(player.unroll(behaviour, version).trajectory)
+        trajectories.append(unroller.unroll(behaviour, version).trajectory)
         compilations.append(jit_act._cache_size())
     learn, (gradients, ratios) = jax.jit(agent.learn), spied_gradients(agent)
     return Made(agent, state, learn, trajectories, env, compilations, gradients, ratios)
@@ -324,9 +322,9 @@ def test_the_importance_ratio_is_one_in_real_environments(name):
     state = spread(jax.jit(agent.init)(KEY))
     faults: dict[str, Any] = {} if str(env).startswith("pronk") else {"max_faults": 0}
     vector = envs.make(env, 2, seed=3, env_args=args, workers=0, **faults)
-    player = actor(agent, vector, unroll=7)
-    trajectories = [player.unroll(agent.behaviour(state), 0).trajectory for _ in range(3)]
-    player.close()
+    unroller = actor(agent, vector, unroll=7)
+    trajectories = [unroller.unroll(agent.behaviour(state), 0).trajectory for _ in range(3)]
+    unroller.close()
     assert np.sum([t.timestep.first[1:] for t in trajectories]) > 2  # episodes did end
     assert_on_policy(*spied_gradients(agent), state, trajectories)
 
@@ -452,18 +450,14 @@ def test_the_stored_core_is_the_one_before_row_0():
     """Unrolling act from it over the stored rows repeats the log-probabilities."""
     m = made("lstm")
     behaviour = m.agent.behaviour(m.state)
-    spare = m.agent.initial_carry(KEY, np.arange(NUM_ENVS), NUM_ENVS, False)
     t = m.trajectories[2]
-    carry = spare._replace(core=t.core)
-    player = actor(m.agent, RandomEnv(VARIANTS["lstm"].spec, NUM_ENVS))
-    key = player._act_key
+    again = player(m.agent, NUM_ENVS)
+    again.carry, again.count = again.carry._replace(core=t.core), np.uint32(2 * UNROLL)
     for i in range(UNROLL):
-        row = jax.tree.map(lambda x, i=i: x[i], t.timestep)
-        count = np.uint32(2 * UNROLL + i)
-        action, carry, extras = jit_act(m.agent.act, behaviour, carry, row, key, count)
-        equal(action, t.action[i])
-        equal(extras["log_prob"], t.extras["log_prob"][i])
-    equal(carry.core, m.trajectories[3].core)
+        row = again.act(behaviour, jax.tree.map(lambda x, i=i: x[i], t.timestep))
+        equal(row.action, t.action[i])
+        equal(row.extras["log_prob"], t.extras["log_prob"][i])
+    equal(again.carry.core, m.trajectories[3].core)
 
 
 # IMPALA by its formulas.

@@ -663,7 +663,7 @@ def test_names_and_specs():
     assert len(names) == len(set(names))
     spec = envs.spec_of("CartPole-v1")
     assert isinstance(spec, EnvSpec)
-    assert (spec.name, spec.frames_per_step, spec.num_tasks) == ("CartPole-v1", 1, 1)
+    assert (spec.name, spec.frames_per_step) == ("CartPole-v1", 1)
 
 
 def test_pronks_own_environments():

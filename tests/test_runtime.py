@@ -11,7 +11,7 @@ import pytest
 from pronk import agents, envs
 from pronk.checkpoint import Checkpointer
 from pronk.configs import impala
-from pronk.runtime.actor import Actor, Unroll
+from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.fused import FusedRuntime
 from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
@@ -64,12 +64,14 @@ def initial_state():
 def deterministic(actors: int = 2, num_envs: int = 4, seed: int = 0) -> DeterministicRuntime:
     made = [
         Actor(
-            AGENT,
+            Player(
+                AGENT,
+                jax.random.fold_in(KEY, i),
+                np.arange(i * num_envs, (i + 1) * num_envs, dtype=np.int32),
+                actors * num_envs,
+            ),
             envs.make("pronk/Catch-v0", num_envs, seed=seed, first_env_id=i * num_envs),
             unroll=CONFIG.unroll,
-            key=jax.random.fold_in(KEY, i),
-            env_ids=np.arange(i * num_envs, (i + 1) * num_envs, dtype=np.int32),
-            num_envs=actors * num_envs,
         )
         for i in range(actors)
     ]

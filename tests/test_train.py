@@ -221,6 +221,38 @@ def test_a_policy_acts_in_a_plain_loop(tmp_path: Path) -> None:
     assert len({tuple(play(seed, sample=True)) for seed in range(6)}) > 1
 
 
+class Huge(Troubled):
+    every = 10**9
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return np.full_like(observation, 1e30), *rest
+
+
+def test_a_run_whose_gradients_are_never_finite_stops_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        train(Huge, tmp_path, 2_000_000, actors=1, log_every=0.5, activation="relu")
+    loaded = pronk.load(tmp_path, env=Huge)
+    assert all(np.isfinite(x).all() for x in _leaves(loaded.behaviour))
+
+
+def test_faults_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Troubled, tmp_path, 400, actors=1, max_env_faults=100)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the simulator is on fire; restarted" in shown
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    try:
+        with pytest.raises(UserError, match="another process is training"):
+            train("pronk/Catch-v0", tmp_path, 200)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
 class Shifted(gym.Env):
     """Its actions are 1 and 2."""
 

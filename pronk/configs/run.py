@@ -27,7 +27,7 @@ class RunConfig:
     actors: int = 2
     """Actors of the local runtime, each stepping `--envs` environments."""
     envs: int | None = None
-    """Environments per actor (fused: in all). [16 for Atari, else the batch size]"""
+    """Environments per actor (fused: in all). [16; fused: the batch size]"""
     actor_kind: Literal["thread", "process"] = "thread"
     """Whether actors are threads of this process or processes of their own."""
     env_workers: int | None = None

@@ -96,7 +96,7 @@ def make(
         if value < least:
             raise UserError(f"`{name}` is {value}, expected at least {least}")
     args = dict(env_args or {})
-    if _is_atari(env):
+    if is_atari(env):
         from pronk.envs.atari import AtariEnvs
 
         if evaluate:
@@ -141,7 +141,7 @@ def make(
 def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
     """What an agent may know of `env`; raises the errors of `make`."""
     args = dict(env_args or {})
-    if _is_atari(env):
+    if is_atari(env):
         from pronk.envs.atari import atari_spec
 
         return atari_spec(env, args)
@@ -150,6 +150,11 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
         return own.spec
     factory = gym_factory(env, args)
     return gym_spec(factory, factory.name)
+
+
+def is_atari(env: EnvLike) -> TypeGuard[str]:
+    """Whether `env` is the id of one of ALE's games."""
+    return isinstance(env, str) and env.startswith("ALE/")
 
 
 def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
@@ -186,10 +191,6 @@ def names() -> list[str]:
 
     known = [*sorted(_JAX), *sorted(atari_ids()), *sorted(gym.registry)]
     return list(dict.fromkeys(known))  # importing ale_py also registers its games
-
-
-def _is_atari(env: EnvLike) -> TypeGuard[str]:
-    return isinstance(env, str) and env.startswith("ALE/")
 
 
 def _unregistered(env: str) -> UserError:

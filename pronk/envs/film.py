@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
 
 from pronk import envs
 from pronk.errors import UserError
-from pronk.types import Array, VectorEnv
+from pronk.types import Array, Episode, TimeStep
+
+
+class Game(Protocol):
+    """What filming needs of a `VectorEnv` of size 1."""
+
+    def reset(self) -> TimeStep: ...
+    def step(self, action: Array) -> TimeStep: ...
+    def episodes(self) -> list[Episode]: ...
+    def close(self) -> None: ...
 
 
 class Film(NamedTuple):
     """A vector of one environment; `picture()` is uint8 `[H, W, 3]` of what it shows now."""
 
-    env: VectorEnv
+    env: Game
     picture: Callable[[], Array]
     frames_per_second: float
 
@@ -24,7 +33,7 @@ class Film(NamedTuple):
 def make(env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None) -> Film:
     """A game to film, played as in evaluation; raises UserError where it can't be rendered."""
     args = dict(env_args or {})
-    if isinstance(env, str) and env.startswith("ALE/"):
+    if envs.is_atari(env):
         return _atari(env, seed, args)
     own = envs.jax_env_of(env, args)
     if own is not None:
@@ -49,32 +58,22 @@ class _Twins:
         # One seed per episode, so that the two stay together from episode to episode.
         self._seen = AtariEnvs(env, 1, seed=seed, replayable=True, **args)
         self._shown = AtariEnvs(env, 1, seed=seed, replayable=True, **whole)
-        self.spec, self.num_envs = self._seen.spec, 1
-        self.placement = self._seen.placement
+        self.frames_per_second = 60 / self._seen.spec.frames_per_step
         self.frame: Array = np.zeros((210, 160, 3), np.uint8)
 
     def _look(self, observation: Array) -> None:
         self.frame = np.array(observation[0, 0])
 
-    def reset(self) -> Any:
+    def reset(self) -> TimeStep:
         self._look(self._shown.reset().observation)
         return self._seen.reset()
 
-    def step(self, action: Array) -> Any:
+    def step(self, action: Array) -> TimeStep:
         self._look(self._shown.step(action).observation)
         return self._seen.step(action)
 
-    def episodes(self) -> Any:
+    def episodes(self) -> list[Episode]:
         return self._seen.episodes()
-
-    def state(self) -> None:
-        return None
-
-    def restore(self, state: Any) -> None:
-        raise NotImplementedError("a film is not resumed")
-
-    def warnings(self) -> list[str]:
-        return []
 
     def close(self) -> None:
         self._seen.close()
@@ -83,7 +82,7 @@ class _Twins:
 
 def _atari(env: str, seed: int, args: dict[str, Any]) -> Film:
     twins = _Twins(env, seed, args)
-    return Film(twins, lambda: twins.frame, 60 / twins.spec.frames_per_step)
+    return Film(twins, lambda: twins.frame, twins.frames_per_second)
 
 
 def _gymnasium(env: Any, seed: int, args: dict[str, Any]) -> Film:

@@ -181,6 +181,9 @@ class SlotVectorEnv:
         if not faults:
             return
         self._num_faults += len(faults)
+        self._warnings += [
+            f"`env` '{self.spec.name}', {fault.where}: {fault.cause}; restarted" for fault in faults
+        ]
         if self._fault_log is not None:
             with self._fault_log.open("a") as file:
                 for fault in faults:

@@ -1,9 +1,10 @@
-"""The actor: steps its environments with a snapshot of the parameters, and fills trajectories."""
+"""Acting: a player decides, an actor steps its environments with it and fills trajectories."""
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ class Unroll(NamedTuple):
     episodes: list[Episode]
     env_seconds: float
     act_seconds: float
+    warnings: Sequence[str] = ()  # of the environments
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,47 +50,50 @@ def jit_act(
     return act(behaviour, carry, timestep, jax.random.fold_in(key, count))
 
 
+class Player:
+    """An agent that plays: remembers each slot's carry, and never draws a random number twice.
+
+    env_ids: int32 [B], which of the run's `num_envs` environments the slots are. `evaluate` plays
+    without exploration.
+    """
+
+    def __init__(
+        self, agent: Agent, key: Key, env_ids: Array, num_envs: int, *, evaluate: bool = False
+    ):
+        self._act = agent.act
+        self._key, carry_key = jax.random.split(key)
+        self.carry = agent.initial_carry(carry_key, np.asarray(env_ids), num_envs, evaluate)
+        self.count = np.uint32(0)  # decisions so far
+
+    def act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
+        """Decide what to do at `timestep`."""
+        core = self.carry.core
+        action, self.carry, extras = jit_act(
+            self._act, behaviour, self.carry, timestep, self._key, self.count
+        )
+        self.count += np.uint32(1)
+        return Row(timestep, np.asarray(action), extras, core)
+
+
 class Actor:
-    """Unrolls the agent in a vector environment, one parameter snapshot per unroll.
+    """Unrolls a player in a vector environment, one parameter snapshot per unroll.
 
     Row T of an unroll is executed next and returned again as row 0 of the following one.
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        env: VectorEnv,
-        *,
-        unroll: int,
-        key: Key,
-        env_ids: Array,
-        num_envs: int,
-        evaluate: bool = False,
-    ):
+    def __init__(self, player: Player, env: VectorEnv, *, unroll: int):
         self.env = env
         self.placement = env.placement
-        self._agent = agent
+        self._player = player
         self._unroll = unroll
-        self._act_key, carry_key = jax.random.split(key)
-        self._carry = agent.initial_carry(carry_key, np.asarray(env_ids), num_envs, evaluate)
-        self._count = np.uint32(0)
         self._row: Row | None = None  # row T of the previous unroll
-
-    def act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
-        """Decide what to do at `timestep`; remembers the carry."""
-        core = self._carry.core
-        action, self._carry, extras = jit_act(
-            self._agent.act, behaviour, self._carry, timestep, self._act_key, self._count
-        )
-        self._count += np.uint32(1)
-        return Row(timestep, np.asarray(action), extras, core)
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
         """T steps with the parameters `behaviour` of update `version`."""
         env_seconds = act_seconds = 0.0
         row = self._row
         if row is None:
-            row = self.act(behaviour, self.env.reset())
+            row = self._player.act(behaviour, self.env.reset())
         core = jax.tree.map(np.asarray, row.core)
         buffers = jax.tree.map(
             lambda x: np.empty((self._unroll + 1, *np.shape(x)), np.asarray(x).dtype),
@@ -99,7 +104,7 @@ class Actor:
             start = time.perf_counter()
             timestep = self.env.step(row.action)
             stepped = time.perf_counter()
-            row = self.act(behaviour, timestep)
+            row = self._player.act(behaviour, timestep)
             _write(buffers, t, (row.timestep, row.action, row.extras))
             env_seconds += stepped - start
             act_seconds += time.perf_counter() - stepped
@@ -110,23 +115,30 @@ class Actor:
         trajectory = Trajectory(
             timestep, action, extras, core, np.full((self.env.num_envs,), version, np.int32)
         )
-        return Unroll(trajectory, self.env.episodes(), env_seconds, act_seconds)
+        return Unroll(
+            trajectory, self.env.episodes(), env_seconds, act_seconds, self.env.warnings()
+        )
 
     def state(self) -> tuple[PyTree, PyTree | None]:
         """Everything needed to go on between unrolls: (own state, the environment's or None)."""
-        return {"row": self._row, "carry": self._carry, "count": self._count}, self.env.state()
+        return self._own(self._row), self.env.state()
 
     def template(self, behaviour: PyTree) -> PyTree:
         """A tree shaped as `state()`'s first part, for restoring; steps nothing that counts."""
-        carry, count = self._carry, self._count
-        row = self.act(behaviour, self.env.reset())
-        self._carry, self._count = carry, count
-        return {"row": row, "carry": carry, "count": count}
+        player = self._player
+        carry, count = player.carry, player.count
+        row = player.act(behaviour, self.env.reset())
+        player.carry, player.count = carry, count
+        return self._own(row)
 
     def restore(self, own: PyTree, env: PyTree) -> None:
         """Continue from `state()`."""
-        self._row, self._carry, self._count = own["row"], own["carry"], np.uint32(own["count"])
+        self._row = own["row"]
+        self._player.carry, self._player.count = own["carry"], np.uint32(own["count"])
         self.env.restore(env)
+
+    def _own(self, row: Row | None) -> PyTree:
+        return {"row": row, "carry": self._player.carry, "count": self._player.count}
 
     def close(self) -> None:
         """Release the environments."""

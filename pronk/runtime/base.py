@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pronk.checkpoint import Loaded
@@ -15,6 +16,7 @@ class Update(NamedTuple):
     steps: int  # agent steps learnt from
     episodes: list[Episode]  # games that ended meanwhile
     policy_lag: float  # mean, in updates
+    warnings: Sequence[str] = ()  # what a person should be told
 
 
 class Runtime(Protocol):

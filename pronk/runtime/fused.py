@@ -92,7 +92,7 @@ def build(
 
 
 class FusedRuntime:
-    """Runs `updates_per_call` updates per call of one compiled program."""
+    """Runs several updates per call of one compiled program: about STEPS_PER_CALL agent steps."""
 
     drained = True
 
@@ -123,7 +123,7 @@ class FusedRuntime:
         return self.run.learner
 
     def update(self) -> Update:
-        """`updates_per_call` updates; their metrics averaged."""
+        """One call of the program; the metrics are means over its updates."""
         self.run, outcome = self._many(self.run)
         outcome = jax.device_get(outcome)
         ended = outcome.ended.nonzero()

@@ -21,7 +21,10 @@ from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
-from pronk.types import Agent, LearnerState, PyTree, Trajectory
+from pronk.types import Agent, Batch, LearnerState, PyTree, Trajectory
+
+# Unrolls that may wait for the learner: one more makes actors wait, so that policies lag little.
+QUEUE_SIZE = 1
 
 
 class Unroller(Protocol):
@@ -41,11 +44,15 @@ class Learner:
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)))
         self.updates = int(state.updates)
 
-    def learn(self, batch: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-        """One update; returns the feedback and, still on the device, the metrics."""
-        self.state, feedback, metrics = self._learn(self.state, batch)
+    def update(self, batch: Batch, unrolls: Sequence[Unroll]) -> Update:
+        """Learn from `batch`; the report has what `unrolls`, which came meanwhile, brought."""
+        lag = float(self.updates - batch.trajectory.version.mean())
+        steps = real_steps(batch.trajectory)
+        self.state, _, metrics = self._learn(self.state, batch)
         self.updates += 1
-        return feedback, metrics
+        episodes = [episode for unroll in unrolls for episode in unroll.episodes]
+        warnings = [warning for unroll in unrolls for warning in unroll.warnings]
+        return Update(metrics, steps, episodes, lag, warnings)
 
     def snapshot(self) -> PyTree:
         """The parameters as actors need them, complete: no actor waits for another's call."""
@@ -81,12 +88,11 @@ class LocalRuntime:
         actors: Sequence[Unroller],
         *,
         batch_size: int,
-        queue_size: int = 1,
     ):
         self.learner = learner
         self._actors = actors
         self._batcher = Batcher(batch_size)
-        self._queue: queue.Queue[Unroll] = queue.Queue(maxsize=queue_size)
+        self._queue: queue.Queue[Unroll] = queue.Queue(QUEUE_SIZE)
         self._latest = (learner.updates, learner.snapshot())
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -118,7 +124,7 @@ class LocalRuntime:
 
     def update(self) -> Update:
         """Learn from the next batch, waiting for actors if need be."""
-        episodes = []
+        unrolls = []
         start = time.perf_counter()
         while not self._batcher.ready:
             if self._error is not None:  # looked at always: the other actors fill the queue
@@ -128,13 +134,11 @@ class LocalRuntime:
             except queue.Empty:
                 continue
             self._batcher.add(unroll.trajectory)
-            episodes.extend(unroll.episodes)
+            unrolls.append(unroll)
         self._waits.learner += time.perf_counter() - start
-        batch = self._batcher.take()
-        lag = float(self.learner.updates - batch.trajectory.version.mean())
-        _, metrics = self.learner.learn(batch)
+        update = self.learner.update(self._batcher.take(), unrolls)
         self._latest = (self.learner.updates, self.learner.snapshot())
-        return Update(metrics, real_steps(batch.trajectory), episodes, lag)
+        return update
 
     def bound_by(self) -> str:
         """Which part the others waited for: learner, environments or inference."""
@@ -183,25 +187,23 @@ class DeterministicRuntime:
 
     def update(self) -> Update:
         """Learn from the next batch; at a round's start all actors unroll first."""
-        episodes = []
+        unrolls = []
         self._updating = True
         if not self._batcher.ready:
             behaviour = self.learner.snapshot()
             for actor in self._actors:
                 unroll = actor.unroll(behaviour, self.learner.updates)
                 self._batcher.add(unroll.trajectory)
-                episodes.extend(unroll.episodes)
+                unrolls.append(unroll)
                 self._waits.env += unroll.env_seconds
                 self._waits.act += unroll.act_seconds
-        batch = self._batcher.take()
-        lag = float(self.learner.updates - batch.trajectory.version.mean())
         start = time.perf_counter()
-        _, metrics = self.learner.learn(batch)
-        jax.block_until_ready(metrics)
+        update = self.learner.update(self._batcher.take(), unrolls)
+        jax.block_until_ready(update.metrics)
         self._waits.queue += time.perf_counter() - start
         self._waits.learner = self._waits.env + self._waits.act
         self._updating = False
-        return Update(metrics, real_steps(batch.trajectory), episodes, lag)
+        return update
 
     def bound_by(self) -> str:
         """Which part took longest: learner, environments or inference."""
