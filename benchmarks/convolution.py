@@ -9,6 +9,7 @@ after the other so that a busy machine slows both, and their ratio.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -67,10 +68,8 @@ def main() -> None:
             passes["input gradient"] = input_gradient
         for name, function in passes.items():
             forms = [
-                jax.jit(
-                    lambda *a, f=function, s=stride: f(lambda x, k: conv2d(x, k, s, "VALID"), *a)
-                ),
-                jax.jit(lambda *a, f=function, s=stride: f(lambda x, k: xla_conv(x, k, s), *a)),
+                jax.jit(functools.partial(function, functools.partial(form, stride=stride)))
+                for form in (functools.partial(conv2d, padding="VALID"), xla_conv)
             ]
             seconds: list[list[float]] = [[], []]
             for _ in range(args.repeats + 1):

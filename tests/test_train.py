@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 
 import pronk
 from pronk.errors import UserError
+from pronk.plan import resolve
 from pronk.policy import inspect
+from pronk.runtime.local import Learner
+from pronk.training import ActorFactory, build, initial_state
 
 TINY: dict[str, Any] = {"envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True}
 
@@ -126,8 +130,6 @@ def test_init_from_starts_with_another_runs_parameters(tmp_path: Path) -> None:
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
-    import jax
-
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
@@ -138,6 +140,58 @@ def test_evaluation_during_training(tmp_path: Path) -> None:
     assert len(found) >= 2
     assert all(r["eval/episodes"] == 4 for r in found)
     assert all(-1 <= r["eval/mean_return"] <= 1 for r in found)
+
+
+@pytest.mark.parametrize("settings", [{"runtime": "local"}, {"runtime": "fused"}])
+def test_evaluation_does_not_disturb_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"deterministic": True, **settings}
+    train("pronk/Catch-v0", tmp_path / "a", 600, **settings)
+    train("pronk/Catch-v0", tmp_path / "b", 600, **settings, eval_every=200, eval_episodes=3)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_no_two_actors_nor_lives_share_random_numbers(tmp_path: Path) -> None:
+    plan = resolve("impala", "CartPole-v1", run_dir=tmp_path, **TINY)
+    _, agent = build(plan, "CartPole-v1")
+    behaviour = agent.behaviour(initial_state(plan, agent))
+    seen, drawn = [], []
+    for index, life in ((0, 0), (1, 0), (0, 1000), (1, 1000)):
+        actor = ActorFactory(plan, "CartPole-v1", index, 2, life)(agent)
+        trajectory = actor.unroll(behaviour, 0).trajectory
+        seen.extend(row.tobytes() for row in trajectory.timestep.observation[0])
+        # The policy is nearly uniform still: what is drawn shows the random numbers.
+        drawn.append(trajectory.action.tobytes())
+        actor.close()
+    assert len(set(seen)) == 8
+    assert len(set(drawn)) == 4
+
+
+def test_an_update_that_fails_half_way_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"runtime": "local", "actors": 1}
+    train("pronk/Catch-v0", tmp_path, 600, stop_after=300, **settings)
+    before = inspect(tmp_path)
+
+    update = Learner.update
+
+    def fail(learner: Learner, batch: Any, unrolls: Any) -> Any:
+        if learner.updates < before["updates"] + 2:
+            return update(learner, batch, unrolls)
+        for x in jax.tree.leaves(learner.state):
+            x.delete()  # as donating it does
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train("pronk/Catch-v0", tmp_path, 600, **settings)
+    after = inspect(tmp_path)
+    assert (after["agent_steps"], digest(tmp_path)) == (
+        before["agent_steps"],
+        before["learner_sha256"],
+    )
+    assert train("pronk/Catch-v0", tmp_path, 600, **settings)["status"] == "finished"
 
 
 class Troubled(gym.Env):
@@ -294,8 +348,6 @@ def test_a_policy_is_not_played_where_it_cannot_see(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_can_be_stopped(tmp_path: Path) -> None:
-    import jax
-
     from pronk import envs
     from pronk.evaluate import evaluate
 
@@ -338,22 +390,25 @@ def test_wrong_settings_are_named(name: str, tmp_path: Path) -> None:
 
 def test_process_actors_say_what_they_cannot_do(tmp_path: Path) -> None:
     settings = {"actor_kind": "process", "actors": 1}
+    with pytest.raises(UserError, match="take turns in one process"):
+        train("CartPole-v1", tmp_path / "c", 200, deterministic=True, **settings)
     with pytest.raises(UserError, match="leave one of the two"):
         train("CartPole-v1", tmp_path / "a", 200, env_workers=2, **settings)
     with pytest.raises(UserError, match="function of a module"):
         train(lambda: gym.make("CartPole-v1"), tmp_path / "b", 200, **settings)
 
 
-COMMAND = [sys.executable, "-m", "pronk.cli", "train", "impala", "pronk/Catch-v0"]
+COMMAND = [sys.executable, "-m", "pronk.cli", "train", "impala"]
 FLAGS = ["--runtime", "local", "--steps", "100000000", "--envs", "4", "--batch-size", "4"]
 
 
-def start(run_dir: Path, *flags: str) -> subprocess.Popen[str]:
+def start(run_dir: Path, *flags: str, env: str = "pronk/Catch-v0") -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [*COMMAND, *FLAGS, "--run-dir", str(run_dir), *flags],
+        [*COMMAND, env, *FLAGS, "--run-dir", str(run_dir), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -377,6 +432,21 @@ def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert inspect(tmp_path)["agent_steps"] == summary["agent_steps"] > 0
+
+
+@pytest.mark.parametrize("flags", [["--actor-kind", "process"], ["--env-workers", "1"]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_too(
+    number: signal.Signals, flags: list[str], tmp_path: Path
+) -> None:
+    """As Ctrl-C in a terminal does, and a cluster's SIGTERM."""
+    process = start(tmp_path, *flags, "--actors", "1", env="CartPole-v1")
+    os.killpg(process.pid, number)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "interrupted at" in shown
+    assert "Traceback" not in shown
+    assert inspect(tmp_path)["agent_steps"] > 0
 
 
 def test_kill_9_while_saving_loses_nothing_committed(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Evaluation: which games count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk.evaluate import evaluate
+from pronk.types import Agent, Carry, EnvSpec, Episode, TimeStep
+
+NOTHING: Any = None
+AGENT = Agent(
+    init=NOTHING,
+    behaviour=NOTHING,
+    initial_carry=lambda key, env_ids, num_envs, evaluate: Carry(()),
+    act=lambda behaviour, carry, timestep, key: (jnp.zeros(2, int), carry, {}),
+    learn=NOTHING,
+)
+
+
+class ShortAndLong:
+    """Slot 0's games take one step and bring 1; slot 1's take five and bring nothing."""
+
+    spec = EnvSpec("test", gym.spaces.Discrete(2), gym.spaces.Discrete(2))
+    num_envs = 2
+    placement = ""
+
+    def __init__(self) -> None:
+        self.steps, self.ended = 0, []
+
+    def reset(self) -> TimeStep:
+        flags = np.zeros(2, bool)
+        zeros = np.zeros(2, np.int32)
+        return TimeStep(zeros, np.zeros(2, np.float32), flags, flags, flags, zeros)
+
+    def step(self, action: Any) -> TimeStep:
+        self.steps += 1
+        self.ended.append(Episode(1.0, 1, 6))  # numbered from 6: slots are told by remainders
+        if self.steps % 5 == 0:
+            self.ended.append(Episode(0.0, 5, 7))
+        return self.reset()
+
+    def episodes(self) -> list[Episode]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def state(self) -> None: ...
+    def restore(self, state: Any) -> None: ...
+    def warnings(self) -> list[str]: ...  # type: ignore[empty-body]
+    def close(self) -> None: ...
+
+
+def test_short_games_are_not_favoured():
+    """Every slot plays the same number of games, however soon they end."""
+    env = ShortAndLong()
+    result = evaluate(AGENT, (), env, episodes=5, key=jax.random.key(0))
+    assert result is not None
+    assert (result.episodes, result.mean_return, result.mean_length) == (5, 3 / 5, 13 / 5)
+    assert env.steps == 10
