@@ -182,12 +182,15 @@ class DiagonalGaussian:
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         bounded = np.isfinite(low) & np.isfinite(high)
         safe_low, safe_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-        unit = jnp.tanh(raw) if self.squash else jnp.clip(raw, -1.0, 1.0)
-        scaled = safe_low + 0.5 * (unit + 1.0) * (safe_high - safe_low)
+        scaled = safe_low + 0.5 * (self._unit(raw) + 1.0) * (safe_high - safe_low)
         return jnp.where(bounded, jnp.clip(scaled, safe_low, safe_high), jnp.clip(raw, low, high))
 
     def features(self, raw: Array) -> Array:
-        return jnp.clip(raw, -1.0, 1.0)
+        return self._unit(raw)
+
+    def _unit(self, raw: Array) -> Array:
+        """On the scale where ±1 are the bounds, as executed."""
+        return jnp.tanh(raw) if self.squash else jnp.clip(raw, -1.0, 1.0)
 
 
 def _log_tanh_slope(x: Array) -> Array:

@@ -23,8 +23,16 @@ _init = nn.initializers.orthogonal(2**0.5)
 
 
 def is_image(space: gym.Space) -> bool:
-    """Whether a space is pixels to be convolved: uint8, height × width × channels, any order."""
-    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+    """Whether a space is pixels to be convolved: uint8, `[H, W, C]` or `[C, H, W]`, and at least
+    5 × 5, which two 3 × 3 kernels need."""
+    if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+        return False
+    return min(space.shape[1:] if _channels_first(space.shape) else space.shape[:2]) >= 5
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether the channels, the smaller outer axis of an image, come first."""
+    return shape[0] < shape[2]
 
 
 def _check_leaf(space: gym.Space) -> None:
@@ -55,7 +63,7 @@ def leaf_spaces(space: gym.Space) -> list[gym.Space]:
 
 
 def _as_vector(space: gym.Space, x: Array) -> Array:
-    """A non-image leaf `[N, ...]` as features `[N, F]`."""
+    """A leaf `[N, ...]` that is not convolved as features `[N, F]`."""
     if isinstance(space, gym.spaces.Discrete):
         return jax.nn.one_hot(x - int(space.start), int(space.n))
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -64,13 +72,14 @@ def _as_vector(space: gym.Space, x: Array) -> Array:
         return jnp.concatenate(
             [jax.nn.one_hot(x[:, i], int(n)) for i, n in enumerate(sizes)], axis=-1
         )
-    return x.reshape(x.shape[0], -1).astype(jnp.float32)
+    flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    bytes_ = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8
+    return flat / 255.0 if bytes_ else flat  # pixels, or a machine's memory
 
 
 def _channels_last(x: Array) -> Array:
-    """Images `[N, ...]` with their channels, the smallest outer axis, moved last."""
-    _, first, _, last = x.shape
-    return jnp.moveaxis(x, 1, -1) if first < last else x
+    """Images `[N, ...]` with their channels moved last."""
+    return jnp.moveaxis(x, 1, -1) if _channels_first(x.shape[1:]) else x
 
 
 class Shallow(nn.Module):
@@ -130,8 +139,6 @@ class Encoder(nn.Module):
             if is_image(space) and self.torso != "mlp":
                 torso = Deep if self.torso == "deep" else Shallow
                 parts.append(torso(name=f"torso{i}")(_channels_last(x)))
-            elif is_image(space):
-                parts.append(_as_vector(space, x) / 255.0)
             else:
                 parts.append(_as_vector(space, x))
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)

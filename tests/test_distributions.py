@@ -209,6 +209,14 @@ def test_spaces(space, expected):
         assert space.contains(np.asarray(action + offset, space.dtype))
 
 
+@pytest.mark.parametrize("squash", [True, False])
+def test_an_agent_sees_the_action_that_was_executed(squash):
+    d = DiagonalGaussian((-2.0, 0.0), (2.0, 1.0), squash=squash)
+    raw = jnp.array([[0.7, -3.0], [2.0, 0.1]])
+    unit = 2 * (d.action(raw) - jnp.array(d.low)) / (jnp.array(d.high) - jnp.array(d.low)) - 1
+    np.testing.assert_allclose(d.features(raw), unit, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("space", "squash"),
     [

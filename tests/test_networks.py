@@ -36,6 +36,8 @@ SPACES = {
     "image_hwc": PICTURE,
     "image_chw": spaces.Box(0, 255, (3, 12, 10), np.uint8),
     "atari_sized": spaces.Box(0, 255, (4, 36, 40), np.uint8),
+    "tiny_image": spaces.Box(0, 255, (9, 3, 9), np.uint8),
+    "ram": spaces.Box(0, 255, (16,), np.uint8),
     "discrete": spaces.Discrete(4, start=-2),
     "multi_discrete": spaces.MultiDiscrete([2, 3], start=[1, -1]),
     "multi_discrete_matrix": spaces.MultiDiscrete([[2, 3], [4, 2]]),
@@ -81,6 +83,13 @@ def test_one_hot_starts_where_the_space_does():
     np.testing.assert_array_equal(
         networks._as_vector(space, np.array([[1, -1], [2, 1]])), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
     )
+
+
+@pytest.mark.parametrize("shape", [(16,), (6, 6), (4, 9, 3)])
+def test_bytes_are_scaled(shape):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    x = batch_of(space, 2)
+    np.testing.assert_allclose(networks._as_vector(space, x), x.reshape(2, -1) / 255.0, rtol=1e-6)
 
 
 def test_dict_order_does_not_matter():

@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For about 10 million agent steps: four times the updates per step, Adam, less entropy.
     "atari": {
         "batch_size": 8,
-        "entropy_cost": 5e-3,
+        "entropy_cost": 1e-3,
         "optimiser": "adam",
         "learning_rate": 8e-4,
         "epsilon": 1e-5,
