@@ -17,8 +17,8 @@ from pronk.errors import UserError
 from pronk.evaluate import Evaluation, evaluate
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
-from pronk.training import build, initial_state, use_compilation_cache
 from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep
+from pronk.wiring import build, initial_state, use_compilation_cache
 
 
 class Policy:

@@ -1,4 +1,4 @@
-"""Training: the only file that wires agent, environment, runtime and checkpoints together."""
+"""Training: a run from its start or last checkpoint to its end, counted, shown and saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pronk import agents, envs
+from pronk import envs
 from pronk.checkpoint import Checkpointer, Loaded
 from pronk.errors import UserError
 from pronk.evaluate import evaluate
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
-from pronk.runtime.actor import Actor, Player
 from pronk.runtime.base import Runtime, Update
-from pronk.runtime.fused import FusedRuntime
-from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
-from pronk.runtime.process import ActorProcess
-from pronk.types import Agent, EnvSpec, LearnerState
-
-# Environments of an actor, unless the user says otherwise.
-ENVS_PER_ACTOR = 16
+from pronk.types import LearnerState
+from pronk.wiring import (
+    EVALUATION_KEY,
+    build,
+    derived_seed,
+    initial_state,
+    key_for,
+    make_runtime,
+    use_compilation_cache,
+)
 
 # Updates with gradients that are not finite, one after another, after which a run stops.
 MAX_SKIPPED = 20
-
-# Keys folded into the run's seed, one per purpose, so that no two share random numbers.
-INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
 
 
 def train(
@@ -64,30 +62,6 @@ def run(plan: Plan, env: str | Callable[[], Any] | None = None) -> dict[str, Any
     """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
     use_compilation_cache()
     return _Run(plan, plan.env if env is None else env).go()
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, unless the user has said where or that they don't want it."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pronk" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def key_for(seed: int, purpose: int) -> Any:
-    """The random key for one purpose of a run."""
-    return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
-def build(plan: Plan, env: Any) -> tuple[EnvSpec, Agent]:
-    """The environment's spec and the agent for it."""
-    spec = envs.spec_of(env, plan.env_args)
-    return spec, agents.make(plan.agent, plan.agent_config, spec, horizon=plan.run.steps)
-
-
-def initial_state(plan: Plan, agent: Agent) -> LearnerState:
-    """The learner's state before the first update."""
-    return jax.jit(agent.init)(key_for(plan.run.seed, INIT_KEY))
 
 
 class _Run:
@@ -140,7 +114,17 @@ class _Run:
             if self.agent_steps >= self.config.steps:
                 monitor.message(f"already trained for {self.agent_steps:,} steps: {self.run_dir}")
                 return self._summary("finished", "")
-            with contextlib.closing(self._runtime(state, monitor)) as runtime:
+            with contextlib.ExitStack() as stack:
+                runtime = make_runtime(
+                    self.plan,
+                    self.env,
+                    self.agent,
+                    state,
+                    life=self.agent_steps,
+                    tell=monitor.message,
+                    stack=stack,
+                )
+                stack.callback(runtime.close)
                 if loaded is not None:
                     monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
                     for line in runtime.restore(loaded):
@@ -253,7 +237,7 @@ class _Run:
         env = envs.make(
             self.env,
             min(config.eval_episodes, 16),
-            seed=_derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
+            seed=derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
             env_args=self.plan.env_args,
             workers=config.env_workers,
             threads=os.cpu_count() or 1,
@@ -306,70 +290,6 @@ class _Run:
             "run_dir": str(self.run_dir),
         }
 
-    def _runtime(self, state: LearnerState, monitor: Monitor) -> Runtime:
-        config, agent_config = self.config, self.plan.agent_config
-        jax_env = envs.jax_env_of(self.env, self.plan.env_args)
-        kind = config.runtime
-        if kind == "auto":
-            kind = "local" if jax_env is None else "fused"
-        if kind == "fused":
-            if jax_env is None:
-                raise UserError(
-                    f"the fused runtime needs an environment written in JAX, and '{self.plan.env}'"
-                    " is not; use --runtime local."
-                )
-            return FusedRuntime(
-                self.agent,
-                jax_env,
-                state,
-                key_for(config.seed, ACTOR_KEY),
-                unroll=agent_config.unroll,
-                num_envs=config.envs or agent_config.batch_size,
-                max_steps=config.steps,
-            )
-        return self._local(state, monitor)
-
-    def _local(self, state: LearnerState, monitor: Monitor) -> Runtime:
-        config, agent_config = self.config, self.plan.agent_config
-        num_envs = config.envs or ENVS_PER_ACTOR
-        if config.actor_kind == "process" and config.deterministic:
-            raise UserError(
-                "`--deterministic` has its actors take turns in one process; leave `--actor-kind"
-                " process` out (`--env-workers` may still step the environments in processes)."
-            )
-        if config.actor_kind == "process" and config.env_workers:
-            raise UserError(
-                f"`--env-workers` is {config.env_workers} with `--actor-kind process`; actors in"
-                " processes of their own step their environments themselves: leave one of the two"
-                " out."
-            )
-        if config.deterministic and (config.actors * num_envs) % agent_config.batch_size:
-            raise UserError(
-                f"--deterministic learns from whole rounds: --actors {config.actors} × --envs"
-                f" {num_envs} must be a multiple of --batch-size {agent_config.batch_size}."
-            )
-        # A resumed life that starts new episodes must not replay those of the first.
-        life = 0 if config.deterministic else self.agent_steps
-        factories = [
-            ActorFactory(self.plan, self.env, i, num_envs, life) for i in range(config.actors)
-        ]
-        learner = Learner(self.agent, state)
-        actors: list[Any] = []
-        try:
-            for factory in factories:
-                if config.actor_kind == "process":
-                    actors.append(ActorProcess(factory, f"actor {factory.index}"))
-                else:
-                    actors.append(factory(self.agent))  # shared: compiled once
-            how = getattr(actors[0], "placement", "in processes of their own")
-            monitor.message(f"{config.actors} actors × {num_envs} environments, {how}")
-            kind = DeterministicRuntime if config.deterministic else LocalRuntime
-            return kind(learner, actors, batch_size=agent_config.batch_size)
-        except BaseException:
-            for actor in actors:
-                actor.close()
-            raise
-
 
 class _Meter:
     """What happened since the last record."""
@@ -407,53 +327,8 @@ class _Meter:
         }
 
 
-@dataclass(frozen=True)
-class ActorFactory:
-    """Makes one of a run's actors, in this process or, since it can be pickled, in another."""
-
-    plan: Plan
-    env: Any
-    index: int
-    num_envs: int
-    life: int  # agent steps at which this life of the run began
-
-    def __call__(self, agent: Agent | None = None) -> Actor:
-        """The actor with its own environments, seeds and random key; `agent` if it is made."""
-        config, agent_config = self.plan.run, self.plan.agent_config
-        first = self.index * self.num_envs
-        key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), self.life)
-        if config.actor_kind == "process":
-            use_compilation_cache()
-        if agent is None:
-            _, agent = build(self.plan, self.env)
-        env = envs.make(
-            self.env,
-            self.num_envs,
-            seed=_derived_seed(config.seed, ACTOR_KEY, self.life),
-            first_env_id=first,
-            env_args=self.plan.env_args,
-            # An actor's process steps its environments itself.
-            workers=0 if config.actor_kind == "process" else config.env_workers,
-            threads=max(1, (os.cpu_count() or 1) // config.actors),
-            replayable=config.deterministic,
-            fault_log=self.plan.run_dir / "env_faults.log",
-            max_faults=config.max_env_faults,
-        )
-        player = Player(
-            agent,
-            jax.random.fold_in(key, self.index),
-            np.arange(first, first + self.num_envs, dtype=np.int32),
-            config.actors * self.num_envs,
-        )
-        return Actor(player, env, unroll=agent_config.unroll)
-
-
 def _donated(state: LearnerState) -> bool:
     return any(x.is_deleted() for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
-
-
-def _derived_seed(seed: int, *purpose: int) -> int:
-    return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0] >> 1)
 
 
 def _next_multiple(steps: int, every: int | None) -> int | None:

@@ -23,11 +23,12 @@ LAYERS = (
     ("record",),
     ("policy",),
     ("training",),
+    ("wiring",),
     ("plan", "evaluate"),
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint"),
     ("networks", "returns", "losses", "distributions"),
-    ("convolution", "scores", "files"),
+    ("convolution", "scores", "files", "shared_memory"),
     ("types", "configs"),
     ("errors",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import jax
@@ -14,7 +15,8 @@ from pronk.configs import impala
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.fused import FusedRuntime
-from pronk.runtime.local import DeterministicRuntime, Learner, LocalRuntime
+from pronk.runtime.learner import Learner
+from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.types import TimeStep, Trajectory
 
 KEY = jax.random.key(0)
@@ -61,7 +63,9 @@ def initial_state():
     return jax.jit(AGENT.init)(KEY)
 
 
-def deterministic(actors: int = 2, num_envs: int = 4, seed: int = 0) -> DeterministicRuntime:
+def deterministic(
+    actors: int = 2, num_envs: int = 4, seed: int = 0, in_turns: bool = True
+) -> SynchronousRuntime:
     made = [
         Actor(
             Player(
@@ -75,7 +79,8 @@ def deterministic(actors: int = 2, num_envs: int = 4, seed: int = 0) -> Determin
         )
         for i in range(actors)
     ]
-    return DeterministicRuntime(Learner(AGENT, initial_state()), made, batch_size=4)
+    learner = Learner(AGENT, initial_state())
+    return SynchronousRuntime(learner, made, batch_size=4, in_turns=in_turns)
 
 
 def fused() -> FusedRuntime:
@@ -112,6 +117,16 @@ def test_deterministic_counts_real_steps_and_repeats_itself():
     assert one.drained
     for a, b in zip(digest(one), digest(other), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_actors_in_threads_do_what_they_do_in_turns():
+    one, other = deterministic(), deterministic(in_turns=False)
+    for _ in range(4):
+        assert one.update().episodes == other.update().episodes
+    for a, b in zip(digest(one), digest(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other.close()
+    assert not any(t.name.startswith("actor") for t in threading.enumerate())
 
 
 def test_deterministic_lag_and_episodes():
@@ -188,7 +203,7 @@ class _Scripted:
     def __init__(self, fails: int | None = None):
         self.fails, self.count, self.closed = fails, 0, False
         runtime = deterministic(1)
-        self.unrolled = runtime._actors[0].unroll(runtime.learner.snapshot(), 0)
+        self.unrolled = runtime._actors[0].unroll(runtime.learner.latest[1], 0)
 
     def unroll(self, behaviour, version) -> Unroll:
         self.count += 1
@@ -210,7 +225,7 @@ def test_local_learns_and_closes():
     assert runtime.learner_state.steps == sum(steps) == 3 * catch_steps(0, 12, 4)
     runtime.close()
     assert all(a.closed for a in actors)
-    assert not any(t.is_alive() for t in runtime._threads)
+    assert not any(t.is_alive() for t in runtime._workers._threads)
     count = [a.count for a in actors]
     time.sleep(0.05)
     assert count == [a.count for a in actors]

@@ -20,8 +20,8 @@ import pronk
 from pronk.errors import UserError
 from pronk.plan import resolve
 from pronk.policy import inspect
-from pronk.runtime.local import Learner
-from pronk.training import ActorFactory, build, initial_state
+from pronk.runtime.learner import Learner
+from pronk.wiring import ActorFactory, build, initial_state
 
 TINY: dict[str, Any] = {"envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True}
 
@@ -156,7 +156,7 @@ def test_no_two_actors_nor_lives_share_random_numbers(tmp_path: Path) -> None:
     behaviour = agent.behaviour(initial_state(plan, agent))
     seen, drawn = [], []
     for index, life in ((0, 0), (1, 0), (0, 1000), (1, 1000)):
-        actor = ActorFactory(plan, "CartPole-v1", index, 2, life)(agent)
+        actor = ActorFactory(plan, "CartPole-v1", index, 2, 2, life)(agent)
         trajectory = actor.unroll(behaviour, 0).trajectory
         seen.extend(row.tobytes() for row in trajectory.timestep.observation[0])
         # The policy is nearly uniform still: what is drawn shows the random numbers.

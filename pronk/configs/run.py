@@ -22,12 +22,30 @@ class RunConfig:
     runtime: Literal["auto", "local", "fused"] = "auto"
     """local: actors and a learner. fused: environment, acting and update in one jitted scan (only
     environments written in JAX). auto: fused where possible."""
+    architecture: Literal[
+        "impala",
+        "impala-dynamic-batch",
+        "a2c-sync-step",
+        "a2c-sync-trajectory",
+        "a2c-dynamic-batch",
+        "a3c",
+    ] = "impala"
+    """Of the local runtime. impala: actors do not wait for the learner. a2c: they do, after every
+    trajectory; sync-step: one actor steps all environments together. dynamic-batch: one inference
+    acts for all actors. a3c: actors send gradients."""
+    inference_minimum: int = 1
+    """Dynamic batching: requests that are waited for, one per actor."""
+    inference_maximum: int | None = None
+    """Dynamic batching: requests answered together at most. [all actors]"""
+    inference_timeout: float = 0.01
+    """Dynamic batching: seconds after which a request is answered without waiting for others."""
     deterministic: bool = False
     """The same seed gives the same bits, and a resumed run equals an uninterrupted one."""
     actors: int = 2
     """Actors of the local runtime, each stepping `--envs` environments."""
     envs: int | None = None
-    """Environments per actor (fused: in all). [16; fused: the batch size]"""
+    """Environments per actor (fused: in all). [16; fused and a3c: the batch size; a2c: the batch
+    size / actors]"""
     actor_kind: Literal["thread", "process"] = "thread"
     """Whether actors are threads of this process or processes of their own."""
     env_workers: int | None = None

@@ -1,0 +1,97 @@
+"""A3C: actors compute gradients on their own copies, the learner applies them as they arrive.
+
+Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning". The row of that name in
+IMPALA's throughput table: the same agent, one gradient per actor's unroll.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pronk.checkpoint import Loaded
+from pronk.errors import UserError
+from pronk.runtime.actor import Actor, Unroll
+from pronk.runtime.base import Update
+from pronk.runtime.learner import report
+from pronk.runtime.workers import Waits, Workers
+from pronk.types import Agent, Batch, LearnerState, PyTree
+
+
+class Gradient(NamedTuple):
+    """What an actor sends instead of its trajectory."""
+
+    grads: PyTree
+    aux: PyTree
+    unroll: Unroll
+
+
+class A3CRuntime:
+    """Asynchronous actors that send gradients of their own unrolls.
+
+    A gradient is of the parameters that acted, on-policy, and is applied to newer ones.
+    """
+
+    drained = True  # gradients under way are not part of what was committed
+
+    def __init__(self, agent: Agent, state: LearnerState, actors: Sequence[Actor]):
+        if agent.gradients is None or agent.apply is None:
+            raise UserError(
+                "`--architecture a3c` needs an agent whose update is one gradient step, and this"
+                " agent's is not; use --architecture impala."
+            )
+        self.learner_state = state
+        self._updates = int(state.updates)
+        self._gradients = jax.jit(agent.gradients)
+        # Actors hold copies, so the update may reuse the state's memory.
+        self._apply = jax.jit(agent.apply, donate_argnums=0)
+        self._behaviour = jax.jit(agent.behaviour)
+        self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+        self._latest = self._snapshot()
+        self._actors = actors
+        self._waits = Waits(len(actors))
+        self._workers = Workers(
+            [functools.partial(self._gradient, actor) for actor in actors], self._waits
+        )
+
+    def _snapshot(self) -> tuple[int, LearnerState, PyTree]:
+        state = self._copy(self.learner_state)
+        return jax.block_until_ready((self._updates, state, self._behaviour(state)))
+
+    def _gradient(self, actor: Actor) -> Gradient:
+        version, state, behaviour = self._latest
+        unroll = actor.unroll(behaviour, version)
+        self._waits.acted(unroll)
+        grads, aux = jax.block_until_ready(self._gradients(state, Batch(unroll.trajectory)))
+        return Gradient(grads, aux, unroll)
+
+    def update(self) -> Update:
+        """Apply the next gradient, waiting for one if need be."""
+        grads, aux, unroll = self._workers.get()
+        self.learner_state, _, metrics = self._apply(self.learner_state, grads, aux)
+        lag = self._updates - unroll.trajectory.version
+        self._updates += 1
+        self._latest = self._snapshot()
+        return report(metrics, unroll.trajectory, [unroll], lag)
+
+    def bound_by(self) -> str:
+        """Which part the others waited for: learner, environments or inference."""
+        return self._waits.bound_by()
+
+    def state(self) -> dict[str, PyTree]:
+        """Nothing but the learner's: actors are in the middle of things."""
+        return {}
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Says that new episodes start."""
+        return ["new episodes start: only runs with --deterministic go on within episodes."]
+
+    def close(self) -> None:
+        """Stop the actors and release their environments."""
+        self._workers.close()
+        for actor in self._actors:
+            actor.close()

@@ -1,0 +1,91 @@
+"""Threads that produce for the learner, and what everyone waited for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pronk.runtime.actor import Unroll
+
+# Items that may wait for the learner: one more makes actors wait, so that policies lag little.
+QUEUE_SIZE = 1
+
+
+class Waits:
+    """Seconds spent, from which what bounds the run is read; those of actors are their mean."""
+
+    def __init__(self, actors: int) -> None:
+        self._actors = actors
+        self.learner = self.queue = self.env = self.act = 0.0
+
+    def acted(self, unroll: Unroll) -> None:
+        """What an actor spent on an unroll."""
+        self.env += unroll.env_seconds / self._actors
+        self.act += unroll.act_seconds / self._actors
+
+    def queued(self, seconds: float) -> None:
+        """An actor waited until its unroll was wanted."""
+        self.queue += seconds / self._actors
+
+    def bound_by(self) -> str:
+        """The part that the others waited for."""
+        if self.queue >= self.learner:
+            return "learner"
+        return "environments" if self.env >= self.act else "inference"
+
+
+class Workers:
+    """Threads that call their `produce` for ever; what it returns waits in a bounded queue.
+
+    The queue full, they wait: nothing is dropped. What one of them raises, `get` raises.
+    """
+
+    def __init__(self, producers: Sequence[Callable[[], Any]], waits: Waits):
+        self._waits = waits
+        self._queue: queue.Queue[Any] = queue.Queue(QUEUE_SIZE)
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._work, args=(produce,), name=f"actor-{i}", daemon=True)
+            for i, produce in enumerate(producers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, produce: Callable[[], Any]) -> None:
+        try:
+            while not self._stop.is_set():
+                item = produce()
+                start = time.perf_counter()
+                while not self._stop.is_set():
+                    try:
+                        self._queue.put(item, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                self._waits.queued(time.perf_counter() - start)
+        except BaseException as error:
+            self._error = error
+
+    def get(self) -> Any:
+        """The next item, waiting for it if need be."""
+        start = time.perf_counter()
+        try:
+            while True:
+                if self._error is not None:  # looked at always: the others fill the queue
+                    raise self._error
+                try:
+                    return self._queue.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+        finally:
+            self._waits.learner += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Stop the threads, each after what it is producing."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=60)

@@ -1,0 +1,248 @@
+"""The architectures of IMPALA's throughput table: one agent under each, and how they differ."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pronk
+from pronk import agents, envs
+from pronk.configs.impala import Config
+from pronk.errors import UserError
+from pronk.policy import inspect
+from pronk.runtime.a3c import A3CRuntime
+from pronk.runtime.actor import Actor, Player, Unroll
+from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
+from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep
+from pronk.wiring import ARCHITECTURES
+
+KEY = jax.random.key(0)
+WIDTH = 2  # environments of each actor
+SPEC = EnvSpec("test", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(4))
+CONFIG = Config(unroll=5, batch_size=WIDTH, hidden=(8,), core="lstm", core_size=4)
+AGENT = agents.make("impala", CONFIG, SPEC, horizon=10_000)
+
+
+def initial_state(agent: Agent = AGENT) -> LearnerState:
+    state = jax.jit(agent.init)(KEY)
+    rng = np.random.default_rng(0)  # far from uniform: what is decided depends on what is seen
+    return state._replace(
+        params=jax.tree.map(lambda x: x + np.float32(rng.normal(size=x.shape)), state.params)
+    )
+
+
+STATE = initial_state()
+
+
+def row(seed: int) -> TimeStep:
+    rng = np.random.default_rng(seed)
+    flags = np.zeros(WIDTH, bool)
+    return TimeStep(
+        rng.uniform(-1, 1, (WIDTH, 3)).astype(np.float32),
+        rng.normal(size=WIDTH).astype(np.float32),
+        flags,
+        flags,
+        rng.uniform(size=WIDTH) < 0.3,
+        np.zeros(WIDTH, np.int32),
+    )
+
+
+def serve(*batching: Any, agent: Agent = AGENT) -> InferenceServer:
+    return InferenceServer(agent, KEY, lambda: agent.behaviour(STATE), Batching(*batching))
+
+
+def ask_all(server: InferenceServer, requests: list[tuple[Any, Any]]) -> list[Any]:
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(lambda request: server.act(*request), requests))
+
+
+def greedy(ids: Any) -> Any:
+    return AGENT.initial_carry(KEY, np.asarray(ids), 8, True)
+
+
+def test_the_server_answers_each_as_if_alone():
+    """Three requests, filled up to four: everyone gets their own action and carry."""
+    behaviour = AGENT.behaviour(STATE)
+    carries = [greedy([2 * i, 2 * i + 1]) for i in range(3)]
+    alone = [Player(AGENT, KEY, np.arange(WIDTH), WIDTH, evaluate=True) for _ in range(3)]
+    server = serve(3, 3, 60.0)
+    for t in range(3):
+        rows = [row(10 * t + i) for i in range(3)]
+        answers = ask_all(server, list(zip(rows, carries, strict=True)))
+        carries = [answer[1] for answer in answers]
+        for player, timestep, (action, carry, extras) in zip(alone, rows, answers, strict=True):
+            expected = player.act(behaviour, timestep)
+            np.testing.assert_array_equal(action, expected.action)
+            np.testing.assert_allclose(extras["log_prob"], expected.extras["log_prob"], atol=1e-5)
+            for ours, theirs in zip(
+                jax.tree.leaves(carry), jax.tree.leaves(player.carry), strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert (server.batches, server.requests) == (3, 9)
+    server.close()
+
+
+def test_a_lone_request_is_answered_after_the_timeout():
+    server = serve(2, 2, 0.3)
+    server.act(row(0), greedy([0, 1]))  # compiles
+    start = time.monotonic()
+    server.act(row(0), greedy([0, 1]))
+    assert time.monotonic() - start >= 0.3
+    server.close()
+
+
+def test_no_batch_exceeds_the_maximum():
+    server = serve(1, 2, 60.0)
+    ask_all(server, [(row(i), greedy([0, 1])) for i in range(5)])
+    assert server.requests == 5
+    assert server.batches >= 3
+    server.close()
+
+
+def test_whoever_waits_hears_of_an_error_and_of_the_end():
+    def act(*_: Any) -> Any:
+        raise ValueError("no such layer")
+
+    server = serve(2, 2, 0.01, agent=AGENT._replace(act=act))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such layer"):
+            server.act(row(0), greedy([0, 1]))
+    server.close()
+    server = serve(2, 2, 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.act, row(0), greedy([0, 1]))
+        time.sleep(0.1)
+        server.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            waiting.result(timeout=10)
+    server.close()
+    assert not any(t.name == "inference" for t in threading.enumerate())
+
+
+def test_a_central_player_makes_the_trajectories_of_its_environments():
+    """Row by row, what it stores is what the learner recomputes: the importance ratio is one."""
+    spec = envs.spec_of("pronk/Catch-v0")
+    agent = agents.make("impala", CONFIG, spec, horizon=10_000)
+    state = initial_state(agent)
+    behaviour = agent.behaviour(state)
+    server = InferenceServer(agent, KEY, lambda: behaviour, Batching(2, 2, 0.2))
+    actors = [
+        Actor(
+            CentralPlayer(server, agent, jax.random.key(i), np.arange(WIDTH), 4),
+            envs.make("pronk/Catch-v0", WIDTH, seed=i),
+            unroll=CONFIG.unroll,
+        )
+        for i in range(2)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            unrolls = list(pool.map(lambda actor: actor.unroll(behaviour, 0), actors))
+    server.close()
+    for unroll in unrolls:
+        _, aux = jax.jit(agent.gradients)(state, Batch(unroll.trajectory))
+        np.testing.assert_allclose(aux["importance_ratio"], 1.0, atol=1e-5)
+    assert (unrolls[0].trajectory.action != unrolls[1].trajectory.action).any()
+
+
+class _Scripted:
+    """An actor that returns the same unroll again and again."""
+
+    def __init__(self) -> None:
+        env = envs.make("pronk/Catch-v0", WIDTH)
+        agent = catch_agent()
+        player = Player(agent, KEY, np.arange(WIDTH), WIDTH)
+        self.unrolled = Actor(player, env, unroll=5).unroll(
+            agent.behaviour(initial_state(agent)), 0
+        )
+
+    def unroll(self, behaviour: Any, version: int) -> Unroll:
+        trajectory = self.unrolled.trajectory
+        version = np.full_like(trajectory.version, version)
+        return self.unrolled._replace(trajectory=trajectory._replace(version=version))
+
+    def close(self) -> None: ...
+
+
+def catch_agent() -> Agent:
+    spec = envs.spec_of("pronk/Catch-v0")
+    return agents.make("impala", Config(unroll=5, hidden=(8,)), spec, horizon=10_000)
+
+
+def test_a3c_applies_each_gradient_to_the_newest_parameters():
+    agent, actor = catch_agent(), _Scripted()
+    state = initial_state(agent)
+    runtime = A3CRuntime(agent, jax.tree.map(jnp.copy, state), [actor, actor])  # type: ignore[list-item]
+    versions = [state]
+    for _ in range(6):
+        update = runtime.update()
+        # One of the earlier versions acted; its gradient is what was applied.
+        acted = versions[-1 - int(update.policy_lag)]
+        grads, aux = agent.gradients(acted, Batch(actor.unrolled.trajectory))  # type: ignore[misc]
+        expected, _, _ = agent.apply(versions[-1], grads, aux)  # type: ignore[misc]
+        ours = jax.tree.map(jnp.copy, runtime.learner_state)
+        for a, b in zip(
+            jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        versions.append(ours)
+    runtime.close()
+    assert runtime.learner_state.steps == 6 * update.steps
+    with pytest.raises(UserError, match="one gradient step"):
+        A3CRuntime(agent._replace(gradients=None), state, [])
+
+
+TINY: dict[str, Any] = {"batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True, "actors": 2}
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_trains(name: str, core: str, tmp_path: Path) -> None:
+    settings = {**TINY, "architecture": name, "core": core, "core_size": 4, "log_every": 0.01}
+    summary = pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=600, **settings)
+    assert summary["status"] == "finished"
+    assert summary["agent_steps"] >= 600
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert all(np.isfinite(r["loss/policy"]) for r in records)
+    if ARCHITECTURES[name].synchronous:
+        assert summary["policy_lag"] == 0
+    resumed = pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=600, **settings)
+    assert resumed["agent_steps"] == summary["agent_steps"]
+
+
+@pytest.mark.parametrize("name", ["a2c-sync-step", "a2c-sync-trajectory"])
+def test_synchronous_architectures_can_be_deterministic(name: str, tmp_path: Path) -> None:
+    digests = []
+    for i in range(2):
+        settings = {**TINY, "architecture": name, "deterministic": True}
+        pronk.train("impala", "CartPole-v1", run_dir=tmp_path / str(i), steps=300, **settings)
+        digests.append(inspect(tmp_path / str(i))["learner_sha256"])
+    assert digests[0] == digests[1]
+
+
+TOGETHER = {
+    "central": ({"architecture": "impala-dynamic-batch", "deterministic": True}, "no two runs"),
+    "gradients": ({"architecture": "a3c", "deterministic": True}, "no two runs are alike"),
+    "fused": ({"architecture": "a3c", "runtime": "fused"}, "leave `--runtime fused` out"),
+    "process": ({"architecture": "a3c", "actor_kind": "process"}, "leave `--actor-kind"),
+    "a2c": ({"architecture": "a2c-sync-step", "envs": 3}, r"`--actors` 2 × `--envs` 3 must equal"),
+    "a3c": ({"architecture": "a3c", "envs": 3}, "`--envs` 3 must equal `--batch-size` 4"),
+    "name": ({"architecture": "a2c-sync-stp"}, "did you mean 'a2c-sync-step'"),
+    "minimum": ({"inference_minimum": 0}, "expected a number above zero"),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_what_does_not_go_together_is_said(case: str, tmp_path: Path) -> None:
+    settings, message = TOGETHER[case]
+    with pytest.raises(UserError, match=message):
+        pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, **{**TINY, **settings})
