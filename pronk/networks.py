@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pronk.convolution import conv2d
+from pronk.convolution import conv2d, max_pool
 from pronk.errors import UserError
 from pronk.types import Array, PyTree
 
@@ -112,7 +112,7 @@ class Deep(nn.Module):
 
         for i, features in enumerate(self.channels):
             x = conv(f"section{i}", x, features)
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            x = max_pool(x)
             for j in range(2):
                 y = conv(f"section{i}_block{j}_conv0", nn.relu(x), features)
                 x = x + conv(f"section{i}_block{j}_conv1", nn.relu(y), features)

@@ -1,4 +1,4 @@
-"""The patch convolution against XLA's own, forwards and both gradients."""
+"""Convolution and pooling against XLA's own, forwards and all gradients."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import numpy as np
 import pytest
 
 from pronk import convolution
-from pronk.convolution import _chunked, conv2d
+from pronk.convolution import _chunks, conv2d, max_pool
 
-# Kernel size, stride, input channels, features: the two layers of the shallow network, narrower.
-LAYERS = {"first": (8, 4, 3, 4), "second": (4, 2, 4, 5)}
+# Kernel size, stride, padding, input channels, features: the two layers of the shallow network,
+# narrower, those of the deep one, and of the shallow one for small images.
+LAYERS = {
+    "first": (8, 4, "VALID", 3, 4),
+    "second": (4, 2, "VALID", 4, 5),
+    "deep": (3, 1, "SAME", 3, 4),
+    "small": (3, 1, "VALID", 3, 4),
+    "even": (2, 1, "SAME", 3, 2),
+}
 # Odd sizes leave pixels over at the border; 17 and 33 images leave a chunk to be padded.
 SIZES = [(20, 24), (21, 19)]
 BATCHES = [1, 7, 17, 33]
 
 
 @pytest.fixture(autouse=True)
-def _patches_for_any_number_of_images(monkeypatch):
-    monkeypatch.setattr(convolution, "FEW", 0)
+def _chunks_of_few_images(monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE", 1 << 17)
 
 
 def xla(x, kernel, stride, padding="VALID"):
@@ -32,11 +39,17 @@ def xla(x, kernel, stride, padding="VALID"):
 
 def data(layer: str, size, batch: tuple[int, ...], integer: bool):
     rng = np.random.default_rng(0)
-    kernel, stride, channels, features = LAYERS[layer]
+    kernel, _, _, channels, features = LAYERS[layer]
     shape = (*batch, *size, channels)
     x = rng.integers(0, 256, shape).astype(np.uint8) if integer else rng.normal(size=shape)
     k = rng.normal(size=(kernel, kernel, channels, features)) / kernel
-    return jnp.asarray(x, None if integer else jnp.float32), jnp.asarray(k, jnp.float32), stride
+    return jnp.asarray(x, None if integer else jnp.float32), jnp.asarray(k, jnp.float32)
+
+
+def convolutions(layer: str):
+    """Ours and XLA's, of images and a kernel."""
+    stride, padding = LAYERS[layer][1:3]
+    return (lambda x, k: conv2d(x, k, stride, padding), lambda x, k: xla(x, k, stride, padding))
 
 
 def close(a, b):
@@ -50,12 +63,13 @@ def close(a, b):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_forward_and_gradients(layer, size, batch):
-    x, kernel, stride = data(layer, size, (batch,), False)
+    x, kernel = data(layer, size, (batch,), False)
+    conv, reference_conv = convolutions(layer)
 
     @jax.jit
     def both(x, kernel):
-        ours, pullback = jax.vjp(lambda x, k: conv2d(x, k, stride, "VALID"), x, kernel)
-        theirs, reference = jax.vjp(lambda x, k: xla(x, k, stride), x, kernel)
+        ours, pullback = jax.vjp(conv, x, kernel)
+        theirs, reference = jax.vjp(reference_conv, x, kernel)
         grad = jnp.cos(jnp.arange(ours.size, dtype=jnp.float32)).reshape(ours.shape)
         return (ours, *pullback(grad)), (theirs, *reference(grad))
 
@@ -67,53 +81,56 @@ def test_forward_and_gradients(layer, size, batch):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_pixels(layer, batch):
     """uint8 is scaled by 1/255; only the kernel has a gradient."""
-    x, kernel, stride = data(layer, (21, 19), (batch,), True)
+    x, kernel = data(layer, (21, 19), (batch,), True)
+    conv, reference = convolutions(layer)
 
     @jax.jit
     def both(x, kernel):
         def total(conv):
-            return lambda k: jnp.sum(jnp.sin(conv(x, k, stride, "VALID")))
+            return lambda k: jnp.sum(jnp.sin(conv(x, k)))
 
         return (
-            (conv2d(x, kernel, stride, "VALID"), jax.grad(total(conv2d))(kernel)),
-            (xla(x, kernel, stride), jax.grad(total(xla))(kernel)),
+            (conv(x, kernel), jax.grad(total(conv))(kernel)),
+            (reference(x, kernel), jax.grad(total(reference))(kernel)),
         )
 
     for a, b in zip(*both(x, kernel), strict=True):
         close(a, b)
     # Without jit, and with respect to the pixels: a gradient of the type that says there is none.
-    y, pullback = jax.vjp(lambda x, k: conv2d(x, k, stride, "VALID"), x, kernel)
+    y, pullback = jax.vjp(conv, x, kernel)
     assert pullback(jnp.ones_like(y))[0].dtype == jax.dtypes.float0
 
 
 def test_atari_sized_with_an_odd_border():
-    x, kernel, stride = data("first", (85, 83), (3,), True)
-    close(jax.jit(lambda: conv2d(x, kernel, stride, "VALID"))(), xla(x, kernel, stride))
+    x, kernel = data("first", (85, 83), (3,), True)
+    conv, reference = convolutions("first")
+    close(jax.jit(conv)(x, kernel), reference(x, kernel))
 
 
+@pytest.mark.parametrize("layer", ["second", "deep"])
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("kernels", [None, 0])
-def test_vmap(integer, kernels):
+def test_vmap(integer, kernels, layer):
     """A population of learners, each with its images, and its own kernel or a shared one."""
-    x, kernel, stride = data("second", (13, 11), (3, 9), integer)
+    x, kernel = data(layer, (13, 11), (3, 9), integer)
     if kernels == 0:
         kernel = jnp.stack([kernel, 2 * kernel, -kernel])
 
     def gradients(conv):
         def loss(x, k):
-            return jnp.sum(jnp.sin(conv(x, k, stride, "VALID")))
+            return jnp.sum(jnp.sin(conv(x, k)))
 
         argnums = 1 if integer else (0, 1)
         one = jax.value_and_grad(loss, argnums)
         return jax.jit(jax.vmap(one, in_axes=(0, kernels)))(x, kernel)
 
-    for a, b in zip(*map(jax.tree.leaves, map(gradients, (conv2d, xla))), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, map(gradients, convolutions(layer))), strict=True):
         close(a, b)
 
 
 @pytest.mark.parametrize(
     ("size", "stride", "padding"),
-    [(3, 1, "SAME"), (3, 1, "VALID"), (3, 2, "VALID"), (4, 2, "SAME")],
+    [(3, 2, "VALID"), (4, 2, "SAME")],
 )
 def test_other_shapes(size, stride, padding):
     rng = np.random.default_rng(1)
@@ -122,20 +139,34 @@ def test_other_shapes(size, stride, padding):
     close(conv2d(x, kernel, stride, padding), xla(x, kernel, stride, padding))
 
 
-def test_few_images_and_many_are_the_same(monkeypatch):
-    """XLA's forward pass up to `FEW` images, patches beyond: acting and learning must agree."""
-    monkeypatch.undo()
-    few = convolution.FEW
-    x, kernel, stride = data("second", (10, 10), (few + 1,), True)
-    many = jax.jit(lambda x: conv2d(x, kernel, stride, "VALID"))(x)
-    close(jax.jit(lambda x: conv2d(x, kernel, stride, "VALID"))(x[:few]), many[:few])
-
-
 @pytest.mark.parametrize("total", [1, 7, 16, 17, 19, 32, 33, 34, 672])
-def test_chunks_hold_every_image_once(total):
+def test_chunks_hold_every_image_once(total, monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE", 16 * 4)
     x = np.arange(1, total + 1, dtype=np.float32)[:, None]
-    (chunks,) = _chunked(x)
+    (chunks,) = _chunks(1, x)
     assert chunks.shape[1] <= 16
     assert chunks.size < total + 16
     np.testing.assert_array_equal(chunks.reshape(-1, 1)[:total], x)
     assert not np.asarray(chunks).reshape(-1)[total:].any()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (3, 4), (1, 2)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pool(size, ties):
+    """As XLA's, also where values are equal: the first has the gradient."""
+    rng = np.random.default_rng(0)
+    shape = (7, *size, 3)
+    x = rng.integers(-1, 2, shape) if ties else rng.normal(size=shape)
+    x = jnp.asarray(x, jnp.float32)
+
+    def reference(x):
+        return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+    results = []
+    for pool in (max_pool, reference):
+        y, pullback = jax.vjp(jax.jit(pool), x)
+        (grad,) = pullback(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+        results.append((y, grad))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    np.testing.assert_array_equal(ours, theirs)
+    close(our_gradient, their_gradient)
