@@ -82,6 +82,19 @@ def _channels_last(x: Array) -> Array:
     return jnp.moveaxis(x, 1, -1) if _channels_first(x.shape[1:]) else x
 
 
+def _centred_conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array:
+    """`conv2d` of images less their mean brightness.
+
+    Pixels are positive and mostly background, so that without this all weights of a unit get
+    gradients of one sign, Adam moves them together, and within some hundred updates most units of
+    the first layer see nothing but the background, and are dead.
+    """
+    brightness = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        brightness /= 255.0
+    return conv2d(x, kernel, stride, padding) - brightness * jnp.sum(kernel, axis=(0, 1, 2))
+
+
 class Shallow(nn.Module):
     """Two convolutions (figure 3, left, of the IMPALA paper): uint8 `[N, H, W, C]` to `[N, F]`."""
 
@@ -94,7 +107,8 @@ class Shallow(nn.Module):
             shape = (size, size, x.shape[-1], features)
             kernel = self.param(f"conv{i}_kernel", _init, shape)
             bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
-            x = nn.relu(conv2d(x, kernel, stride, "VALID") + bias)
+            conv = conv2d if i else _centred_conv2d
+            x = nn.relu(conv(x, kernel, stride, "VALID") + bias)
         return x.reshape(x.shape[0], -1)
 
 
@@ -108,7 +122,8 @@ class Deep(nn.Module):
         def conv(name: str, x: Array, features: int) -> Array:
             kernel = self.param(f"{name}_kernel", _init, (3, 3, x.shape[-1], features))
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
-            return conv2d(x, kernel, 1, "SAME") + bias
+            convolve = _centred_conv2d if name == "section0" else conv2d
+            return convolve(x, kernel, 1, "SAME") + bias
 
         for i, features in enumerate(self.channels):
             x = conv(f"section{i}", x, features)

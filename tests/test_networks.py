@@ -136,6 +136,16 @@ def test_torsos(torso):
     np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [12, 36])
+def test_brightness_is_not_seen(size):
+    """Pixels are centred: all of them brighter by the same amount is the same picture."""
+    x = np.random.default_rng(0).integers(0, 200, (2, size, size, 3)).astype(np.uint8)
+    module = networks.Shallow()
+    params, y = jax.jit(module.init_with_output)(KEY, x)[::-1]
+    np.testing.assert_allclose(module.apply(params, x + np.uint8(50)), y, atol=1e-4)
+    assert np.abs(module.apply(params, x[::-1]) - y).max() > 1e-2
+
+
 def test_paper_sized_shallow_torso():
     """Figure 3, left: 16 8×8 stride 4, 32 4×4 stride 2: 84 × 84 becomes 9 × 9 × 32."""
     shape = jax.eval_shape(
