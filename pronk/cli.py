@@ -28,6 +28,7 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
   plot RUN [RUN ..]  draw learning curves (PNG)
   inspect RUN        configuration, counters and a digest of a run
   list               agents, environments, and what each agent supports
+  bench NAME         how fast this machine trains, and what bounds it
 
 `pronk COMMAND --help` says more. Example: pronk train impala ALE/Pong-v5
 """
@@ -338,6 +339,42 @@ def list_known(args: list[str]) -> None:
             print(f"  {line}")
 
 
+def benchmark(args: list[str]) -> None:
+    """`pronk bench NAME`."""
+    from pronk.configs.bench import BENCHMARKS
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: pronk bench NAME [flags]\n")
+        for name, settings in BENCHMARKS.items():
+            print(f"  {name:12} {settings.__doc__}")
+        print("\n`pronk bench NAME --help` says more.")
+        return
+    name, *rest = args
+    if name not in BENCHMARKS:
+        raise UserError(
+            f"benchmark '{name}' is unknown{nearest(name, BENCHMARKS) or '.'} Known:"
+            f" {', '.join(BENCHMARKS)}."
+        )
+    settings = _parse(BENCHMARKS[name], f"bench {name}", rest)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, int | float) and value <= 0:
+            raise UserError(f"`--{field.name}` is {value}; expected a number above zero.")
+    from pronk import bench
+    from pronk.files import cannot_write, write_json_atomically
+
+    file = None if settings.json in (None, "-") else Path(settings.json)
+    if file is not None:
+        try:
+            file.touch()  # before measuring for minutes what then can't be written
+        except OSError as error:
+            raise cannot_write(file, error) from None
+    result = bench.run(name, settings)
+    if file is not None:
+        write_json_atomically(file, result)
+    print(json.dumps(result, indent=2) if settings.json == "-" else bench.table(result))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
@@ -345,6 +382,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plot": plot,
     "inspect": inspect,
     "list": list_known,
+    "bench": benchmark,
 }
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pronk"
 # From the top down. A module may import from lower lines, and within its own package.
 LAYERS = (
     ("pronk", "cli"),
-    ("record",),
+    ("record", "bench"),
     ("policy",),
     ("training",),
     ("wiring",),

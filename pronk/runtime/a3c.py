@@ -82,6 +82,10 @@ class A3CRuntime:
         """Which part the others waited for: learner, environments or inference."""
         return self._waits.bound_by()
 
+    def waits(self) -> dict[str, float]:
+        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
+        return self._waits.as_dict()
+
     def state(self) -> dict[str, PyTree]:
         """Nothing but the learner's: actors are in the middle of things."""
         return {}

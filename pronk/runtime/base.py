@@ -36,6 +36,10 @@ class Runtime(Protocol):
         """Which part of the run the others wait for."""
         ...
 
+    def waits(self) -> dict[str, float]:
+        """Seconds so far, by what they were spent on; empty where nobody waits for anybody."""
+        ...
+
     def state(self) -> dict[str, PyTree]:
         """What to save beside the learner's state, by name."""
         ...

@@ -140,6 +140,10 @@ class FusedRuntime:
         """One program does it all."""
         return "fused program"
 
+    def waits(self) -> dict[str, float]:
+        """Nobody waits for anybody."""
+        return {}
+
     def state(self) -> dict[str, PyTree]:
         """Everything but the learner, which is saved by its own name."""
         return {"fused": self.run._replace(learner=())}  # type: ignore[arg-type]

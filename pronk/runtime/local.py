@@ -66,6 +66,10 @@ class LocalRuntime:
         """Which part the others waited for: learner, environments or inference."""
         return self._waits.bound_by()
 
+    def waits(self) -> dict[str, float]:
+        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
+        return self._waits.as_dict()
+
     @property
     def learner_state(self) -> LearnerState:
         """The newest state of the learner."""
@@ -140,6 +144,10 @@ class SynchronousRuntime:
     def bound_by(self) -> str:
         """Which part took longest: learner, environments or inference."""
         return self._waits.bound_by()
+
+    def waits(self) -> dict[str, float]:
+        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
+        return self._waits.as_dict()
 
     def state(self) -> dict[str, PyTree]:
         """The actors' states, and their environments' where these can be saved."""

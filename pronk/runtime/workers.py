@@ -30,6 +30,15 @@ class Waits:
         """An actor waited until its unroll was wanted."""
         self.queue += seconds / self._actors
 
+    def as_dict(self) -> dict[str, float]:
+        """Seconds, by name."""
+        return {
+            "learner_waits": self.learner,
+            "actor_waits": self.queue,
+            "actor_steps": self.env,
+            "actor_infers": self.act,
+        }
+
     def bound_by(self) -> str:
         """The part that the others waited for."""
         if self.queue >= self.learner:

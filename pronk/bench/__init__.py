@@ -1,0 +1,37 @@
+"""Benchmarks that a user can run: `pronk bench NAME`, or `pronk.bench.run(name, settings)`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def run(name: str, settings: Any) -> dict[str, Any]:
+    """Measure; `settings` is the class of that name in `pronk.configs.bench`."""
+    return importlib.import_module(f"pronk.bench.{name}").measure(settings)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result for people: a line for each figure, and one for each of the `rows`."""
+    scalars = {k.replace("_", " "): v for k, v in result.items() if k != "rows"}
+    width = max(map(len, scalars), default=0)
+    lines = [f"{name:{width}}  {_shown(value)}" for name, value in scalars.items()]
+    rows = result.get("rows", [])
+    if rows:
+        cells = [[k.replace("_", " ") for k in rows[0]]]
+        cells += [[_shown(v) for v in row.values()] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += [
+            "  ".join(
+                f"{cell:>{width}}" if i else f"{cell:{width}}"
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in cells
+        ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,83 @@
+"""Timing that the benchmarks share."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
+
+MATRIX = 2048
+
+
+def median_seconds(call: Callable[[], Any], seconds: float) -> float:
+    """Of one call, which must wait for its result, over at least three and so many seconds."""
+    for _ in range(2):  # compiles, and fills the caches
+        call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matrix_flops(seconds: float) -> float:
+    """Floating-point operations per second of a plain matrix product, float32."""
+    a = jnp.ones((MATRIX, MATRIX), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * MATRIX**3 / median_seconds(lambda: jax.block_until_ready(product(a)), seconds)
+
+
+def forward_flops(agent: Agent, spec: EnvSpec, state: LearnerState) -> float:
+    """Floating-point operations of one observation's forward pass, as XLA counts them."""
+    timestep = random_rows(spec, (1,))
+    carry = agent.initial_carry(jax.random.key(0), np.arange(1), 1, False)
+    act = jax.jit(agent.act)
+    lowered = act.lower(agent.behaviour(state), carry, timestep, jax.random.key(0))
+    analysis = lowered.compile().cost_analysis()
+    return float(analysis["flops"])  # type: ignore[index,call-overload]
+
+
+def random_rows(spec: EnvSpec, shape: tuple[int, ...]) -> TimeStep:
+    """Rows `shape` of one long episode, of random observations."""
+    count = int(np.prod(shape))
+    space = gym.vector.utils.batch_space(spec.observation_space, count)
+    space.seed(0)
+    rng = np.random.default_rng(0)
+    flags = np.zeros(shape, bool)
+    return TimeStep(
+        jax.tree.map(lambda x: np.asarray(x).reshape(*shape, *x.shape[1:]), space.sample()),
+        rng.choice(np.array([-1.0, 0.0, 1.0], np.float32), shape),
+        flags,
+        flags,
+        flags,
+        np.zeros(shape, np.int32),
+        np.ones((*shape, spec.action_space.n), bool) if spec.has_action_mask else None,  # type: ignore[attr-defined]
+    )
+
+
+def random_batch(
+    agent: Agent, spec: EnvSpec, state: LearnerState, unroll: int, batch: int
+) -> Batch:
+    """A batch as actors would bring it: random observations, decided on by the agent."""
+    rows = random_rows(spec, (unroll + 1, batch))
+    carry = agent.initial_carry(jax.random.key(0), np.arange(batch), batch, False)
+    core = jax.tree.map(np.asarray, carry.core)
+    act, behaviour = jax.jit(agent.act), agent.behaviour(state)
+    decided = []
+    for t in range(unroll + 1):
+        row = jax.tree.map(lambda x, t=t: x[t], rows)
+        action, carry, extras = act(behaviour, carry, row, jax.random.key(t))
+        decided.append(jax.tree.map(np.asarray, (action, extras)))
+    action, extras = jax.tree.map(lambda *x: np.stack(x), *decided)
+    version = np.zeros(batch, np.int32)
+    return Batch(Trajectory(rows, action, extras, core, version))

@@ -1,0 +1,63 @@
+"""What the benchmarks can be told. Imports neither jax nor an environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Network = Literal["shallow", "deep"]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The learner's update: milliseconds, and how much of the machine's arithmetic it uses."""
+
+    network: Network = "shallow"
+    """Of the IMPALA paper's figure 3."""
+    unroll: int = 20
+    """Agent steps per trajectory."""
+    batch: int = 32
+    """Trajectories per update."""
+    seconds: float = 20.0
+    """To measure for, after compiling."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Environment, inference and learner alone on one core each, and all of it on all cores."""
+
+    env: str = "ALE/Breakout-v5"
+    """Environment to step."""
+    network: Network = "shallow"
+    """Of the IMPALA paper's figure 3; environments without pixels get the MLP."""
+    actors: int = 2
+    """Actors end to end, each with `--envs` environments."""
+    envs: int = 16
+    """Environments per actor; also stepped, and acted for, together in the parts alone."""
+    unroll: int = 20
+    """Agent steps per trajectory."""
+    batch: int = 8
+    """Trajectories per update."""
+    seconds: float = 30.0
+    """To measure end to end, after compiling; each part alone gets a third of it."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The fused runtime: steps/s, against the same scan without the update."""
+
+    envs: int = 256
+    """Environments."""
+    unroll: int = 20
+    """Agent steps per update."""
+    seconds: float = 10.0
+    """To measure for, after compiling, each."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
+BENCHMARKS = {"learner": Learner, "throughput": Throughput, "fused": Fused}

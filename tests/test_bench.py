@@ -1,0 +1,89 @@
+"""The benchmarks: what they print, and that their figures belong together. Not how fast it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pronk import bench, cli
+from pronk.bench.timing import forward_flops, random_batch
+from pronk.plan import resolve
+from pronk.wiring import build, initial_state
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    cli.main(["bench", *map(str, args), "--json", "-"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_learner(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(capsys, "learner", "--unroll", 2, "--batch", 2, "--seconds", 0.1)
+    per_second = 4 / (result["milliseconds_per_update"] / 1e3)
+    assert result["steps_per_second"] == pytest.approx(per_second)
+    share = result["gigaflops"] / result["matrix_product_gigaflops"]
+    assert result["share_of_matrix_product"] == pytest.approx(share)
+    assert 0 < share < 1
+
+
+def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--envs", 4, "--batch", 4, "--unroll", 5, "--seconds", 0.6]
+    result = run(capsys, "throughput", "--env", "CartPole-v1", *flags)
+    parts = [result[f"{part}_steps_per_second_per_core"] for part in ("env", "act", "learn")]
+    limit = result["cores"] / sum(1 / part for part in parts)
+    assert result["limit_steps_per_second"] == pytest.approx(limit)
+    assert result["end_to_end_steps_per_second"] > 0
+    assert {"bound_by", "policy_lag", "learner_waits_share", "actor_waits_share"} <= result.keys()
+
+
+def test_fused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "fused.json"
+    flags = ["--envs", "4", "--unroll", "5", "--seconds", "0.05"]
+    cli.main(["bench", "fused", *flags, "--json", str(path)])
+    shown = capsys.readouterr().out
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["env"] for row in rows] == ["pronk/Catch-v0", "pronk/CartPole-v1"]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["without_update"])
+        assert row["env"] in shown
+
+
+def test_floating_point_operations_are_those_of_the_network() -> None:
+    """Figure 3, left: two convolutions, a dense layer and the heads, by hand."""
+    plan = resolve("impala", "ALE/Breakout-v5")
+    spec, agent = build(plan, plan.env)
+    by_hand = 2 * (400 * 256 * 16 + 81 * 256 * 32 + 2592 * 256 + 256 * 5)
+    counted = forward_flops(agent, spec, initial_state(plan, agent))
+    assert by_hand <= counted <= 1.1 * by_hand
+
+
+def test_a_random_batch_is_the_agents_own() -> None:
+    plan = resolve("impala", "CartPole-v1", core="lstm", core_size=4, hidden=(8,))
+    spec, agent = build(plan, plan.env)
+    state = initial_state(plan, agent)
+    _, aux = agent.gradients(state, random_batch(agent, spec, state, 5, 3))  # type: ignore[misc]
+    np.testing.assert_allclose(aux["importance_ratio"], 1.0, atol=1e-5)
+
+
+def test_tables() -> None:
+    shown = bench.table({"a_b": 1234.5, "c": "d", "rows": [{"x": "one", "y": 0.12345}]})
+    assert shown.splitlines() == ["a b  1,234", "c    d", "x        y", "one  0.123"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["lerner"], "did you mean 'learner'"),
+        (["learner", "--batch", "0"], "`--batch` is 0; expected a number above zero"),
+        (["throughput", "--env", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
+        (["fused", "--seconds", "0.01", "--envs", "2", "--json", "/nowhere/x"], "/nowhere/x"),
+    ],
+)
+def test_bad_input(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["bench", *args])
+    assert caught.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
