@@ -119,14 +119,13 @@ class Deep(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        def conv(name: str, x: Array, features: int) -> Array:
+        def conv(name: str, x: Array, features: int, convolve: Any = conv2d) -> Array:
             kernel = self.param(f"{name}_kernel", _init, (3, 3, x.shape[-1], features))
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
-            convolve = _centred_conv2d if name == "section0" else conv2d
             return convolve(x, kernel, 1, "SAME") + bias
 
         for i, features in enumerate(self.channels):
-            x = conv(f"section{i}", x, features)
+            x = conv(f"section{i}", x, features, conv2d if i else _centred_conv2d)
             x = max_pool(x)
             for j in range(2):
                 y = conv(f"section{i}_block{j}_conv0", nn.relu(x), features)

@@ -141,44 +141,19 @@ def make_runtime(
     life: agent steps at which this life of the run began. stack: what must be closed after the
     runtime. Raises UserError for settings that do not go together.
     """
-    config = plan.run
-    jax_env = envs.jax_env_of(env, plan.env_args)
-    kind = config.runtime
-    if kind == "auto":
-        kind = "fused" if jax_env is not None and config.architecture == "impala" else "local"
-    if kind == "local":
-        return _local(plan, env, agent, state, life, tell, stack)
-    if jax_env is None:
-        raise UserError(
-            f"the fused runtime needs an environment written in JAX, and '{plan.env}' is not; use"
-            " --runtime local."
-        )
-    if config.architecture != "impala":
-        raise UserError(
-            f"`--architecture` {config.architecture} is one of the local runtime's; leave"
-            " `--runtime fused` out."
-        )
-    return FusedRuntime(
-        agent,
-        jax_env,
-        state,
-        key_for(config.seed, ACTOR_KEY),
-        unroll=plan.agent_config.unroll,
-        num_envs=config.envs or plan.agent_config.batch_size,
-        max_steps=config.steps,
-    )
-
-
-def _local(
-    plan: Plan,
-    env: Any,
-    agent: Agent,
-    state: LearnerState,
-    life: int,
-    tell: Callable[[str], None],
-    stack: contextlib.ExitStack,
-) -> Runtime:
     config, batch_size = plan.run, plan.agent_config.batch_size
+    if _is_fused(plan, env):
+        jax_env = envs.jax_env_of(env, plan.env_args)
+        assert jax_env is not None
+        return FusedRuntime(
+            agent,
+            jax_env,
+            state,
+            key_for(config.seed, ACTOR_KEY),
+            unroll=plan.agent_config.unroll,
+            num_envs=config.envs or batch_size,
+            max_steps=config.steps,
+        )
     architecture = ARCHITECTURES[config.architecture]
     num_actors, num_envs = _numbers(plan, architecture)
     # A resumed life that starts new episodes must not replay those of the first.
@@ -217,6 +192,27 @@ def _local(
             runtime = LocalRuntime(learner, actors, batch_size=batch_size)
         unfinished.pop_all()  # the runtime's to close
     return runtime
+
+
+def _is_fused(plan: Plan, env: Any) -> bool:
+    """Whether the fused runtime is meant; raises UserError where it is asked for and can't be."""
+    config = plan.run
+    has_jax = envs.jax_env_of(env, plan.env_args) is not None
+    if config.runtime == "auto":
+        return has_jax and config.architecture == "impala"
+    if config.runtime == "local":
+        return False
+    if not has_jax:
+        raise UserError(
+            f"the fused runtime needs an environment written in JAX, and '{plan.env}' is not; use"
+            " --runtime local."
+        )
+    if config.architecture != "impala":
+        raise UserError(
+            f"`--architecture` {config.architecture} is one of the local runtime's; leave"
+            " `--runtime fused` out."
+        )
+    return True
 
 
 def _numbers(plan: Plan, architecture: Architecture) -> tuple[int, int]:

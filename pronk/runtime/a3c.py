@@ -6,19 +6,17 @@ IMPALA's throughput table: the same agent, one gradient per actor's unroll.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pronk.checkpoint import Loaded
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.learner import report
-from pronk.runtime.workers import Waits, Workers
+from pronk.runtime.workers import Asynchronous
 from pronk.types import Agent, Batch, LearnerState, PyTree
 
 
@@ -30,13 +28,11 @@ class Gradient(NamedTuple):
     unroll: Unroll
 
 
-class A3CRuntime:
+class A3CRuntime(Asynchronous):
     """Asynchronous actors that send gradients of their own unrolls.
 
     A gradient is of the parameters that acted, on-policy, and is applied to newer ones.
     """
-
-    drained = True  # gradients under way are not part of what was committed
 
     def __init__(self, agent: Agent, state: LearnerState, actors: Sequence[Actor]):
         if agent.gradients is None or agent.apply is None:
@@ -52,11 +48,7 @@ class A3CRuntime:
         self._behaviour = jax.jit(agent.behaviour)
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._latest = self._snapshot()
-        self._actors = actors
-        self._waits = Waits(len(actors))
-        self._workers = Workers(
-            [functools.partial(self._gradient, actor) for actor in actors], self._waits
-        )
+        super().__init__(actors, self._gradient)
 
     def _snapshot(self) -> tuple[int, LearnerState, PyTree]:
         state = self._copy(self.learner_state)
@@ -77,25 +69,3 @@ class A3CRuntime:
         self._updates += 1
         self._latest = self._snapshot()
         return report(metrics, unroll.trajectory, [unroll], lag)
-
-    def bound_by(self) -> str:
-        """Which part the others waited for: learner, environments or inference."""
-        return self._waits.bound_by()
-
-    def waits(self) -> dict[str, float]:
-        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
-        return self._waits.as_dict()
-
-    def state(self) -> dict[str, PyTree]:
-        """Nothing but the learner's: actors are in the middle of things."""
-        return {}
-
-    def restore(self, loaded: Loaded) -> list[str]:
-        """Says that new episodes start."""
-        return ["new episodes start: only runs with --deterministic go on within episodes."]
-
-    def close(self) -> None:
-        """Stop the actors and release their environments."""
-        self._workers.close()
-        for actor in self._actors:
-            actor.close()

@@ -7,11 +7,9 @@ parameters and wait for the learner.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import jax
 
@@ -20,30 +18,17 @@ from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.learner import Learner
-from pronk.runtime.workers import Waits, Workers
+from pronk.runtime.workers import Asynchronous, Unroller, Waits
 from pronk.types import LearnerState, PyTree
 
 
-class Unroller(Protocol):
-    """What a runtime needs of an actor, in this process or another."""
-
-    def unroll(self, behaviour: PyTree, version: int) -> Unroll: ...
-    def close(self) -> None: ...
-
-
-class LocalRuntime:
+class LocalRuntime(Asynchronous):
     """Asynchronous actors in threads around one learner (IMPALA)."""
-
-    drained = True  # unfinished trajectories are not part of what was committed
 
     def __init__(self, learner: Learner, actors: Sequence[Unroller], *, batch_size: int):
         self.learner = learner
-        self._actors = actors
         self._batcher = Batcher(batch_size)
-        self._waits = Waits(len(actors))
-        self._workers = Workers(
-            [functools.partial(self._unroll, actor) for actor in actors], self._waits
-        )
+        super().__init__(actors, self._unroll)
 
     def _unroll(self, actor: Unroller) -> Unroll:
         version, behaviour = self.learner.latest
@@ -62,32 +47,10 @@ class LocalRuntime:
         self.learner.publish()
         return update
 
-    def bound_by(self) -> str:
-        """Which part the others waited for: learner, environments or inference."""
-        return self._waits.bound_by()
-
-    def waits(self) -> dict[str, float]:
-        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
-        return self._waits.as_dict()
-
     @property
     def learner_state(self) -> LearnerState:
         """The newest state of the learner."""
         return self.learner.state
-
-    def state(self) -> dict[str, PyTree]:
-        """Nothing but the learner's: actors are in the middle of things."""
-        return {}
-
-    def restore(self, loaded: Loaded) -> list[str]:
-        """Says that new episodes start."""
-        return ["new episodes start: only runs with --deterministic go on within episodes."]
-
-    def close(self) -> None:
-        """Stop the actors and release their environments."""
-        self._workers.close()
-        for actor in self._actors:
-            actor.close()
 
 
 class SynchronousRuntime:

@@ -1,14 +1,17 @@
-"""Threads that produce for the learner, and what everyone waited for."""
+"""Actors in threads that produce for the learner, and what everyone waited for."""
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Unroll
+from pronk.types import PyTree
 
 # Items that may wait for the learner: one more makes actors wait, so that policies lag little.
 QUEUE_SIZE = 1
@@ -98,3 +101,49 @@ class Workers:
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=60)
+
+
+class Unroller(Protocol):
+    """What a runtime needs of an actor, in this process or another."""
+
+    def unroll(self, behaviour: PyTree, version: int) -> Unroll: ...
+    def close(self) -> None: ...
+
+
+AnyActor = TypeVar("AnyActor", bound=Unroller)
+
+
+class Asynchronous:
+    """What runtimes share whose actors never wait for one another: `produce` is called for ever,
+    for each actor in a thread of its own."""
+
+    drained = True  # what actors are in the middle of is no part of what was committed
+
+    def __init__(self, actors: Sequence[AnyActor], produce: Callable[[AnyActor], Any]):
+        self._actors = actors
+        self._waits = Waits(len(actors))
+        self._workers = Workers(
+            [functools.partial(produce, actor) for actor in actors], self._waits
+        )
+
+    def bound_by(self) -> str:
+        """Which part the others waited for: learner, environments or inference."""
+        return self._waits.bound_by()
+
+    def waits(self) -> dict[str, float]:
+        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
+        return self._waits.as_dict()
+
+    def state(self) -> dict[str, PyTree]:
+        """Nothing but the learner's: actors are in the middle of things."""
+        return {}
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Says that new episodes start."""
+        return ["new episodes start: only runs with --deterministic go on within episodes."]
+
+    def close(self) -> None:
+        """Stop the actors and release their environments."""
+        self._workers.close()
+        for actor in self._actors:
+            actor.close()
