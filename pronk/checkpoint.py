@@ -27,8 +27,8 @@ import re
 import secrets
 import shutil
 import stat
-import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,10 @@ class Checkpointer:
             raise ValueError(f"keep is {keep}; at least one checkpoint must be kept")
         self.directory = Path(directory)
         self.keep = keep
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        # One thread for all writes: memory that a thread has freed is kept for that thread, so that
+        # with new ones a run would grow by a checkpoint's size each time.
+        self._writer = ThreadPoolExecutor(1, "pronk-checkpoint")
+        self._writing: Future[None] | None = None
         # Cleaning is a courtesy: a directory that can only be read can still be loaded from.
         with contextlib.suppress(OSError):
             if any(self.directory.glob(".tmp-*")) or any(self.directory.glob(".old-*")):
@@ -114,25 +116,19 @@ class Checkpointer:
         # Through JSON and back: a copy, with the key types and order that loading will see.
         snapshot = json.loads(json.dumps(dict(meta), default=plain))
         self.wait()
-        self._thread = threading.Thread(
-            target=self._run,
-            args=(steps, arrays, described, empty, snapshot),
-            name="pronk-checkpoint",
-        )
-        self._thread.start()
+        self._writing = self._writer.submit(self._run, steps, arrays, described, empty, snapshot)
         if block:
             self.wait()
 
     def wait(self) -> None:
         """Wait until the write in flight is on disk; raises UserError if it could not be."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if isinstance(error, OSError):
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except OSError as error:
             raise cannot_write(self.directory, error) from error
-        if error is not None:
-            raise error
 
     def close(self) -> None:
         """Finish the write in flight; safe to call twice. Raises as `wait` does."""
@@ -183,22 +179,19 @@ class Checkpointer:
         empty: dict[str, str],
         meta: Any,
     ) -> None:
-        try:
-            data = safetensors.numpy.save(arrays)
-            manifest = {
-                "schema": SCHEMA,
-                "steps": steps,
-                "arrays": described,
-                "empty": empty,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "meta": meta,
-            }
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with self._lock(wait=True):
-                self._write(steps, data, _render(manifest))
-        except BaseException as error:
-            self._error = error
+        data = safetensors.numpy.save(arrays)
+        manifest = {
+            "schema": SCHEMA,
+            "steps": steps,
+            "arrays": described,
+            "empty": empty,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "meta": meta,
+        }
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._lock(wait=True):
+            self._write(steps, data, _render(manifest))
 
     def _write(self, steps: int, data: bytes, manifest: bytes) -> None:
         final = self.directory / f"{steps:012d}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,14 @@ Padding = tuple[int, int]  # before and after, of height and width alike
 
 
 def conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array:
-    """`x` `[N, H, W, C]` convolved with `kernel` `[h, w, C, F]`: `[N, H', W', F]` float32.
+    """`x` `[N, H, W, C]` convolved with `kernel` `[h, w, C, F]`: `[N, H', W', F]`, as `kernel`.
 
     padding: "VALID" or "SAME". Integer `x` (pixels) is scaled by 1/255 and has no gradient.
     """
     size = kernel.shape[0]
     square = size == kernel.shape[1]
+    if kernel.dtype != jnp.float32:  # for accelerators
+        return _xla_conv(x, kernel, stride, padding)
     if square and stride == 1:
         around = ((size - 1) // 2, size // 2) if padding == "SAME" else (0, 0)
         return _conv(x, kernel, 1, around)
@@ -37,10 +40,10 @@ def conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array:
     return _xla_conv(x, kernel, stride, padding)
 
 
-def _as_float(x: Array) -> Array:
+def _as_float(x: Array, dtype: Any = jnp.float32) -> Array:
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return x.astype(jnp.float32) / 255.0
+        return x.astype(dtype)
+    return x.astype(dtype) / 255.0
 
 
 def _scale(x: Array) -> float:
@@ -49,7 +52,7 @@ def _scale(x: Array) -> float:
 
 def _xla_conv(x: Array, kernel: Array, stride: int, padding: str | Padding) -> Array:
     return jax.lax.conv_general_dilated(
-        _as_float(x),
+        _as_float(x, kernel.dtype),
         kernel,
         (stride, stride),
         padding if isinstance(padding, str) else (padding, padding),

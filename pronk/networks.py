@@ -92,11 +92,14 @@ def _centred_conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array
     brightness = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     if jnp.issubdtype(x.dtype, jnp.integer):
         brightness /= 255.0
-    return conv2d(x, kernel, stride, padding) - brightness * jnp.sum(kernel, axis=(0, 1, 2))
+    shift = brightness * jnp.sum(kernel, axis=(0, 1, 2))
+    return conv2d(x, kernel, stride, padding) - shift.astype(kernel.dtype)
 
 
 class Shallow(nn.Module):
     """Two convolutions (figure 3, left, of the IMPALA paper): uint8 `[N, H, W, C]` to `[N, F]`."""
+
+    dtype: Any = jnp.float32  # of what is computed; parameters are float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -107,6 +110,7 @@ class Shallow(nn.Module):
             shape = (size, size, x.shape[-1], features)
             kernel = self.param(f"conv{i}_kernel", _init, shape)
             bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
+            kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
             conv = conv2d if i else _centred_conv2d
             x = nn.relu(conv(x, kernel, stride, "VALID") + bias)
         return x.reshape(x.shape[0], -1)
@@ -115,6 +119,7 @@ class Shallow(nn.Module):
 class Deep(nn.Module):
     """Fifteen convolutions in residual blocks (figure 3, right): `[N, H, W, C]` to `[N, F]`."""
 
+    dtype: Any = jnp.float32  # of what is computed; parameters are float32
     channels: tuple[int, ...] = (16, 32, 32)
 
     @nn.compact
@@ -122,7 +127,7 @@ class Deep(nn.Module):
         def conv(name: str, x: Array, features: int, convolve: Any = conv2d) -> Array:
             kernel = self.param(f"{name}_kernel", _init, (3, 3, x.shape[-1], features))
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (features,))
-            return convolve(x, kernel, 1, "SAME") + bias
+            return convolve(x, kernel.astype(self.dtype), 1, "SAME") + bias.astype(self.dtype)
 
         for i, features in enumerate(self.channels):
             x = conv(f"section{i}", x, features, conv2d if i else _centred_conv2d)
@@ -134,7 +139,7 @@ class Deep(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Any (nested) observation `[N, ...]` to features `[N, hidden[-1]]`.
+    """Any (nested) observation `[N, ...]` to float32 features `[N, hidden[-1]]`.
 
     Images are convolved, everything else is flattened; both are concatenated and passed through
     dense layers of the widths `hidden`.
@@ -144,6 +149,7 @@ class Encoder(nn.Module):
     torso: str  # auto, mlp, shallow, deep
     hidden: tuple[int, ...]
     activation: str
+    dtype: Any = jnp.float32  # of what is computed
 
     @nn.compact
     def __call__(self, observation: PyTree) -> Array:
@@ -152,14 +158,14 @@ class Encoder(nn.Module):
         for i, (space, x) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
             if is_image(space) and self.torso != "mlp":
                 torso = Deep if self.torso == "deep" else Shallow
-                parts.append(torso(name=f"torso{i}")(_channels_last(x)))
+                parts.append(torso(name=f"torso{i}", dtype=self.dtype)(_channels_last(x)))
             else:
                 parts.append(_as_vector(space, x))
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         activate = nn.tanh if self.activation == "tanh" else nn.relu
         for i, width in enumerate(self.hidden):
-            x = activate(nn.Dense(width, kernel_init=_init, name=f"dense{i}")(x))
-        return x
+            x = activate(nn.Dense(width, kernel_init=_init, name=f"dense{i}", dtype=self.dtype)(x))
+        return x.astype(jnp.float32)
 
 
 class ResettableCore(nn.Module):
@@ -239,6 +245,7 @@ class ActorCritic(nn.Module):
     core: str
     core_size: int
     separate_value: bool
+    encoder_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -250,6 +257,7 @@ class ActorCritic(nn.Module):
             "torso": self.torso,
             "hidden": self.hidden,
             "activation": self.activation,
+            "dtype": self.encoder_dtype,
         }
         flat = jax.tree.map(lambda x: x.reshape(steps * batch, *x.shape[2:]), observation)
         features = Encoder(**encoder, name="encoder")(flat).reshape(steps, batch, -1)

@@ -161,6 +161,8 @@ def _check_type(flag: str, value: Any, hint: Any) -> None:
         right = isinstance(value, int | float) and not isinstance(value, bool)
     elif kinds == [bool]:
         right = isinstance(value, bool)
+    elif kinds == [str]:
+        right = isinstance(value, str)
     elif kinds == [Path]:
         right = isinstance(value, str | Path)
     else:  # the layer widths

@@ -18,6 +18,7 @@ import gymnasium as gym
 Array: TypeAlias = Any  # numpy.ndarray or jax.Array
 PyTree: TypeAlias = Any
 Key: TypeAlias = Any  # a jax.random.key
+Device: TypeAlias = Any  # a jax.Device
 
 
 class TimeStep(NamedTuple):

@@ -7,48 +7,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from pronk import agents, envs
+from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
 from pronk.errors import UserError
 from pronk.plan import Plan
+from pronk.runtime import tuning
 from pronk.runtime.a3c import A3CRuntime
 from pronk.runtime.actor import Actor, Player
-from pronk.runtime.base import Runtime
+from pronk.runtime.base import Devices, Runtime
 from pronk.runtime.fused import FusedRuntime
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
-from pronk.types import Agent, EnvSpec, LearnerState
+from pronk.types import Agent, Device, EnvSpec, LearnerState
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
 INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
-
-# Environments of an actor, unless the user says otherwise.
-ENVS_PER_ACTOR = 16
-
-
-class Architecture(NamedTuple):
-    """How actors and learner work together; the rows of IMPALA's throughput table (table 1)."""
-
-    synchronous: bool = False  # actors wait for the update
-    central: bool = False  # one inference for all actors, batched dynamically
-    single: bool = False  # one actor steps all environments together
-    gradients: bool = False  # actors send gradients instead of trajectories
-
-
-ARCHITECTURES = {
-    "impala": Architecture(),
-    "impala-dynamic-batch": Architecture(central=True),
-    "a2c-sync-step": Architecture(synchronous=True, single=True),
-    "a2c-sync-trajectory": Architecture(synchronous=True),
-    "a2c-dynamic-batch": Architecture(synchronous=True, central=True),
-    "a3c": Architecture(gradients=True),
-}
 
 
 def use_compilation_cache() -> None:
@@ -142,56 +122,98 @@ def make_runtime(
     runtime. Raises UserError for settings that do not go together.
     """
     config, batch_size = plan.run, plan.agent_config.batch_size
+    devices = Devices(
+        find_device("--actor-device", config.actor_device),
+        find_device("--learner-device", config.learner_device),
+    )
     if _is_fused(plan, env):
         jax_env = envs.jax_env_of(env, plan.env_args)
         assert jax_env is not None
+        if config.actor_device is not None:
+            raise UserError(
+                "the fused runtime acts where it learns: give `--learner-device` alone, or use"
+                " --runtime local."
+            )
         return FusedRuntime(
             agent,
             jax_env,
-            state,
+            jax.device_put(state, devices.learner),
             key_for(config.seed, ACTOR_KEY),
             unroll=plan.agent_config.unroll,
             num_envs=config.envs or batch_size,
             max_steps=config.steps,
         )
     architecture = ARCHITECTURES[config.architecture]
-    num_actors, num_envs = _numbers(plan, architecture)
+    check_together(plan.run)
     # A resumed life that starts new episodes must not replay those of the first.
     life = 0 if config.deterministic else life
-    factories = [ActorFactory(plan, env, i, num_actors, num_envs, life) for i in range(num_actors)]
-    learner = Learner(agent, state)
+    learner = None if architecture.gradients else Learner(agent, state, devices)
+
+    def make_actors(
+        num_actors: int, num_envs: int, server: InferenceServer | None = None
+    ) -> list[Any]:
+        made: list[Any] = []
+        with contextlib.ExitStack() as unfinished:
+            for i in range(num_actors):
+                factory = ActorFactory(plan, env, i, num_actors, num_envs, life)
+                if config.actor_kind == "process":
+                    made.append(ActorProcess(factory, f"actor {i}"))
+                else:
+                    made.append(factory(agent, server))
+                unfinished.callback(made[-1].close)
+            unfinished.pop_all()  # the caller's to close
+        return made
+
+    num_actors, num_envs = fixed_numbers(config, batch_size)
+    if num_actors is None or num_envs is None:
+        assert learner is not None
+        picked = tuning.pick(
+            make_actors,
+            learner.behaviour(),
+            batch_size=batch_size,
+            actors=num_actors,
+            envs=num_envs,
+        )
+        num_actors, num_envs = picked.actors, picked.envs
+        tell(picked.why)
     server = None
     if architecture.central:
+        assert learner is not None
         maximum = min(config.inference_maximum or num_actors, num_actors)
         batching = Batching(
             min(config.inference_minimum, maximum), maximum, config.inference_timeout
         )
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), life)
         key = jax.random.fold_in(key, num_actors)  # actor i has i
-        server = InferenceServer(agent, key, lambda: learner.latest[1], batching)
+        server = InferenceServer(agent, key, learner.behaviour, batching)
         stack.callback(server.close)
-    actors: list[Any] = []
-    with contextlib.ExitStack() as unfinished:
-        for factory in factories:
-            if config.actor_kind == "process":
-                actors.append(ActorProcess(factory, f"actor {factory.index}"))
-            else:
-                actors.append(factory(agent, server))
-            unfinished.callback(actors[-1].close)
-        how = getattr(actors[0], "placement", "in processes of their own")
-        plural = "s" if num_actors > 1 else ""
-        tell(f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments, {how}")
-        runtime: Runtime
-        if architecture.gradients:
-            runtime = A3CRuntime(agent, state, actors)
-        elif architecture.synchronous or config.deterministic:
-            runtime = SynchronousRuntime(
-                learner, actors, batch_size=batch_size, in_turns=config.deterministic
-            )
-        else:
-            runtime = LocalRuntime(learner, actors, batch_size=batch_size)
-        unfinished.pop_all()  # the runtime's to close
-    return runtime
+    actors = make_actors(num_actors, num_envs, server)
+    how = getattr(actors[0], "placement", "in processes of their own")
+    plural = "s" if num_actors > 1 else ""
+    tell(f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments, {how}")
+    if learner is None:
+        return A3CRuntime(agent, state, actors, devices)
+    if architecture.synchronous or config.deterministic:
+        return SynchronousRuntime(
+            learner, actors, batch_size=batch_size, in_turns=config.deterministic
+        )
+    return LocalRuntime(learner, actors, batch_size=batch_size)
+
+
+def find_device(flag: str, name: str | None) -> Device | None:
+    """The device that a user calls `cpu`, `gpu` or `gpu:1`; raises UserError if there is none."""
+    if name is None:
+        return None
+    platform, _, index = name.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        known = [f"{d.platform}:{i}" for d in jax.devices() for i in [d.id]]
+        if jax.default_backend() != "cpu":
+            known += [f"cpu:{i}" for i in range(len(jax.devices("cpu")))]
+        raise UserError(
+            f"`{flag}` is '{name}'; expected a device that JAX sees here: {', '.join(known)}."
+        ) from None
 
 
 def _is_fused(plan: Plan, env: Any) -> bool:
@@ -213,54 +235,3 @@ def _is_fused(plan: Plan, env: Any) -> bool:
             " `--runtime fused` out."
         )
     return True
-
-
-def _numbers(plan: Plan, architecture: Architecture) -> tuple[int, int]:
-    """Actors and environments of each; raises UserError for settings that do not go together."""
-    config, batch_size = plan.run, plan.agent_config.batch_size
-    name = f"`--architecture` {config.architecture}"
-    if config.actor_kind == "process":
-        if config.deterministic:
-            raise UserError(
-                "`--deterministic` has its actors take turns in one process; leave `--actor-kind"
-                " process` out (`--env-workers` may still step the environments in processes)."
-            )
-        if config.architecture != "impala":
-            raise UserError(
-                f"{name} has its actors in one process; leave `--actor-kind process` out"
-                " (`--env-workers` may still step the environments in processes)."
-            )
-        if config.env_workers:
-            raise UserError(
-                f"`--env-workers` is {config.env_workers} with `--actor-kind process`; actors in"
-                " processes of their own step their environments themselves: leave one of the two"
-                " out."
-            )
-    if config.deterministic and (architecture.central or architecture.gradients):
-        raise UserError(
-            f"{name} answers whoever comes first, so that no two runs are alike; leave"
-            " `--deterministic` out, or use --architecture a2c-sync-trajectory."
-        )
-    if architecture.gradients:
-        num_envs = config.envs or batch_size
-        if num_envs != batch_size:
-            raise UserError(
-                f"{name} makes one gradient of each actor's unroll: `--envs` {num_envs} must equal"
-                f" `--batch-size` {batch_size}."
-            )
-        return config.actors, num_envs
-    if architecture.synchronous:
-        num_envs = config.envs or max(batch_size // config.actors, 1)
-        if config.actors * num_envs != batch_size:
-            raise UserError(
-                f"{name} learns once from what all actors did: `--actors` {config.actors} ×"
-                f" `--envs` {num_envs} must equal `--batch-size` {batch_size}."
-            )
-        return (1, batch_size) if architecture.single else (config.actors, num_envs)
-    num_envs = config.envs or ENVS_PER_ACTOR
-    if config.deterministic and (config.actors * num_envs) % batch_size:
-        raise UserError(
-            f"--deterministic learns from whole rounds: --actors {config.actors} × --envs"
-            f" {num_envs} must be a multiple of --batch-size {batch_size}."
-        )
-    return config.actors, num_envs

@@ -17,6 +17,7 @@ import pytest
 
 import pronk
 from pronk import agents, envs
+from pronk.architectures import ARCHITECTURES
 from pronk.configs.impala import Config
 from pronk.errors import UserError
 from pronk.policy import inspect
@@ -24,7 +25,6 @@ from pronk.runtime.a3c import A3CRuntime
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep
-from pronk.wiring import ARCHITECTURES
 
 KEY = jax.random.key(0)
 WIDTH = 2  # environments of each actor

@@ -25,6 +25,7 @@ LAYERS = (
     ("training",),
     ("wiring",),
     ("plan", "evaluate"),
+    ("architectures",),
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint"),
     ("networks", "returns", "losses", "distributions"),

@@ -49,6 +49,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         core=config.core,
         core_size=config.core_size,
         separate_value=config.separate_value,
+        encoder_dtype=jnp.dtype(config.encoder_dtype),
     )
 
     def initial_core(batch: int) -> Core:

@@ -60,4 +60,32 @@ class Fused:
     """Write JSON here; - for standard output."""
 
 
-BENCHMARKS = {"learner": Learner, "throughput": Throughput, "fused": Fused}
+@dataclass(frozen=True)
+class Architectures:
+    """IMPALA's throughput table: six architectures, on environments that wait and on Atari."""
+
+    tasks: tuple[str, ...] = ("even", "uneven", "ALE/Breakout-v5")
+    """even: every step waits 10 ms, ± 5 %. uneven: 10 ms ± 50 %, and resets of 0.5 to 3 s. Others
+    are environments' ids."""
+    architectures: tuple[str, ...] = ()
+    """Some of them only. [all]"""
+    envs: int = 48
+    """Environments that wait."""
+    atari_envs: int = 32
+    """Environments of other tasks."""
+    network: Network = "shallow"
+    """Of the IMPALA paper's figure 3."""
+    unroll: int = 20
+    """Agent steps per trajectory."""
+    seconds: float = 30.0
+    """To measure each row for, after a third of it to warm up."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
+BENCHMARKS = {
+    "learner": Learner,
+    "throughput": Throughput,
+    "fused": Fused,
+    "architectures": Architectures,
+}

@@ -60,6 +60,9 @@ class Config:
     """Units of the recurrent core. [E18, figure 3]"""
     separate_value: bool = False
     """Give the value function a network of its own (without a core). The paper shares one."""
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What convolutions and dense layers before the core compute in; parameters, the core, the
+    heads and all losses stay float32. bfloat16 is for accelerators."""
     squash_actions: bool = False
     """Squash continuous actions into their bounds by tanh, instead of clipping them."""
     initial_std: float = 1.0

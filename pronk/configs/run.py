@@ -41,13 +41,18 @@ class RunConfig:
     """Dynamic batching: seconds after which a request is answered without waiting for others."""
     deterministic: bool = False
     """The same seed gives the same bits, and a resumed run equals an uninterrupted one."""
-    actors: int = 2
-    """Actors of the local runtime, each stepping `--envs` environments."""
+    actors: int | None = None
+    """Actors of the local runtime, each stepping `--envs` environments. [measured; 2 if
+    deterministic, in processes, or for another architecture than impala]"""
     envs: int | None = None
-    """Environments per actor (fused: in all). [16; fused and a3c: the batch size; a2c: the batch
-    size / actors]"""
+    """Environments per actor (fused: in all). [measured; 16 where actors are not; fused and a3c:
+    the batch size; a2c: the batch size / actors]"""
     actor_kind: Literal["thread", "process"] = "thread"
     """Whether actors are threads of this process or processes of their own."""
+    actor_device: str | None = None
+    """Where the network acts: cpu, gpu, gpu:1 … [where JAX computes by default]"""
+    learner_device: str | None = None
+    """Where the network learns. [where JAX computes by default]"""
     env_workers: int | None = None
     """Processes per actor that step its environments; 0: none. [measured: for slow environments]"""
     max_env_faults: int = 10
@@ -72,4 +77,5 @@ class RunConfig:
 FREE = (
     *("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet"),
     *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
+    *("actor_device", "learner_device"),
 )

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymEntry
 
+from pronk.envs import waiting
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
@@ -110,6 +111,8 @@ def make(
             replayable=replayable,
             **args,
         )
+    if env == waiting.NAME:
+        return _accepting(waiting.NAME, waiting.make, num_envs, seed, first_env_id, **args)
     own = jax_env_of(env, args)
     if own is not None:
         from pronk.envs.jax_env import JaxVectorEnv
@@ -145,6 +148,8 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
         from pronk.envs.atari import atari_spec
 
         return atari_spec(env, args)
+    if env == waiting.NAME:
+        return _accepting(waiting.NAME, waiting.spec, **args)
     own = jax_env_of(env, args)
     if own is not None:
         return own.spec
@@ -159,13 +164,17 @@ def is_atari(env: EnvLike) -> TypeGuard[str]:
 
 def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
     """The pure functions of one of pronk's own environments; None where `env` is no such one."""
-    if not isinstance(env, str) or not env.startswith("pronk/"):
+    if not isinstance(env, str) or not env.startswith("pronk/") or env == waiting.NAME:
         return None
     if env not in _JAX:
         raise _unregistered(env)
     module = importlib.import_module(f"pronk.envs.{_JAX[env]}")
+    return _accepting(env, module.make, **(env_args or {}))
+
+
+def _accepting(env: str, make: Callable[..., Any], *args: Any, **env_args: Any) -> Any:
     try:
-        return module.make(**(env_args or {}))
+        return make(*args, **env_args)
     except TypeError as e:
         raise UserError(f"`env` '{env}' does not accept these `env_args`: {e}") from e
 
@@ -189,7 +198,7 @@ def names() -> list[str]:
     """The known ids: pronk's, ALE's, and what is registered with Gymnasium, sorted in each."""
     from pronk.envs.atari import atari_ids
 
-    known = [*sorted(_JAX), *sorted(atari_ids()), *sorted(gym.registry)]
+    known = [*sorted([*_JAX, waiting.NAME]), *sorted(atari_ids()), *sorted(gym.registry)]
     return list(dict.fromkeys(known))  # importing ale_py also registers its games
 
 

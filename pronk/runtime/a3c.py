@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
-from pronk.runtime.base import Update
-from pronk.runtime.learner import report
+from pronk.runtime.base import Devices, Update
+from pronk.runtime.learner import agent_steps, report
 from pronk.runtime.workers import Asynchronous
 from pronk.types import Agent, Batch, LearnerState, PyTree
 
@@ -34,13 +34,20 @@ class A3CRuntime(Asynchronous):
     A gradient is of the parameters that acted, on-policy, and is applied to newer ones.
     """
 
-    def __init__(self, agent: Agent, state: LearnerState, actors: Sequence[Actor]):
+    def __init__(
+        self,
+        agent: Agent,
+        state: LearnerState,
+        actors: Sequence[Actor],
+        devices: Devices = Devices(),  # noqa: B008
+    ):
         if agent.gradients is None or agent.apply is None:
             raise UserError(
                 "`--architecture a3c` needs an agent whose update is one gradient step, and this"
                 " agent's is not; use --architecture impala."
             )
-        self.learner_state = state
+        self._devices = devices
+        self.learner_state: LearnerState = jax.device_put(state, devices.learner)
         self._updates = int(state.updates)
         self._gradients = jax.jit(agent.gradients)
         # Actors hold copies, so the update may reuse the state's memory.
@@ -51,7 +58,7 @@ class A3CRuntime(Asynchronous):
         super().__init__(actors, self._gradient)
 
     def _snapshot(self) -> tuple[int, LearnerState, PyTree]:
-        state = self._copy(self.learner_state)
+        state = jax.device_put(self._copy(self.learner_state), self._devices.actor)
         return jax.block_until_ready((self._updates, state, self._behaviour(state)))
 
     def _gradient(self, actor: Actor) -> Gradient:
@@ -63,9 +70,10 @@ class A3CRuntime(Asynchronous):
 
     def update(self) -> Update:
         """Apply the next gradient, waiting for one if need be."""
-        grads, aux, unroll = self._workers.get()
+        grads, aux, unroll = self._next(self._workers)
+        grads, aux = jax.device_put((grads, aux), self._devices.learner)
         self.learner_state, _, metrics = self._apply(self.learner_state, grads, aux)
         lag = self._updates - unroll.trajectory.version
         self._updates += 1
         self._latest = self._snapshot()
-        return report(metrics, unroll.trajectory, [unroll], lag)
+        return report(metrics, agent_steps(unroll.trajectory), lag, [unroll])

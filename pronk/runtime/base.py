@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pronk.checkpoint import Loaded
-from pronk.types import Array, Episode, LearnerState, PyTree
+from pronk.types import Array, Device, Episode, LearnerState, PyTree
+
+
+class Devices(NamedTuple):
+    """Where the network acts and where it learns; None is where JAX would put it."""
+
+    actor: Device | None = None
+    learner: Device | None = None
 
 
 class Update(NamedTuple):

@@ -17,8 +17,8 @@ from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
-from pronk.runtime.learner import Learner
-from pronk.runtime.workers import Asynchronous, Unroller, Waits
+from pronk.runtime.learner import Learner, Prepared
+from pronk.runtime.workers import Asynchronous, Unroller, Waits, Workers
 from pronk.types import LearnerState, PyTree
 
 
@@ -29,6 +29,8 @@ class LocalRuntime(Asynchronous):
         self.learner = learner
         self._batcher = Batcher(batch_size)
         super().__init__(actors, self._unroll)
+        # One more thread, so that the next batch is ready when an update is done.
+        self._batches = Workers([self._batch], "batcher")
 
     def _unroll(self, actor: Unroller) -> Unroll:
         version, behaviour = self.learner.latest
@@ -36,16 +38,24 @@ class LocalRuntime(Asynchronous):
         self._waits.acted(unroll)
         return unroll
 
-    def update(self) -> Update:
-        """Learn from the next batch, waiting for actors if need be."""
+    def _batch(self) -> tuple[Prepared, list[Unroll]]:
         unrolls = []
         while not self._batcher.ready:
             unroll = self._workers.get()
             self._batcher.add(unroll.trajectory)
             unrolls.append(unroll)
-        update = self.learner.update(self._batcher.take(), unrolls)
+        return self.learner.prepare(self._batcher.take()), unrolls
+
+    def update(self) -> Update:
+        """Learn from the next batch, waiting for it if need be."""
+        update = self.learner.update(*self._next(self._batches))
         self.learner.publish()
         return update
+
+    def close(self) -> None:
+        """Stop the actors and release their environments."""
+        super().close()
+        self._batches.close()
 
     @property
     def learner_state(self) -> LearnerState:
@@ -88,7 +98,7 @@ class SynchronousRuntime:
                 unrolls.append(unroll)
         acted = time.perf_counter()
         self._waits.learner += acted - start
-        update = self.learner.update(self._batcher.take(), unrolls)
+        update = self.learner.update(self.learner.prepare(self._batcher.take()), unrolls)
         jax.block_until_ready(update.metrics)
         # Meanwhile all actors waited.
         self._waits.queue += time.perf_counter() - acted

@@ -49,19 +49,29 @@ class Waits:
         return "environments" if self.env >= self.act else "inference"
 
 
+class Closed(Exception):
+    """Whoever waited for threads that were stopped is told by this."""
+
+
 class Workers:
     """Threads that call their `produce` for ever; what it returns waits in a bounded queue.
 
-    The queue full, they wait: nothing is dropped. What one of them raises, `get` raises.
+    The queue full, they wait, and `waited` hears how many seconds: nothing is dropped. What one of
+    them raises, `get` raises.
     """
 
-    def __init__(self, producers: Sequence[Callable[[], Any]], waits: Waits):
-        self._waits = waits
+    def __init__(
+        self,
+        producers: Sequence[Callable[[], Any]],
+        name: str,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ):
+        self._waited = waited
         self._queue: queue.Queue[Any] = queue.Queue(QUEUE_SIZE)
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._work, args=(produce,), name=f"actor-{i}", daemon=True)
+            threading.Thread(target=self._work, args=(produce,), name=f"{name}-{i}", daemon=True)
             for i, produce in enumerate(producers)
         ]
         for thread in self._threads:
@@ -78,23 +88,23 @@ class Workers:
                         break
                     except queue.Full:
                         continue
-                self._waits.queued(time.perf_counter() - start)
+                self._waited(time.perf_counter() - start)
+        except Closed:
+            pass
         except BaseException as error:
             self._error = error
 
     def get(self) -> Any:
-        """The next item, waiting for it if need be."""
-        start = time.perf_counter()
-        try:
-            while True:
-                if self._error is not None:  # looked at always: the others fill the queue
-                    raise self._error
-                try:
-                    return self._queue.get(timeout=0.2)
-                except queue.Empty:
-                    continue
-        finally:
-            self._waits.learner += time.perf_counter() - start
+        """The next item, waiting for it if need be; raises Closed once they were stopped."""
+        while True:
+            if self._error is not None:  # looked at always: the others fill the queue
+                raise self._error
+            if self._stop.is_set():
+                raise Closed
+            try:
+                return self._queue.get(timeout=0.2)
+            except queue.Empty:
+                continue
 
     def close(self) -> None:
         """Stop the threads, each after what it is producing."""
@@ -123,8 +133,17 @@ class Asynchronous:
         self._actors = actors
         self._waits = Waits(len(actors))
         self._workers = Workers(
-            [functools.partial(produce, actor) for actor in actors], self._waits
+            [functools.partial(produce, actor) for actor in actors],
+            "actor",
+            self._waits.queued,
         )
+
+    def _next(self, source: Workers) -> Any:
+        """What `source` has next for the learner."""
+        start = time.perf_counter()
+        item = source.get()
+        self._waits.learner += time.perf_counter() - start
+        return item
 
     def bound_by(self) -> str:
         """Which part the others waited for: learner, environments or inference."""

@@ -1,0 +1,91 @@
+"""The architectures of IMPALA's throughput table, and what goes together with each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pronk.configs.run import RunConfig
+from pronk.errors import UserError
+from pronk.runtime import tuning
+
+
+class Architecture(NamedTuple):
+    """How actors and learner work together; the rows of IMPALA's throughput table (table 1)."""
+
+    synchronous: bool = False  # actors wait for the update
+    central: bool = False  # one inference for all actors, batched dynamically
+    single: bool = False  # one actor steps all environments together
+    gradients: bool = False  # actors send gradients instead of trajectories
+
+
+ARCHITECTURES = {
+    "impala": Architecture(),
+    "impala-dynamic-batch": Architecture(central=True),
+    "a2c-sync-step": Architecture(synchronous=True, single=True),
+    "a2c-sync-trajectory": Architecture(synchronous=True),
+    "a2c-dynamic-batch": Architecture(synchronous=True, central=True),
+    "a3c": Architecture(gradients=True),
+}
+
+
+def check_together(config: RunConfig) -> None:
+    """Raise UserError for settings that do not go together."""
+    architecture = ARCHITECTURES[config.architecture]
+    name = f"`--architecture` {config.architecture}"
+    if config.actor_kind == "process":
+        if config.deterministic:
+            raise UserError(
+                "`--deterministic` has its actors take turns in one process; leave `--actor-kind"
+                " process` out (`--env-workers` may still step the environments in processes)."
+            )
+        if config.architecture != "impala":
+            raise UserError(
+                f"{name} has its actors in one process; leave `--actor-kind process` out"
+                " (`--env-workers` may still step the environments in processes)."
+            )
+        if config.env_workers:
+            raise UserError(
+                f"`--env-workers` is {config.env_workers} with `--actor-kind process`; actors in"
+                " processes of their own step their environments themselves: leave one of the two"
+                " out."
+            )
+    if config.deterministic and (architecture.central or architecture.gradients):
+        raise UserError(
+            f"{name} answers whoever comes first, so that no two runs are alike; leave"
+            " `--deterministic` out, or use --architecture a2c-sync-trajectory."
+        )
+
+
+def fixed_numbers(config: RunConfig, batch_size: int) -> tuple[int | None, int | None]:
+    """Actors and environments of each, None where they are to be measured.
+
+    Raises UserError for numbers that do not go together.
+    """
+    architecture = ARCHITECTURES[config.architecture]
+    name = f"`--architecture` {config.architecture}"
+    num_actors = config.actors or tuning.ACTORS
+    if architecture.gradients:
+        num_envs = config.envs or batch_size
+        if num_envs != batch_size:
+            raise UserError(
+                f"{name} makes one gradient of each actor's unroll: `--envs` {num_envs} must equal"
+                f" `--batch-size` {batch_size}."
+            )
+        return num_actors, num_envs
+    if architecture.synchronous:
+        num_envs = config.envs or max(batch_size // num_actors, 1)
+        if num_actors * num_envs != batch_size:
+            raise UserError(
+                f"{name} learns once from what all actors did: `--actors` {num_actors} ×"
+                f" `--envs` {num_envs} must equal `--batch-size` {batch_size}."
+            )
+        return (1, batch_size) if architecture.single else (num_actors, num_envs)
+    if not (config.deterministic or architecture.central or config.actor_kind == "process"):
+        return config.actors, config.envs
+    num_envs = config.envs or tuning.ENVS
+    if config.deterministic and (num_actors * num_envs) % batch_size:
+        raise UserError(
+            f"--deterministic learns from whole rounds: --actors {num_actors} × --envs"
+            f" {num_envs} must be a multiple of --batch-size {batch_size}."
+        )
+    return num_actors, num_envs

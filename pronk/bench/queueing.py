@@ -1,0 +1,279 @@
+"""A queueing model of the architectures: simulated in virtual time, from what the parts cost.
+
+Environments wait, everything else is work on `cores` processors that are shared fairly; queues are
+those of the runtimes. What the model leaves out is what a difference from a measurement means:
+Python's lock, caches, and the operating system.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+from pronk.envs.waiting import Pace
+
+
+class Costs(NamedTuple):
+    """Seconds of one core."""
+
+    step: float  # one environment's step and inference, its waiting left out
+    step_all: float  # the same for all environments together
+    batch: float  # central inference, per batch
+    request: float  # central inference, per request
+    assemble: float  # of a batch of one trajectory per environment
+    update: float  # from such a batch
+    speedup: float  # of an update on all cores
+    gradient: float  # from one environment's trajectory
+    apply: float  # a gradient, and the snapshot for actors
+
+
+class Wait(NamedTuple):
+    """Yielded by a process that sleeps."""
+
+    seconds: float
+
+
+class Work(NamedTuple):
+    """Yielded by a process that computes, on `width` cores at most."""
+
+    seconds: float
+    width: float = 1.0
+
+
+class Get(NamedTuple):
+    """Yielded by a process that wants an item; what is yielded back is the item."""
+
+    store: Store
+
+
+class Put(NamedTuple):
+    """Yielded by a process that has an item, and waits until there is room."""
+
+    store: Store
+    item: Any
+
+
+Process = Generator[Any, Any, None]
+
+
+class Store:
+    """A bounded queue."""
+
+    def __init__(self, capacity: int = 1 << 30):
+        self.capacity = capacity
+        self.items: deque[Any] = deque()
+        self.getters: deque[Process] = deque()
+        self.putters: deque[tuple[Process, Any]] = deque()
+
+
+class _Job:
+    def __init__(self, process: Process, work: Work):
+        self.process, self.left, self.width = process, work.seconds, work.width
+
+
+class Simulation:
+    """Runs processes in virtual time; processors are shared fairly among those that compute."""
+
+    def __init__(self, cores: int):
+        self.now = 0.0
+        self._cores = cores
+        self._sleeping: list[tuple[float, int, Process]] = []
+        self._jobs: list[_Job] = []
+        self._ready: deque[tuple[Process, Any]] = deque()
+        self._order = itertools.count()
+
+    def start(self, process: Process) -> None:
+        """Begin a process."""
+        self._ready.append((process, None))
+
+    def run(self, until: float) -> None:
+        """Let virtual time pass."""
+        while self.now < until:
+            while self._ready:
+                self._advance(*self._ready.popleft())
+            rates = self._rates()
+            due = self._sleeping[0][0] if self._sleeping else until
+            done = min(
+                (self.now + job.left / rate for job, rate in zip(self._jobs, rates, strict=True)),
+                default=until,
+            )
+            then = min(due, done)
+            for job, rate in zip(self._jobs, rates, strict=True):
+                job.left -= rate * (then - self.now)
+            self.now = then
+            for job in [job for job in self._jobs if job.left <= 1e-12]:
+                self._jobs.remove(job)
+                self._ready.append((job.process, None))
+            while self._sleeping and self._sleeping[0][0] <= self.now:
+                self._ready.append((heapq.heappop(self._sleeping)[2], None))
+
+    def _rates(self) -> list[float]:
+        """Cores that each job has: equal shares, and what one can't use is the others'."""
+        rates, cores, left = {}, float(self._cores), len(self._jobs)
+        for job in sorted(self._jobs, key=lambda job: job.width):
+            rates[id(job)] = rate = min(job.width, cores / left)
+            cores, left = cores - rate, left - 1
+        return [rates[id(job)] for job in self._jobs]
+
+    def _advance(self, process: Process, value: Any) -> None:
+        try:
+            asked = process.send(value)
+        except StopIteration:
+            return
+        if isinstance(asked, Wait):
+            entry = (self.now + asked.seconds, next(self._order), process)
+            heapq.heappush(self._sleeping, entry)
+        elif isinstance(asked, Work):
+            self._jobs.append(_Job(process, asked))
+        elif isinstance(asked, Get):
+            asked.store.getters.append(process)
+            self._match(asked.store)
+        else:
+            asked.store.putters.append((process, asked.item))
+            self._match(asked.store)
+
+    def _match(self, store: Store) -> None:
+        while True:
+            if store.putters and len(store.items) < store.capacity:
+                process, item = store.putters.popleft()
+                store.items.append(item)
+                self._ready.append((process, None))
+            elif store.getters and store.items:
+                self._ready.append((store.getters.popleft(), store.items.popleft()))
+            else:
+                return
+
+
+def predict(
+    architecture: str, task: str, costs: Costs, *, cores: int, envs: int, unroll: int
+) -> float:
+    """Agent steps per second of `envs` environments that wait, one per actor."""
+    model = _Model(architecture, task, costs, cores, envs, unroll)
+    model.run(WARM_SECONDS)
+    before, start = model.steps, model.simulation.now
+    model.run(WARM_SECONDS + SECONDS)
+    return (model.steps - before) / (model.simulation.now - start)
+
+
+WARM_SECONDS, SECONDS = 10.0, 60.0  # virtual
+
+
+class _Model:
+    def __init__(
+        self, architecture: str, task: str, costs: Costs, cores: int, envs: int, unroll: int
+    ):
+        self.costs, self.envs, self.unroll = costs, envs, unroll
+        self.task = task
+        self.steps = 0  # learnt from
+        self.simulation = Simulation(cores)
+        self.requests = Store()  # to the inference server: where to answer
+        self.unrolls = Store(1)  # agent steps of each
+        self.batches = Store(1)
+        self.rounds: list[Store] = []
+        central = architecture.endswith("dynamic-batch")
+        decide = self.ask if central else self.infer
+        processes: list[Process] = [self.serve()] if central else []
+        if architecture == "a2c-sync-step":
+            processes.append(self.step_together())
+        elif architecture.startswith("a2c"):
+            self.rounds = [Store() for _ in range(envs)]
+            self.unrolls = Store()
+            processes += [self.act(i, decide, self.rounds[i]) for i in range(envs)]
+            processes.append(self.learn_in_rounds())
+        elif architecture == "a3c":
+            processes += [self.act(i, decide, gradient=costs.gradient) for i in range(envs)]
+            processes.append(self.apply())
+        else:
+            processes += [self.act(i, decide) for i in range(envs)]
+            processes += [self.assemble(), self.learn()]
+        for process in processes:
+            self.simulation.start(process)
+
+    def run(self, until: float) -> None:
+        self.simulation.run(until)
+
+    def act(
+        self,
+        index: int,
+        decide: Callable[[], Process],
+        go: Store | None = None,
+        gradient: float = 0.0,
+    ) -> Process:
+        """An actor with one environment; `go` says when to unroll."""
+        pace = Pace(self.task, 1, [0, index])
+        while True:
+            if go is not None:
+                yield Get(go)
+            steps = 0
+            for _ in range(self.unroll):
+                seconds, begins, _ = pace.next()
+                yield Wait(float(seconds[0]))
+                yield from decide()
+                steps += not begins[0]
+            if gradient:
+                yield Work(gradient)
+            yield Put(self.unrolls, steps)
+
+    def infer(self) -> Process:
+        yield Work(self.costs.step)
+
+    def ask(self) -> Process:
+        answer = Store()
+        yield Put(self.requests, answer)
+        yield Get(answer)
+
+    def serve(self) -> Process:
+        while True:
+            asked = [(yield Get(self.requests))]
+            while self.requests.items:
+                asked.append(self.requests.items.popleft())
+            yield Work(self.costs.batch + len(asked) * self.costs.request)
+            for answer in asked:
+                yield Put(answer, None)
+
+    def step_together(self) -> Process:
+        pace = Pace(self.task, self.envs, [0])
+        while True:
+            steps = 0
+            for _ in range(self.unroll):
+                seconds, begins, _ = pace.next()
+                yield Wait(float(seconds.max()))
+                yield Work(self.costs.step_all)
+                steps += int((~begins).sum())
+            yield from self.update(steps)
+
+    def learn_in_rounds(self) -> Process:
+        while True:
+            for go in self.rounds:
+                yield Put(go, None)
+            steps = 0
+            for _ in self.rounds:
+                steps += yield Get(self.unrolls)
+            yield Work(self.costs.assemble)
+            yield from self.update(steps)
+
+    def assemble(self) -> Process:
+        while True:
+            steps = 0
+            for _ in range(self.envs):
+                steps += yield Get(self.unrolls)
+            yield Work(self.costs.assemble)
+            yield Put(self.batches, steps)
+
+    def learn(self) -> Process:
+        while True:
+            steps = yield Get(self.batches)
+            yield from self.update(steps)
+
+    def update(self, steps: int) -> Process:
+        yield Work(self.costs.update, self.costs.speedup)
+        self.steps += steps
+
+    def apply(self) -> Process:
+        while True:
+            steps = yield Get(self.unrolls)
+            yield Work(self.costs.apply)
+            self.steps += steps

@@ -1,0 +1,56 @@
+"""Training as `pronk train` does it, without saving, for so many seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pronk.plan import Plan
+from pronk.wiring import build, initial_state, make_runtime, use_compilation_cache
+
+WARM_UPDATES = 5
+
+
+def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[str, Any]:
+    """Agent steps per second from an update to an update, and who waited for whom.
+
+    What compiles, the first WARM_UPDATES and at least `warm_seconds`, is not counted.
+    """
+    use_compilation_cache()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
+        _, agent = build(plan, plan.env)
+        runtime = make_runtime(
+            plan,
+            plan.env,
+            agent,
+            initial_state(plan, agent),
+            life=0,
+            tell=lambda _: None,
+            stack=stack,
+        )
+        stack.callback(runtime.close)
+        warm, updates = time.perf_counter() + warm_seconds, 0
+        while updates < WARM_UPDATES or time.perf_counter() < warm:
+            runtime.update()
+            updates += 1
+        waited = runtime.waits()
+        start, steps, lags = time.perf_counter(), 0, []
+        while time.perf_counter() - start < seconds:
+            update = runtime.update()
+            steps += update.steps
+            lags.append(update.policy_lag)
+        elapsed = time.perf_counter() - start
+        return {
+            "end_to_end_steps_per_second": steps / elapsed,
+            "policy_lag": float(np.mean(lags)),
+            "bound_by": runtime.bound_by(),
+            **{f"{k}_share": (v - waited[k]) / elapsed for k, v in runtime.waits().items()},
+        }

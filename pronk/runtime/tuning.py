@@ -1,0 +1,101 @@
+"""How many actors, and how many environments each: tried for a few seconds, and picked."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from pronk.runtime.workers import Unroller
+from pronk.types import PyTree
+
+# Where the search begins, and stays where nothing is gained. Two actors, so that one infers while
+# the other steps; 16 environments, with which inference is cheap.
+ACTORS, ENVS = 2, 16
+MAX_ACTORS = 64
+# Trajectories under way, in batches: with more, what is learnt from is too old.
+IN_FLIGHT = 4
+SECONDS = 0.6  # of acting, per attempt
+PATIENCE = 4.0  # seconds after which an attempt that has brought nothing is the last
+WORTH_ENVS = 1.1  # how much faster twice the environments must be
+WORTH_ACTORS = 1.15  # and twice the actors, which need more threads
+
+
+class Pick(NamedTuple):
+    """Numbers of actors and of environments of each, and why, in words."""
+
+    actors: int
+    envs: int
+    why: str
+
+
+def pick(
+    make: Callable[[int, int], Sequence[Unroller]],
+    behaviour: PyTree,
+    *,
+    batch_size: int,
+    actors: int | None = None,
+    envs: int | None = None,
+) -> Pick:
+    """Doubles the environments, then the actors, for as long as they then act faster.
+
+    make: actors by their number and that of their environments. What is given stays as it is; at
+    most IN_FLIGHT batches of `batch_size` trajectories are under way.
+    """
+    most = IN_FLIGHT * batch_size
+    start_actors = actors or ACTORS
+    best = (start_actors, envs or max(1, min(ENVS, most // start_actors)))
+    more_envs = envs is None and 2 * best[0] * best[1] <= most
+    more_actors = actors is None and 2 * best[0] * best[1] <= most
+    if not (more_envs or more_actors):
+        return Pick(*best, f"with a batch of {batch_size}, no more trajectories may be under way")
+    start = time.perf_counter()
+    tried = {best: _steps_per_second(make, *best, behaviour)}
+
+    def grow(actors: int, envs: int, factor: float) -> bool:
+        """Try so many times the environments or actors, and keep them if that is worth it."""
+        nonlocal best
+        more = (actors * best[0], envs * best[1])
+        if more[0] * more[1] > most or more[0] > MAX_ACTORS:
+            return False
+        tried[more] = _steps_per_second(make, *more, behaviour)
+        if tried[more] <= factor * tried[best]:
+            return False
+        best = more
+        return True
+
+    if time.perf_counter() - start < PATIENCE:
+        while more_envs and grow(1, 2, WORTH_ENVS):
+            pass
+        while more_actors and grow(2, 1, WORTH_ACTORS):
+            pass
+    listed = ", ".join(f"{m} × {n}: {rate:,.0f}" for (m, n), rate in tried.items())
+    return Pick(*best, f"acting alone, steps/s of actors × environments: {listed}")
+
+
+def _steps_per_second(
+    make: Callable[[int, int], Sequence[Unroller]], actors: int, envs: int, behaviour: PyTree
+) -> float:
+    """Of so many actors in threads, after an unroll that compiles."""
+    with contextlib.ExitStack() as stack:
+        made = make(actors, envs)
+        for actor in made:
+            stack.callback(actor.close)
+
+        def act(actor: Unroller) -> int:
+            steps = 0
+            while time.perf_counter() < end or not steps:
+                first = actor.unroll(behaviour, 0).trajectory.timestep.first[1:]
+                steps += int(np.size(first) - np.sum(first))
+            return steps
+
+        pool = stack.enter_context(ThreadPoolExecutor(actors))
+        end = 0.0  # one unroll each
+        list(pool.map(act, made))
+        start = time.perf_counter()
+        end = start + SECONDS
+        return sum(pool.map(act, made)) / (time.perf_counter() - start)
