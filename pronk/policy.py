@@ -18,7 +18,7 @@ from pronk.evaluate import Evaluation, evaluate
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
 from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep
-from pronk.wiring import build, initial_state, use_compilation_cache
+from pronk.wiring import build, configure_jax, initial_state
 
 
 class Policy:
@@ -131,7 +131,7 @@ def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Pol
     env: needed only where the run was trained on a factory rather than an id. Raises UserError
     where there is no run, no valid checkpoint, or one that doesn't fit.
     """
-    use_compilation_cache()
+    configure_jax()
     plan = Plan.load(Path(run_dir))
     loaded = newest(Path(run_dir))
     env = plan.env if env is None else env

@@ -30,11 +30,11 @@ from pronk.types import LearnerState
 from pronk.wiring import (
     EVALUATION_KEY,
     build,
+    configure_jax,
     derived_seed,
     initial_state,
     key_for,
     make_runtime,
-    use_compilation_cache,
 )
 
 # Updates with gradients that are not finite, one after another, after which a run stops.
@@ -60,7 +60,7 @@ def train(
 
 def run(plan: Plan, env: str | Callable[[], Any] | None = None) -> dict[str, Any]:
     """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
-    use_compilation_cache()
+    configure_jax()
     return _Run(plan, plan.env if env is None else env).go()
 
 

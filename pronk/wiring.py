@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from pronk import agents, envs
+from pronk.allocator import keep_freed_memory
 from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
 from pronk.errors import UserError
 from pronk.plan import Plan
@@ -31,8 +32,12 @@ from pronk.types import Agent, Device, EnvSpec, LearnerState
 INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, unless the user has said where or that they don't want it."""
+def configure_jax() -> None:
+    """Settings of JAX and of what it stands on; call before anything is computed.
+
+    Compiled programs are kept on disk, unless the user has said where or that they don't want it.
+    """
+    keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pronk" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -80,7 +85,7 @@ class ActorFactory:
         first = self.index * self.num_envs
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), self.life)
         if config.actor_kind == "process":
-            use_compilation_cache()
+            configure_jax()
         if agent is None:
             _, agent = build(self.plan, self.env)
         env = envs.make(

@@ -14,6 +14,7 @@ from pronk.convolution import _chunks, conv2d, max_pool
 # narrower, those of the deep one, and of the shallow one for small images.
 LAYERS = {
     "first": (8, 4, "VALID", 3, 4),
+    "words": (8, 4, "VALID", 4, 4),  # pixels that are rearranged four bytes at a time
     "second": (4, 2, "VALID", 4, 5),
     "deep": (3, 1, "SAME", 3, 4),
     "small": (3, 1, "VALID", 3, 4),

@@ -29,7 +29,7 @@ LAYERS = (
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint"),
     ("networks", "returns", "losses", "distributions"),
-    ("convolution", "scores", "files", "shared_memory"),
+    ("convolution", "scores", "files", "shared_memory", "allocator"),
     ("types", "configs"),
     ("errors",),
 )

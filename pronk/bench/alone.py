@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pronk.errors import UserError
-from pronk.wiring import use_compilation_cache
+from pronk.wiring import configure_jax
 
 
 def alone(measure: Callable[..., Any], *args: Any) -> Any:
@@ -36,7 +36,7 @@ def alone(measure: Callable[..., Any], *args: Any) -> Any:
 def _on_one_core(connection: Connection, measure: Callable[..., Any], *args: Any) -> None:
     core = sorted(os.sched_getaffinity(0))[-1]
     os.sched_setaffinity(0, {core})  # before jax starts its threads
-    use_compilation_cache()
+    configure_jax()
     try:
         connection.send((None, measure(*args)))
     except UserError as error:

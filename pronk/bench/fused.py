@@ -12,14 +12,14 @@ from pronk.configs.bench import Fused
 from pronk.plan import resolve
 from pronk.runtime import fused
 from pronk.types import Agent
-from pronk.wiring import build, initial_state, use_compilation_cache
+from pronk.wiring import build, configure_jax, initial_state
 
 UPDATES_PER_CALL = 16
 
 
 def measure(settings: Fused) -> dict[str, Any]:
     """Agent steps per second of Catch and CartPole, network 64 × 64."""
-    use_compilation_cache()
+    configure_jax()
     rows = []
     for env in ("pronk/Catch-v0", "pronk/CartPole-v1"):
         training = _steps_per_second(env, settings, learning=True)

@@ -10,14 +10,14 @@ from pronk.bench.timing import forward_flops, matrix_flops, median_seconds, rand
 from pronk.configs.bench import Learner
 from pronk.plan import resolve
 from pronk.types import LearnerState
-from pronk.wiring import build, initial_state, use_compilation_cache
+from pronk.wiring import build, configure_jax, initial_state
 
 ENV = "ALE/Breakout-v5"
 
 
 def measure(settings: Learner) -> dict[str, Any]:
     """Milliseconds per update of random pixels, and the share of a matrix product's speed."""
-    use_compilation_cache()
+    configure_jax()
     plan = resolve(
         "impala", ENV, torso=settings.network, unroll=settings.unroll, batch_size=settings.batch
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pronk.plan import Plan
-from pronk.wiring import build, initial_state, make_runtime, use_compilation_cache
+from pronk.wiring import build, configure_jax, initial_state, make_runtime
 
 WARM_UPDATES = 5
 
@@ -22,7 +22,7 @@ def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[
 
     What compiles, the first WARM_UPDATES and at least `warm_seconds`, is not counted.
     """
-    use_compilation_cache()
+    configure_jax()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
