@@ -1,0 +1,151 @@
+"""pronk beside what a user would pick instead: Breakout, the shallow network, unroll 20, two cores.
+
+    python benchmarks/peers/run.py setup            # an environment for each peer, once
+    python benchmarks/peers/run.py [--seconds 60] [--rounds 3] [NAME ...]
+
+Each peer runs in an environment of its own under `build/peers`, one after the other, round by
+round, so that a noisy machine is noisy for all. Writes `docs/results/peers.csv`: agent steps per
+second while training, per round, with versions. `torch` is the learner's update alone, in
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+ENVIRONMENTS = ROOT / "build" / "peers"
+RESULTS = ROOT / "docs" / "results" / "peers.csv"
+SCRIPTS = {"sb3": "sb3_a2c.py"}
+
+
+def setup(names: list[str]) -> None:
+    """Make the environments that are missing."""
+    for name in names:
+        directory = ENVIRONMENTS / name
+        done = directory / ".done"
+        if done.exists():
+            continue
+        requirements = HERE / f"requirements-{name}.txt"
+        subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
+        pip = [directory / "bin" / "python", "-m", "pip", "install", "-q"]
+        # torch first and alone: what else is wanted must not replace the CPU build.
+        torch = next(line for line in requirements.read_text().split() if line.startswith("torch"))
+        subprocess.run([*pip, torch], check=True)
+        subprocess.run([*pip, "-r", requirements], check=True)
+        done.touch()
+
+
+def last_json(command: list[Any]) -> dict[str, Any]:
+    """What a command prints last, which is JSON."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    lines = done.stdout.strip().splitlines()
+    start = max(i for i, line in enumerate(lines) if line.startswith("{"))
+    return json.loads("\n".join(lines[start:]))
+
+
+def pronk_rows(seconds: float) -> list[dict[str, Any]]:
+    """End to end, as a user trains."""
+    bench = [sys.executable, "-m", "pronk.cli", "bench"]
+    flags = ["--seconds", str(seconds), "--json", "-"]
+    version = f"{last_version('pronk')}, jax {last_version('jax')}"
+    result = last_json([*bench, "throughput", *flags])
+    setting = f"{result['actors']} actors × {result['envs']} envs, batch {result['batch']}"
+    rate = result["end_to_end_steps_per_second"]
+    row = {"system": "pronk IMPALA", "version": version, "setting": setting}
+    return [row | {"steps_per_second": rate, "limit": result["limit_steps_per_second"]}]
+
+
+def last_version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
+    """The update alone, ours and PyTorch's, one after the other."""
+    size = ["--network", network, "--unroll", "20", "--batch", "32", "--seconds", str(seconds)]
+    bench = [sys.executable, "-m", "pronk.cli", "bench", "learner"]
+    ours = last_json([*bench, *size, "--json", "-"])
+    python = ENVIRONMENTS / "torch" / "bin" / "python"
+    theirs = last_json([python, HERE / "torch_update.py", *size])
+    pairs = [
+        ("pronk", f"jax {last_version('jax')}", ours),
+        ("PyTorch", theirs["torch"], theirs),
+    ]
+    return [
+        {
+            "system": f"{name} update, {network}",
+            "version": version,
+            "setting": "unroll 20, batch 32",
+            "milliseconds_per_update": result["milliseconds_per_update"],
+        }
+        for name, version, result in pairs
+    ]
+
+
+FIELDS = (
+    *("round", "system", "version", "setting", "steps_per_second", "limit"),
+    "milliseconds_per_update",
+)
+
+
+def main() -> None:
+    """Set up, or measure and write."""
+    parser = argparse.ArgumentParser(description="pronk beside its peers.")
+    names = ["pronk", *SCRIPTS, "torch"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"setup, or of {names}")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    unknown = set(args.names) - {*names, "setup"}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: setup, {', '.join(names)}")
+    if "setup" in args.names:
+        chosen = [name for name in args.names if name != "setup"] or [*SCRIPTS, "torch"]
+        setup(chosen)
+        return
+    chosen = args.names or names
+    kept = []
+    if RESULTS.exists():  # what is not measured now stays as it was
+        with RESULTS.open() as file:
+            kept = [r for r in csv.DictReader(file) if not measured(r["system"], chosen)]
+    rows: list[dict[str, Any]] = []
+    for i in range(args.rounds):
+        found: list[dict[str, Any]] = []
+        if "pronk" in chosen:
+            found += pronk_rows(args.seconds)
+        for name in [name for name in chosen if name in SCRIPTS]:
+            python = ENVIRONMENTS / name / "bin" / "python"
+            found.append(last_json([python, HERE / SCRIPTS[name], "--seconds", str(args.seconds)]))
+        if "torch" in chosen:
+            for network in ("shallow", "deep"):
+                found += learner_rows(network, args.seconds / 2)
+        for row in found:
+            print(i + 1, json.dumps(row), flush=True)
+            rows.append({"round": i + 1} | {k: row[k] for k in FIELDS if k in row})
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows([*kept, *rows])
+
+
+def measured(system: str, chosen: list[str]) -> bool:
+    """Whether a row's system is measured anew."""
+    kinds = {
+        "pronk": system == "pronk IMPALA",
+        "torch": "update" in system,
+        "sb3": system.startswith("Stable"),
+    }
+    return any(kinds[name] for name in chosen)
+
+
+if __name__ == "__main__":
+    main()
