@@ -21,8 +21,6 @@ from pronk.types import Array
 
 CACHE = 1 << 20  # bytes of a core's cache that a chunk of images and what is made of it may fill
 
-CORES = min(len(os.sched_getaffinity(0)), 8)
-
 Padding = tuple[int, int]  # before and after, of height and width alike
 
 
@@ -253,10 +251,16 @@ def _chunks(floats: int, *arrays: Array) -> tuple[Array, ...]:
     return tuple(cut(x) for x in arrays)
 
 
+def _cores() -> int:
+    """Those that this process may use; more than eight gain nothing here."""
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    return min(len(usable(0)) if usable else os.cpu_count() or 1, 8)
+
+
 def _lanes(chunks: Array) -> Array:
     """`[k, ...]` as `[k / n, n, ...]`, n of which are computed together: XLA has one core multiply
     matrices as small as theirs, but of several at once each has its own."""
-    lanes = max(n for n in range(1, CORES + 1) if chunks.shape[0] % n == 0)
+    lanes = max(n for n in range(1, _cores() + 1) if chunks.shape[0] % n == 0)
     return chunks.reshape(-1, lanes, *chunks.shape[1:])
 
 

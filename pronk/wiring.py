@@ -149,7 +149,7 @@ def make_runtime(
             max_steps=config.steps,
         )
     architecture = ARCHITECTURES[config.architecture]
-    check_together(plan.run)
+    check_together(config)
     # A resumed life that starts new episodes must not replay those of the first.
     life = 0 if config.deterministic else life
     learner = None if architecture.gradients else Learner(agent, state, devices)
@@ -196,13 +196,20 @@ def make_runtime(
     how = getattr(actors[0], "placement", "in processes of their own")
     plural = "s" if num_actors > 1 else ""
     tell(f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments, {how}")
-    if learner is None:
-        return A3CRuntime(agent, state, actors, devices)
-    if architecture.synchronous or config.deterministic:
-        return SynchronousRuntime(
-            learner, actors, batch_size=batch_size, in_turns=config.deterministic
-        )
-    return LocalRuntime(learner, actors, batch_size=batch_size)
+    with contextlib.ExitStack() as unfinished:
+        for actor in actors:
+            unfinished.callback(actor.close)
+        runtime: Runtime
+        if learner is None:
+            runtime = A3CRuntime(agent, state, actors, devices)
+        elif architecture.synchronous or config.deterministic:
+            runtime = SynchronousRuntime(
+                learner, actors, batch_size=batch_size, in_turns=config.deterministic
+            )
+        else:
+            runtime = LocalRuntime(learner, actors, batch_size=batch_size)
+        unfinished.pop_all()  # the runtime's to close
+    return runtime
 
 
 def find_device(flag: str, name: str | None) -> Device | None:
@@ -213,7 +220,7 @@ def find_device(flag: str, name: str | None) -> Device | None:
     try:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, ValueError, IndexError):
-        known = [f"{d.platform}:{i}" for d in jax.devices() for i in [d.id]]
+        known = [f"{d.platform}:{d.id}" for d in jax.devices()]
         if jax.default_backend() != "cpu":
             known += [f"cpu:{i}" for i in range(len(jax.devices("cpu")))]
         raise UserError(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import pronk
-from pronk import agents, envs
+from pronk import agents, envs, wiring
 from pronk.architectures import ARCHITECTURES
 from pronk.configs.impala import Config
 from pronk.errors import UserError
@@ -246,3 +246,20 @@ def test_what_does_not_go_together_is_said(case: str, tmp_path: Path) -> None:
     settings, message = TOGETHER[case]
     with pytest.raises(UserError, match=message):
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, **{**TINY, **settings})
+
+
+def test_actors_are_closed_where_no_runtime_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Actor] = []
+
+    def refuse(*_: Any) -> None:
+        raise UserError("needs another agent")
+
+    monkeypatch.setattr(wiring, "A3CRuntime", refuse)
+    monkeypatch.setattr(Actor, "close", lambda actor: closed.append(actor))
+    with pytest.raises(UserError, match="another agent"):
+        pronk.train(
+            "impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, architecture="a3c", **TINY
+        )
+    assert len(closed) == TINY["actors"]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
-from pronk.runtime.base import Devices, Update
+from pronk.runtime.base import ANYWHERE, Devices, Update
 from pronk.runtime.learner import agent_steps, report
 from pronk.runtime.workers import Asynchronous
 from pronk.types import Agent, Batch, LearnerState, PyTree
@@ -39,7 +39,7 @@ class A3CRuntime(Asynchronous):
         agent: Agent,
         state: LearnerState,
         actors: Sequence[Actor],
-        devices: Devices = Devices(),  # noqa: B008
+        devices: Devices = ANYWHERE,
     ):
         if agent.gradients is None or agent.apply is None:
             raise UserError(

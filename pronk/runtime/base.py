@@ -16,6 +16,9 @@ class Devices(NamedTuple):
     learner: Device | None = None
 
 
+ANYWHERE = Devices()
+
+
 class Update(NamedTuple):
     """What one call of `Runtime.update` did."""
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk.runtime.actor import Unroll
-from pronk.runtime.base import Devices, Update
+from pronk.runtime.base import ANYWHERE, Devices, Update
 from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
 
 
@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
 class Learner:
     """The learner's state, its update, and `latest`: the version and parameters for actors."""
 
-    def __init__(self, agent: Agent, state: LearnerState, devices: Devices = Devices()):  # noqa: B008
+    def __init__(self, agent: Agent, state: LearnerState, devices: Devices = ANYWHERE):
         self._devices = devices
         # On a CPU there is no bus to cross: the update reads the actors' memory.
         self._far = (devices.learner or jax.devices()[0]).platform != "cpu"

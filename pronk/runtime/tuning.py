@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
-
+from pronk.runtime.learner import agent_steps
 from pronk.runtime.workers import Unroller
 from pronk.types import PyTree
 
@@ -89,8 +88,7 @@ def _steps_per_second(
         def act(actor: Unroller) -> int:
             steps = 0
             while time.perf_counter() < end or not steps:
-                first = actor.unroll(behaviour, 0).trajectory.timestep.first[1:]
-                steps += int(np.size(first) - np.sum(first))
+                steps += agent_steps(actor.unroll(behaviour, 0).trajectory)
             return steps
 
         pool = stack.enter_context(ThreadPoolExecutor(actors))
