@@ -32,6 +32,12 @@ def check_together(config: RunConfig) -> None:
     """Raise UserError for settings that do not go together."""
     architecture = ARCHITECTURES[config.architecture]
     name = f"`--architecture` {config.architecture}"
+    if config.actor_cores is not None and (config.deterministic or config.actor_kind == "process"):
+        flag = "--deterministic" if config.deterministic else "--actor-kind process"
+        raise UserError(
+            f"`--actor-cores` {config.actor_cores} is for threads of actors, and `{flag}` has none:"
+            " leave one of the two out."
+        )
     if config.actor_kind == "process":
         if config.deterministic:
             raise UserError(

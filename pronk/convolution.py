@@ -9,7 +9,6 @@ chunk. On any other platform, and for other shapes, XLA's own convolution runs.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -251,35 +250,22 @@ def _chunks(floats: int, *arrays: Array) -> tuple[Array, ...]:
     return tuple(cut(x) for x in arrays)
 
 
-def _cores() -> int:
-    """Those that this process may use; more than eight gain nothing here."""
-    usable = getattr(os, "sched_getaffinity", None)  # Linux only
-    return min(len(usable(0)) if usable else os.cpu_count() or 1, 8)
-
-
-def _lanes(chunks: Array) -> Array:
-    """`[k, ...]` as `[k / n, n, ...]`, n of which are computed together: XLA has one core multiply
-    matrices as small as theirs, but of several at once each has its own."""
-    lanes = max(n for n in range(1, _cores() + 1) if chunks.shape[0] % n == 0)
-    return chunks.reshape(-1, lanes, *chunks.shape[1:])
-
-
 def _map_chunks(f: Callable[[Array], Array], floats: int, x: Array) -> Array:
-    """`f` of every chunk of `x`, side by side."""
-    chunks = _lanes(*_chunks(floats, x))
-    _, y = jax.lax.scan(lambda _, chunk: (None, jax.vmap(f)(chunk)), None, chunks)
-    return y.reshape(-1, *y.shape[3:])[: x.shape[0]]
+    """`f` of every chunk of `x`, one after the other."""
+    (chunks,) = _chunks(floats, x)
+    _, y = jax.lax.scan(lambda _, chunk: (None, f(chunk)), None, chunks)
+    return y.reshape(-1, *y.shape[2:])[: x.shape[0]]
 
 
 def _sum_chunks(f: Callable[[Array, Array], Array], floats: int, x: Array, y: Array) -> Array:
     """The sum of `f` over the chunks of `x` and `y`."""
-    xs, ys = map(_lanes, _chunks(floats, x, y))
-    zeros = jnp.zeros((xs.shape[1], *jax.eval_shape(f, xs[0, 0], ys[0, 0]).shape))
+    xs, ys = _chunks(floats, x, y)
+    zeros = jnp.zeros(jax.eval_shape(f, xs[0], ys[0]).shape)
 
     def add(total: Array, chunks: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + jax.vmap(f)(*chunks), None
+        return total + f(*chunks), None
 
-    return jax.lax.scan(add, zeros, (xs, ys))[0].sum(0)
+    return jax.lax.scan(add, zeros, (xs, ys))[0]
 
 
 @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""Loss terms of the actor-critic agents: pure, `[T]` per transition; callers weigh and reduce."""
+"""Loss terms of the actor-critic agents: pure, `[T]` per transition; callers weigh and sum."""
 
 from __future__ import annotations
 
@@ -16,9 +16,3 @@ def policy_gradient(log_prob: Array, advantage: Array) -> Array:
 def squared_error(value: Array, target: Array) -> Array:
     """½ (target − value)² per element; no gradient flows through the target. `[...]`."""
     return 0.5 * jnp.square(jax.lax.stop_gradient(target) - value)
-
-
-def reduce(loss: Array, weight: Array, reduction: str) -> Array:
-    """Weighted sum (as the IMPALA paper's) or weighted mean of `loss` `[T, B]`. Scalar."""
-    total = jnp.sum(loss * weight)
-    return total if reduction == "sum" else total / jnp.maximum(jnp.sum(weight), 1.0)

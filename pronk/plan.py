@@ -110,7 +110,7 @@ def _identity(plan: dict[str, Any]) -> dict[str, Any]:
 # Numbers that must be above zero, and those that may be zero, by name.
 _POSITIVE = frozenset(
     {"steps", "stop_after", "actors", "envs", "checkpoint_every", "keep", "log_every"}
-    | {"inference_minimum", "inference_maximum", "inference_timeout"}
+    | {"inference_minimum", "inference_maximum", "inference_timeout", "actor_cores"}
     | {"eval_every", "eval_episodes", "unroll", "batch_size", "learning_rate", "epsilon"}
     | {"max_gradient_norm", "rho_bar", "c_bar", "reward_scale", "core_size", "initial_std"}
 )

@@ -88,6 +88,8 @@ class Agent(NamedTuple):
 
     `evaluate=True` in `initial_carry` switches exploration off for the slots it makes.
     `gradients` and `apply` are the halves of a one-step `learn`; agents without them leave None.
+    What `gradients` returns are sums over transitions: those of the parts of a batch add up to the
+    whole batch's, and `apply` takes them.
     """
 
     init: Callable[[Key], LearnerState]

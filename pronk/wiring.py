@@ -139,6 +139,11 @@ def make_runtime(
                 "the fused runtime acts where it learns: give `--learner-device` alone, or use"
                 " --runtime local."
             )
+        if config.actor_cores is not None:
+            raise UserError(
+                "the fused runtime has no actors' threads: leave `--actor-cores` out, or use"
+                " --runtime local."
+            )
         return FusedRuntime(
             agent,
             jax_env,
@@ -152,7 +157,9 @@ def make_runtime(
     check_together(config)
     # A resumed life that starts new episodes must not replay those of the first.
     life = 0 if config.deterministic else life
-    learner = None if architecture.gradients else Learner(agent, state, devices)
+    learner = (
+        None if architecture.gradients else Learner(agent, state, devices, batch_size=batch_size)
+    )
 
     def make_actors(
         num_actors: int, num_envs: int, server: InferenceServer | None = None
@@ -178,6 +185,7 @@ def make_runtime(
             batch_size=batch_size,
             actors=num_actors,
             envs=num_envs,
+            actor_cores=config.actor_cores,
         )
         num_actors, num_envs = picked.actors, picked.envs
         tell(picked.why)
@@ -190,7 +198,7 @@ def make_runtime(
         )
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), life)
         key = jax.random.fold_in(key, num_actors)  # actor i has i
-        server = InferenceServer(agent, key, learner.behaviour, batching)
+        server = InferenceServer(agent, key, learner.behaviour, batching, config.actor_cores)
         stack.callback(server.close)
     actors = make_actors(num_actors, num_envs, server)
     how = getattr(actors[0], "placement", "in processes of their own")
@@ -201,13 +209,19 @@ def make_runtime(
             unfinished.callback(actor.close)
         runtime: Runtime
         if learner is None:
-            runtime = A3CRuntime(agent, state, actors, devices)
+            runtime = A3CRuntime(agent, state, actors, devices, config.actor_cores)
         elif architecture.synchronous or config.deterministic:
             runtime = SynchronousRuntime(
-                learner, actors, batch_size=batch_size, in_turns=config.deterministic
+                learner,
+                actors,
+                batch_size=batch_size,
+                in_turns=config.deterministic,
+                actor_cores=config.actor_cores,
             )
         else:
-            runtime = LocalRuntime(learner, actors, batch_size=batch_size)
+            runtime = LocalRuntime(
+                learner, actors, batch_size=batch_size, actor_cores=config.actor_cores
+            )
         unfinished.pop_all()  # the runtime's to close
     return runtime
 

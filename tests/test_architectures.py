@@ -23,7 +23,7 @@ from pronk.errors import UserError
 from pronk.policy import inspect
 from pronk.runtime.a3c import A3CRuntime
 from pronk.runtime.actor import Actor, Player, Unroll
-from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
+from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer, _size
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep
 
 KEY = jax.random.key(0)
@@ -109,6 +109,12 @@ def test_no_batch_exceeds_the_maximum():
     server.close()
 
 
+def test_batches_have_few_sizes():
+    sizes = [_size(n) for n in range(1, 50)]
+    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert all(n <= size <= 1.5 * n for n, size in enumerate(sizes, 1))
+
+
 def test_whoever_waits_hears_of_an_error_and_of_the_end():
     def act(*_: Any) -> Any:
         raise ValueError("no such layer")
@@ -150,7 +156,7 @@ def test_a_central_player_makes_the_trajectories_of_its_environments():
     server.close()
     for unroll in unrolls:
         _, aux = jax.jit(agent.gradients)(state, Batch(unroll.trajectory))
-        np.testing.assert_allclose(aux["importance_ratio"], 1.0, atol=1e-5)
+        np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
     assert (unrolls[0].trajectory.action != unrolls[1].trajectory.action).any()
 
 

@@ -65,12 +65,14 @@ def test_a_random_batch_is_the_agents_own() -> None:
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
     _, aux = agent.gradients(state, random_batch(agent, spec, state, 5, 3))  # type: ignore[misc]
-    np.testing.assert_allclose(aux["importance_ratio"], 1.0, atol=1e-5)
+    np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
 
 
 def test_tables() -> None:
     shown = bench.table({"a_b": 1234.5, "c": "d", "rows": [{"x": "one", "y": 0.12345}]})
     assert shown.splitlines() == ["a b  1,234", "c    d", "x        y", "one  0.123"]
+    uneven = bench.table({"rows": [{"x": "a", "only": 1, "z": 2}, {"x": "b", "z": 3}]})
+    assert uneven.splitlines() == ["x  only  z", "a     1  2", "b        3"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,18 @@ def numbered(start: int, width: int) -> Trajectory:
     return Trajectory(timestep, rows, {"log_prob": rows}, (ids, {"x": ids}), ids)
 
 
+def test_batcher_gives_batches_in_parts_of_one_width():
+    batcher = Batcher(6, 3)
+    for i in range(3):
+        batcher.add(numbered(3 * i, 3))
+    parts = batcher.take()
+    assert [list(part.trajectory.version) for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    for part in parts:
+        np.testing.assert_array_equal(part.trajectory.action[0], part.trajectory.version)
+    assert batcher.waiting == 3
+    assert not batcher.ready
+
+
 @pytest.mark.parametrize("widths", [[5, 5, 5], [1] * 7, [2, 3, 7, 1, 2], [16], [4, 4]])
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
 @pytest.mark.parametrize("together", [False, True])
@@ -43,7 +55,7 @@ def test_batcher_keeps_the_order_of_columns(widths, size, together):
         batcher.add(numbered(start, width))
         start += width
         while batcher.ready and (not together or i == len(widths) - 1):
-            batch = batcher.take()
+            (batch,) = batcher.take()
             assert batch.keys is None
             t = batch.trajectory
             assert t.version.shape == (size,)
@@ -79,7 +91,7 @@ def deterministic(
         )
         for i in range(actors)
     ]
-    learner = Learner(AGENT, initial_state())
+    learner = Learner(AGENT, initial_state(), batch_size=4)
     return SynchronousRuntime(learner, made, batch_size=4, in_turns=in_turns)
 
 
@@ -155,7 +167,7 @@ def test_resuming_is_as_if_nothing_had_happened(make, tmp_path):
     if make is fused:
         resumed.run = resumed.run._replace(learner=state)
     else:
-        resumed.learner = Learner(AGENT, state)
+        resumed.learner = Learner(AGENT, state, batch_size=4)
     assert resumed.restore(loaded) == []
     for update in expected:
         again = resumed.update()
@@ -220,7 +232,7 @@ class _Scripted:
 
 def test_local_learns_and_closes():
     actors = [_Scripted(), _Scripted()]
-    runtime = LocalRuntime(Learner(AGENT, initial_state()), actors, batch_size=4)
+    runtime = LocalRuntime(Learner(AGENT, initial_state(), batch_size=4), actors, batch_size=4)
     steps = [runtime.update().steps for _ in range(3)]
     assert runtime.learner_state.steps == sum(steps) == 3 * catch_steps(0, 12, 4)
     runtime.close()
@@ -234,7 +246,9 @@ def test_local_learns_and_closes():
 def test_one_broken_actor_of_two_is_noticed():
     """Though the other one keeps the queue full."""
     runtime = LocalRuntime(
-        Learner(AGENT, initial_state()), [_Scripted(), _Scripted(fails=2)], batch_size=4
+        Learner(AGENT, initial_state(), batch_size=4),
+        [_Scripted(), _Scripted(fails=2)],
+        batch_size=4,
     )
 
     def learn_on() -> None:

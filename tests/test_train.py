@@ -175,9 +175,9 @@ def test_an_update_that_fails_half_way_leaves_the_last_checkpoint(
 
     update = Learner.update
 
-    def fail(learner: Learner, batch: Any, unrolls: Any) -> Any:
+    def fail(learner: Learner, *args: Any, **kwargs: Any) -> Any:
         if learner.updates < before["updates"] + 2:
-            return update(learner, batch, unrolls)
+            return update(learner, *args, **kwargs)
         for x in jax.tree.leaves(learner.state):
             x.delete()  # as donating it does
         raise RuntimeError("out of memory")

@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 
 def search(monkeypatch: pytest.MonkeyPatch, rate: Any, **settings: Any) -> tuning.Pick:
     monkeypatch.setattr(
-        tuning, "_steps_per_second", lambda make, actors, envs, behaviour: rate(actors, envs)
+        tuning, "_steps_per_second", lambda make, actors, envs, *_: rate(actors, envs)
     )
     return tuning.pick(lambda actors, envs: [], None, **settings)
 
@@ -78,7 +78,7 @@ def test_steps_are_counted_and_actors_closed(monkeypatch):
             made.append(Actor(Player(agent, KEY, np.arange(width), width), env, unroll=4))
         return made
 
-    rate = tuning._steps_per_second(make, 2, 3, behaviour)
+    rate = tuning._steps_per_second(make, 2, 3, behaviour, lambda: None)
     assert 100 < rate < 2 * 3 / 0.01  # as slow as the machine is, never faster than the waiting
     assert sorted(closed) == [0, 1]
 

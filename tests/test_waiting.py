@@ -114,6 +114,21 @@ def test_processors_are_shared_fairly():
     assert done == pytest.approx({"narrow": 1.0, "wide": 2.5})
 
 
+def test_what_acts_has_the_cores_of_actors_only():
+    simulation, done = Simulation(2, actor_cores=1), {}
+
+    def job(name: str, work: Work):
+        yield work
+        done[name] = simulation.now
+
+    for name in "ab":
+        simulation.start(job(name, Work(1.0, acts=True)))
+    simulation.start(job("learner", Work(3.0, 2.0)))
+    simulation.run(10.0)
+    # One core is the actors' and one the learner's, which has both when the actors are done.
+    assert done == pytest.approx({"a": 2.0, "b": 2.0, "learner": 2.5})
+
+
 def test_queues_are_bounded():
     simulation, log = Simulation(1), []
     store = Store(1)

@@ -23,7 +23,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENVIRONMENTS = ROOT / "build" / "peers"
 RESULTS = ROOT / "docs" / "results" / "peers.csv"
-SCRIPTS = {"sb3": "sb3_a2c.py"}
+SCRIPTS = {
+    "sb3": "sb3_a2c.py",
+    "sample-factory": "sample_factory_appo.py",
+    "rllib": "rllib_impala.py",
+}
 
 
 def setup(names: list[str]) -> None:
@@ -143,6 +147,8 @@ def measured(system: str, chosen: list[str]) -> bool:
         "pronk": system == "pronk IMPALA",
         "torch": "update" in system,
         "sb3": system.startswith("Stable"),
+        "sample-factory": system.startswith("Sample"),
+        "rllib": system.startswith("RLlib"),
     }
     return any(kinds[name] for name in chosen)
 

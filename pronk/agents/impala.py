@@ -173,17 +173,16 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             "value": losses.squared_error(values[:-1], vtrace.targets),
             "entropy": distribution.entropy(policy[:-1], key),
         }
-        total = {k: losses.reduce(v, weight, config.loss_reduction) for k, v in terms.items()}
+        total = {k: jnp.sum(v * weight) for k, v in terms.items()}
         objective = (
             total["policy"]
             + hyper["value_cost"] * total["value"]
             - hyper["entropy_cost"] * total["entropy"]
         )
-        means = {f"loss/{k}": losses.reduce(v, weight, "mean") for k, v in terms.items()}
         return objective, {
-            **means,
-            "importance_ratio": losses.reduce(jnp.exp(log_ratio), weight, "mean"),
-            "value_mean": losses.reduce(values[:-1], weight, "mean"),
+            **{f"loss/{k}": v for k, v in total.items()},
+            "importance_ratio": jnp.sum(jnp.exp(log_ratio) * weight),
+            "value_mean": jnp.sum(values[:-1] * weight),
             "steps": jnp.sum(weight),
         }
 
@@ -194,6 +193,9 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     def apply(
         state: LearnerState, grads: PyTree, aux: dict[str, Array]
     ) -> tuple[LearnerState, PyTree, dict[str, Array]]:
+        count = jnp.maximum(aux["steps"], 1.0)
+        if config.loss_reduction == "mean":
+            grads = jax.tree.map(lambda g: g / count, grads)
         progress = jnp.minimum(state.steps.astype(jnp.float32) / state.hyper["horizon"], 1.0)
         learning_rate = state.hyper["learning_rate"]
         if config.anneal:
@@ -215,7 +217,8 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             steps=state.steps + aux["steps"].astype(jnp.uint32),
             skipped=state.skipped + (~finite).astype(jnp.int32),
         )
-        metrics = {**aux, "gradient_norm": norm, "learning_rate": learning_rate}
+        metrics = {k: aux[k] / count for k in aux if k != "steps"}
+        metrics |= {"steps": aux["steps"], "gradient_norm": norm, "learning_rate": learning_rate}
         return state, (), metrics
 
     def learn(state: LearnerState, batch: Batch) -> tuple[LearnerState, PyTree, dict[str, Array]]:

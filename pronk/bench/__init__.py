@@ -18,8 +18,9 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{name:{width}}  {_shown(value)}" for name, value in scalars.items()]
     rows = result.get("rows", [])
     if rows:
-        cells = [[k.replace("_", " ") for k in rows[0]]]
-        cells += [[_shown(v) for v in row.values()] for row in rows]
+        columns = list(dict.fromkeys(k for row in rows for k in row))  # some rows lack some
+        cells = [[k.replace("_", " ") for k in columns]]
+        cells += [[_shown(row.get(k, "")) for k in columns] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += [
             "  ".join(

@@ -17,6 +17,7 @@ import numpy as np
 
 from pronk.architectures import ARCHITECTURES
 from pronk.bench.alone import alone
+from pronk.bench.learner import update_seconds
 from pronk.bench.queueing import Costs, predict
 from pronk.bench.timing import median_seconds
 from pronk.bench.training import train_for
@@ -47,7 +48,7 @@ def measure(settings: Architectures) -> dict[str, Any]:
     for task in settings.tasks:  # what is unknown is said before minutes are spent
         _plan(chosen[0], task, settings)
     cores = os.cpu_count() or 1
-    costs = _costs(settings) if set(settings.tasks) & set(waiting.DEVIATION) else None
+    costs = waiting_costs(settings) if set(settings.tasks) & set(waiting.DEVIATION) else None
     rows = []
     for task in settings.tasks:
         for name in chosen:
@@ -62,7 +63,13 @@ def measure(settings: Architectures) -> dict[str, Any]:
             }
             if costs is not None and task in waiting.DEVIATION:
                 row["model"] = predict(
-                    name, task, costs, cores=cores, envs=settings.envs, unroll=settings.unroll
+                    name,
+                    task,
+                    costs,
+                    cores=cores,
+                    actor_cores=min(settings.actor_cores, cores),
+                    envs=settings.envs,
+                    unroll=settings.unroll,
                 )
                 row["measured_to_model"] = row["steps_per_second"] / row["model"]
             row |= {k: result[k] for k in ("policy_lag", "bound_by")}
@@ -110,6 +117,7 @@ def _plan(name: str, task: str, settings: Architectures) -> Plan:
         torso=settings.network,
         runtime="local",
         architecture=name,
+        actor_cores=settings.actor_cores if waits else None,
         actors=shape.actors,
         envs=shape.envs,
         batch_size=shape.batch,
@@ -117,22 +125,24 @@ def _plan(name: str, task: str, settings: Architectures) -> Plan:
     )
 
 
-def _costs(settings: Architectures) -> Costs:
+def waiting_costs(settings: Architectures) -> Costs:
+    """What the parts cost on environments that wait, of a batch of all of them."""
     one = alone(_parts, settings)
-    together = _update_seconds(settings, *_made(settings))
+    agent, learner = _made(settings)
+    together = _update_seconds(agent, learner, settings)
     return Costs(**one, speedup=one["update"] / together)
 
 
 def _made(settings: Architectures) -> tuple[Agent, Learner]:
     plan = _plan("impala", "even", settings)
     _, agent = build(plan, plan.env)
-    return agent, Learner(agent, initial_state(plan, agent))
+    return agent, Learner(agent, initial_state(plan, agent), batch_size=settings.envs)
 
 
 def _parts(settings: Architectures) -> dict[str, float]:
     """Costs on one core, `speedup` left out."""
     agent, learner = _made(settings)
-    n, unroll = settings.envs, settings.unroll
+    n = settings.envs
     # n requests are answered one by one, or all together: two equations for the server's costs.
     lone = _served_seconds(agent, learner, settings, maximum=1)
     together = _served_seconds(agent, learner, settings, maximum=n)
@@ -140,10 +150,10 @@ def _parts(settings: Architectures) -> dict[str, float]:
     trajectory = _trajectory(agent, learner, settings)
 
     def assemble() -> None:
-        batcher = Batcher(n)
+        batcher = Batcher(n, learner.parts)
         for i in range(n):
             batcher.add(columns(trajectory, i, i + 1))
-        jax.block_until_ready(learner.prepare(batcher.take()).batch)
+        jax.block_until_ready(learner.prepare(batcher.take()).parts)
 
     single = Batch(columns(trajectory, 0, 1))
     assert agent.gradients is not None
@@ -159,12 +169,12 @@ def _parts(settings: Architectures) -> dict[str, float]:
         jax.block_until_ready(copy(state))
 
     return {
-        "step": _step_seconds(agent, learner, unroll, 1),
-        "step_all": _step_seconds(agent, learner, unroll, n),
+        "step": _crowd_seconds([_player(agent, i, 1) for i in range(n)], learner, settings),
+        "step_all": n * _crowd_seconds([_player(agent, 0, n)], learner, settings),
         "batch": batch,
         "request": together - batch / n,
         "assemble": median_seconds(assemble, PART_SECONDS),
-        "update": _update_seconds(settings, agent, learner),
+        "update": _update_seconds(agent, learner, settings),
         "gradient": median_seconds(
             lambda: jax.block_until_ready(gradients(learner.state, single)), PART_SECONDS
         ),
@@ -172,20 +182,38 @@ def _parts(settings: Architectures) -> dict[str, float]:
     }
 
 
+def _player(agent: Agent, index: int, width: int) -> Player:
+    return Player(agent, jax.random.key(index), np.arange(width), width)
+
+
+def _crowd_seconds(players: list[Player], learner: Learner, settings: Architectures) -> float:
+    """Per step of an environment, of as many actors in threads, none of which waits."""
+    width = settings.envs // len(players)
+    actors = [_actor(player, width, settings.unroll) for player in players]
+    behaviour = learner.behaviour()
+
+    def act(actor: Actor) -> int:
+        unrolls = 0
+        while time.perf_counter() < end or not unrolls:
+            actor.unroll(behaviour, 0)
+            unrolls += 1
+        return unrolls
+
+    with ThreadPoolExecutor(len(actors)) as pool:
+        end = 0.0
+        list(pool.map(act, actors))  # compiles
+        start = time.perf_counter()
+        end = start + PART_SECONDS
+        unrolls = sum(pool.map(act, actors))
+        return (time.perf_counter() - start) / (unrolls * settings.unroll * width)
+
+
 def _actor(player: Player, width: int, unroll: int) -> Actor:
     return Actor(player, waiting.make(width, 0, 0, scale=0.0), unroll=unroll)
 
 
-def _step_seconds(agent: Agent, learner: Learner, unroll: int, width: int) -> float:
-    """Of an actor's step with `width` environments that do not wait."""
-    player = Player(agent, jax.random.key(KEY), np.arange(width), width)
-    actor = _actor(player, width, unroll)
-    return median_seconds(lambda: actor.unroll(learner.behaviour(), 0), PART_SECONDS) / unroll
-
-
 def _trajectory(agent: Agent, learner: Learner, settings: Architectures) -> Trajectory:
-    player = Player(agent, jax.random.key(KEY), np.arange(settings.envs), settings.envs)
-    actor = _actor(player, settings.envs, settings.unroll)
+    actor = _actor(_player(agent, KEY, settings.envs), settings.envs, settings.unroll)
     return actor.unroll(learner.behaviour(), 0).trajectory
 
 
@@ -197,34 +225,15 @@ def _served_seconds(
     server = InferenceServer(
         agent, jax.random.key(KEY), learner.behaviour, Batching(maximum, maximum, 1.0)
     )
-    actors = [
-        _actor(CentralPlayer(server, agent, jax.random.key(i), np.arange(1), n), 1, settings.unroll)
-        for i in range(n)
+    players: list[Player] = [
+        CentralPlayer(server, agent, jax.random.key(i), np.arange(1), n) for i in range(n)
     ]
-    end = 0.0
-
-    def act(actor: Actor) -> None:
-        while True:
-            actor.unroll(None, 0)
-            if time.perf_counter() > end:
-                return
-
-    with ThreadPoolExecutor(n) as pool:
-        list(pool.map(act, actors))  # compiles
-        before, start = server.requests, time.perf_counter()
-        end = start + PART_SECONDS
-        list(pool.map(act, actors))
-        seconds = time.perf_counter() - start
+    seconds = _crowd_seconds(players, learner, settings)
     server.close()
-    return seconds / (server.requests - before)
+    return seconds
 
 
-def _update_seconds(settings: Architectures, agent: Agent, learner: Learner) -> float:
+def _update_seconds(agent: Agent, learner: Learner, settings: Architectures) -> float:
     trajectory = _trajectory(agent, learner, settings)
-    prepared = learner.prepare(Batch(trajectory))
-
-    def update() -> None:
-        learner.update(prepared, [])
-        learner.publish()
-
-    return median_seconds(update, PART_SECONDS)
+    state = jax.tree.map(jnp.copy, learner.state)  # which the updates may reuse
+    return update_seconds(agent, state, trajectory, PART_SECONDS)

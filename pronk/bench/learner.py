@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
 
 from pronk.bench.timing import forward_flops, matrix_flops, median_seconds, random_batch
-from pronk.configs.bench import Learner
+from pronk.configs.bench import Learner as Settings
 from pronk.plan import resolve
-from pronk.types import LearnerState
+from pronk.runtime.batcher import Batcher
+from pronk.runtime.learner import Learner
+from pronk.types import Agent, LearnerState, Trajectory
 from pronk.wiring import build, configure_jax, initial_state
 
 ENV = "ALE/Breakout-v5"
 
 
-def measure(settings: Learner) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """Milliseconds per update of random pixels, and the share of a matrix product's speed."""
     configure_jax()
     plan = resolve(
@@ -24,10 +27,8 @@ def measure(settings: Learner) -> dict[str, Any]:
     spec, agent = build(plan, ENV)
     state = initial_state(plan, agent)
     flops = forward_flops(agent, spec, state)
-    seconds = update_seconds(
-        agent, state, random_batch(agent, spec, state, settings.unroll, settings.batch),
-        settings.seconds,
-    )  # fmt: skip
+    batch = random_batch(agent, spec, state, settings.unroll, settings.batch)
+    seconds = update_seconds(agent, state, batch.trajectory, settings.seconds)
     peak = matrix_flops(min(settings.seconds, 2.0))
     # As is usual, a backward pass counts as two forward passes.
     achieved = 3 * flops * (settings.unroll + 1) * settings.batch / seconds
@@ -44,13 +45,19 @@ def measure(settings: Learner) -> dict[str, Any]:
     }
 
 
-def update_seconds(agent: Any, state: LearnerState, batch: Any, seconds: float) -> float:
-    """Median seconds of an update, its state donated as in training."""
-    learn = jax.jit(agent.learn, donate_argnums=0)
+def update_seconds(
+    agent: Agent, state: LearnerState, trajectory: Trajectory, seconds: float
+) -> float:
+    """Median seconds of an update from all of `trajectory`, as a runtime's learner does it."""
+    width = trajectory.version.shape[0]
+    learner = Learner(agent, state, batch_size=width)
+    batcher = Batcher(width, learner.parts)
+    batcher.add(trajectory)
+    prepared = learner.prepare(batcher.take())
 
     def update() -> None:
-        nonlocal state
-        state, _, metrics = learn(state, batch)
-        jax.block_until_ready((state, metrics))
+        learner.update(prepared, [])
+        learner.publish()
 
-    return median_seconds(update, seconds)
+    with contextlib.closing(learner):
+        return median_seconds(update, seconds)

@@ -37,10 +37,11 @@ class Wait(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Yielded by a process that computes, on `width` cores at most."""
+    """Yielded by a process that computes, on `width` cores at most; `acts` on actors' cores."""
 
     seconds: float
     width: float = 1.0
+    acts: bool = False
 
 
 class Get(NamedTuple):
@@ -71,15 +72,19 @@ class Store:
 
 class _Job:
     def __init__(self, process: Process, work: Work):
-        self.process, self.left, self.width = process, work.seconds, work.width
+        self.process, self.left, self.work = process, work.seconds, work
 
 
 class Simulation:
-    """Runs processes in virtual time; processors are shared fairly among those that compute."""
+    """Runs processes in virtual time; processors are shared fairly among those that compute.
 
-    def __init__(self, cores: int):
+    All that acts has at most `actor_cores` of them together.
+    """
+
+    def __init__(self, cores: int, actor_cores: int | None = None):
         self.now = 0.0
         self._cores = cores
+        self._actor_cores = cores if actor_cores is None else actor_cores
         self._sleeping: list[tuple[float, int, Process]] = []
         self._jobs: list[_Job] = []
         self._ready: deque[tuple[Process, Any]] = deque()
@@ -112,9 +117,15 @@ class Simulation:
 
     def _rates(self) -> list[float]:
         """Cores that each job has: equal shares, and what one can't use is the others'."""
+        acting = sum(job.work.acts for job in self._jobs)
+
+        def most(job: _Job) -> float:
+            width = job.work.width
+            return min(width, self._actor_cores / acting) if job.work.acts else width
+
         rates, cores, left = {}, float(self._cores), len(self._jobs)
-        for job in sorted(self._jobs, key=lambda job: job.width):
-            rates[id(job)] = rate = min(job.width, cores / left)
+        for job in sorted(self._jobs, key=most):
+            rates[id(job)] = rate = min(most(job), cores / left)
             cores, left = cores - rate, left - 1
         return [rates[id(job)] for job in self._jobs]
 
@@ -148,10 +159,23 @@ class Simulation:
 
 
 def predict(
-    architecture: str, task: str, costs: Costs, *, cores: int, envs: int, unroll: int
+    architecture: str,
+    task: str,
+    costs: Costs,
+    *,
+    cores: int,
+    envs: int,
+    unroll: int,
+    actor_cores: int | None = None,
+    batch: int | None = None,
 ) -> float:
-    """Agent steps per second of `envs` environments that wait, one per actor."""
-    model = _Model(architecture, task, costs, cores, envs, unroll)
+    """Agent steps per second of `envs` environments that wait, one per actor.
+
+    batch: trajectories that IMPALA's update learns from, of which `costs` are; as many as there
+    are environments if not given.
+    """
+    simulation = Simulation(cores, actor_cores)
+    model = _Model(architecture, task, costs, simulation, envs, unroll, batch or envs)
     model.run(WARM_SECONDS)
     before, start = model.steps, model.simulation.now
     model.run(WARM_SECONDS + SECONDS)
@@ -163,12 +187,19 @@ WARM_SECONDS, SECONDS = 10.0, 60.0  # virtual
 
 class _Model:
     def __init__(
-        self, architecture: str, task: str, costs: Costs, cores: int, envs: int, unroll: int
+        self,
+        architecture: str,
+        task: str,
+        costs: Costs,
+        simulation: Simulation,
+        envs: int,
+        unroll: int,
+        batch: int,
     ):
-        self.costs, self.envs, self.unroll = costs, envs, unroll
+        self.costs, self.envs, self.unroll, self.batch = costs, envs, unroll, batch
         self.task = task
         self.steps = 0  # learnt from
-        self.simulation = Simulation(cores)
+        self.simulation = simulation
         self.requests = Store()  # to the inference server: where to answer
         self.unrolls = Store(1)  # agent steps of each
         self.batches = Store(1)
@@ -218,7 +249,7 @@ class _Model:
             yield Put(self.unrolls, steps)
 
     def infer(self) -> Process:
-        yield Work(self.costs.step)
+        yield Work(self.costs.step, acts=True)
 
     def ask(self) -> Process:
         answer = Store()
@@ -230,7 +261,7 @@ class _Model:
             asked = [(yield Get(self.requests))]
             while self.requests.items:
                 asked.append(self.requests.items.popleft())
-            yield Work(self.costs.batch + len(asked) * self.costs.request)
+            yield Work(self.costs.batch + len(asked) * self.costs.request, acts=True)
             for answer in asked:
                 yield Put(answer, None)
 
@@ -241,7 +272,7 @@ class _Model:
             for _ in range(self.unroll):
                 seconds, begins, _ = pace.next()
                 yield Wait(float(seconds.max()))
-                yield Work(self.costs.step_all)
+                yield Work(self.costs.step_all, acts=True)
                 steps += int((~begins).sum())
             yield from self.update(steps)
 
@@ -258,7 +289,7 @@ class _Model:
     def assemble(self) -> Process:
         while True:
             steps = 0
-            for _ in range(self.envs):
+            for _ in range(self.batch):
                 steps += yield Get(self.unrolls)
             yield Work(self.costs.assemble)
             yield Put(self.batches, steps)

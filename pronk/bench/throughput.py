@@ -97,5 +97,5 @@ def _learn(settings: Throughput) -> float:
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
     batch = random_batch(agent, spec, state, settings.unroll, settings.batch)
-    seconds = update_seconds(agent, state, batch, settings.seconds / 3)
+    seconds = update_seconds(agent, state, batch.trajectory, settings.seconds / 3)
     return settings.unroll * settings.batch / seconds

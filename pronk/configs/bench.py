@@ -73,6 +73,8 @@ class Architectures:
     """Environments that wait."""
     atari_envs: int = 32
     """Environments of other tasks."""
+    actor_cores: int = 1
+    """Cores that the actors' threads share, on environments that wait."""
     network: Network = "shallow"
     """Of the IMPALA paper's figure 3."""
     unroll: int = 20

@@ -49,6 +49,9 @@ class RunConfig:
     the batch size; a2c: the batch size / actors]"""
     actor_kind: Literal["thread", "process"] = "thread"
     """Whether actors are threads of this process or processes of their own."""
+    actor_cores: int | None = None
+    """Cores that the threads of actors share. One is best where many actors wait for their
+    environments: what threads hand to one another then stays where it is. [all]"""
     actor_device: str | None = None
     """Where the network acts: cpu, gpu, gpu:1 … [where JAX computes by default]"""
     learner_device: str | None = None
@@ -77,5 +80,5 @@ class RunConfig:
 FREE = (
     *("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet"),
     *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
-    *("actor_device", "learner_device"),
+    *("actor_cores", "actor_device", "learner_device"),
 )

@@ -76,8 +76,10 @@ class WaitingEnvs:
         self.num_envs = num_envs
         self._scale = scale
         self._pace = Pace(task, num_envs, [seed, first_env_id])
-        self._frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *SHAPE), np.uint8)
-        self._offset = np.arange(first_env_id, first_env_id + num_envs)
+        frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *SHAPE), np.uint8)
+        # Any num_envs in a row are a view: what is waited should cost nothing.
+        self._frames = frames[np.arange(FRAMES + num_envs) % FRAMES]
+        self._first = first_env_id
         self._time = 0
         self._counter = EpisodeCounter(num_envs, first_env_id)
 
@@ -89,13 +91,15 @@ class WaitingEnvs:
     def step(self, action: Array) -> TimeStep:
         """Wait; what `action` is makes no difference."""
         seconds, begins, over = self._pace.next()
-        time.sleep(self._scale * float(np.max(seconds)))
+        if self._scale:
+            time.sleep(self._scale * float(np.max(seconds)))
         self._time += 1
         self._counter.update(np.where(begins, 0.0, 1.0), begins, over)
         return self._say(over, begins)
 
     def _say(self, over: Array, first: Array) -> TimeStep:
-        observation = self._frames[(self._time + self._offset) % FRAMES]
+        shown = (self._time + self._first) % FRAMES
+        observation = self._frames[shown : shown + self.num_envs]
         reward = np.where(first, 0, 1).astype(np.float32)
         zeros = np.zeros(self.num_envs, np.int32)
         return TimeStep(observation, reward, over, zeros > 0, first, zeros)

@@ -40,6 +40,7 @@ class A3CRuntime(Asynchronous):
         state: LearnerState,
         actors: Sequence[Actor],
         devices: Devices = ANYWHERE,
+        actor_cores: int | None = None,
     ):
         if agent.gradients is None or agent.apply is None:
             raise UserError(
@@ -55,7 +56,7 @@ class A3CRuntime(Asynchronous):
         self._behaviour = jax.jit(agent.behaviour)
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._latest = self._snapshot()
-        super().__init__(actors, self._gradient)
+        super().__init__(actors, self._gradient, actor_cores)
 
     def _snapshot(self) -> tuple[int, LearnerState, PyTree]:
         state = jax.device_put(self._copy(self.learner_state), self._devices.actor)

@@ -44,11 +44,12 @@ def _per_axis(
 
 
 class Batcher:
-    """Takes trajectories of any width, gives batches of `batch_size` columns, in order."""
+    """Takes trajectories of any width, gives batches of `batch_size` columns, in order, each as
+    so many `parts` of the same width."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._parts: deque[Trajectory] = deque()
+    def __init__(self, batch_size: int, parts: int = 1):
+        self._batch_size, self._parts = batch_size, parts
+        self._held: deque[Trajectory] = deque()
         self.waiting = 0  # columns held
 
     @property
@@ -58,20 +59,23 @@ class Batcher:
 
     def add(self, trajectory: Trajectory) -> None:
         """Append a trajectory's columns."""
-        self._parts.append(trajectory)
+        self._held.append(trajectory)
         self.waiting += trajectory.version.shape[0]
 
-    def take(self) -> Batch:
+    def take(self) -> list[Batch]:
         """The oldest `batch_size` columns; call only when `ready`."""
-        parts, missing = [], self._batch_size
-        while missing:
-            part = self._parts.popleft()
-            width = part.version.shape[0]
-            if width > missing:
-                self._parts.appendleft(columns(part, missing, width))
-                part = columns(part, 0, missing)
-                width = missing
-            parts.append(part)
-            missing -= width
         self.waiting -= self._batch_size
-        return Batch(concatenate(parts))
+        return [self._part(self._batch_size // self._parts) for _ in range(self._parts)]
+
+    def _part(self, missing: int) -> Batch:
+        found = []
+        while missing:
+            trajectory = self._held.popleft()
+            width = trajectory.version.shape[0]
+            if width > missing:
+                self._held.appendleft(columns(trajectory, missing, width))
+                trajectory = columns(trajectory, 0, missing)
+                width = missing
+            found.append(trajectory)
+            missing -= width
+        return Batch(concatenate(found))

@@ -8,27 +8,35 @@ stored beside the actions are of those that acted.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from pronk.runtime.actor import Player, Row, jit_act
+from pronk.runtime.cores import settle_on
 from pronk.types import Agent, Array, Carry, Key, PyTree, TimeStep
 
 
-class _Request:
-    """One actor's question, and room for the answer."""
+class _Request(NamedTuple):
+    """One actor's question, and where the answer is to go."""
 
-    def __init__(self, timestep: TimeStep, carry: Carry):
-        self.timestep, self.carry = timestep, carry
-        self.asked = time.monotonic()
-        self.answered = threading.Event()
-        self.answer: tuple[Array, Carry, dict[str, Array]] | None = None
+    leaves: list[Array]  # of its timestep and carry, all `[B, ...]`
+    structure: Any
+    answer: queue.SimpleQueue[_Answer]
+    asked: float
+
+
+class _Answer(NamedTuple):
+    """What was decided for a whole batch, of which a request's rows begin at `start`."""
+
+    leaves: list[Array]
+    structure: Any
+    start: int
 
 
 class Batching(NamedTuple):
@@ -40,15 +48,26 @@ class Batching(NamedTuple):
 
 
 class InferenceServer:
-    """A thread that acts for all actors, with the parameters that `latest` returns."""
+    """A thread that acts for all actors, with the parameters that `latest` returns.
 
-    def __init__(self, agent: Agent, key: Key, latest: Callable[[], PyTree], batching: Batching):
+    All that an actor can do itself, it does in its own thread: the server only joins the rows of
+    a batch, and hands everyone the whole answer.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        key: Key,
+        latest: Callable[[], PyTree],
+        batching: Batching,
+        actor_cores: int | None = None,
+    ):
         self._act = agent.act
         self._key = key
         self._latest = latest
         self._batching = batching
-        self._waiting: deque[_Request] = deque()
-        self._changed = threading.Condition()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._begin = settle_on(actor_cores)
         self._closed = False
         self._error: BaseException | None = None
         self.batches = self.requests = 0  # answered
@@ -57,67 +76,72 @@ class InferenceServer:
 
     def act(self, timestep: TimeStep, carry: Carry) -> tuple[Array, Carry, dict[str, Array]]:
         """`Agent.act` for one actor's rows `[B, ...]`, together with others' that wait now."""
-        request = _Request(timestep, carry)
-        with self._changed:
-            if not self._closed:
-                self._waiting.append(request)
-                self._changed.notify()
-        while not request.answered.wait(0.2):
-            if self._closed:
+        leaves, structure = jax.tree.flatten((timestep, carry))
+        reply: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._requests.put(_Request(leaves, structure, reply, time.monotonic()))
+        while True:
+            try:
+                answer = reply.get(timeout=0.2)
                 break
-        if request.answer is None:
-            raise self._error or RuntimeError("the inference server was closed")
-        return request.answer
+            except queue.Empty:
+                if self._closed:
+                    error = self._error or RuntimeError("the inference server was closed")
+                    raise error from None
+        rows = slice(answer.start, answer.start + timestep.reward.shape[0])
+        return answer.structure.unflatten([x[rows] for x in answer.leaves])
 
     def close(self) -> None:
         """Stop serving; whoever waits gets an error. Safe to call twice."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._requests.put(None)
         self._thread.join(timeout=60)
 
     def _serve(self) -> None:
         try:
+            self._begin()
             while requests := self._next():
                 self._answer(requests)
         except BaseException as error:  # whoever asks is told
             self._error = error
-            self._closed = True
+        self._closed = True
 
     def _next(self) -> list[_Request]:
         """The requests to answer now, waiting for them; none once closed."""
         minimum, maximum, timeout = self._batching
-        with self._changed:
-            while not self._closed:
-                if len(self._waiting) >= minimum:
-                    break
-                left = None  # nobody waits: sleep until somebody does
-                if self._waiting:
-                    left = self._waiting[0].asked + timeout - time.monotonic()
-                    if left <= 0:
-                        break
-                self._changed.wait(left)
-            else:
-                return []
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), maximum))]
+        request = self._requests.get()
+        requests: list[_Request] = []
+        while request is not None:
+            requests.append(request)
+            if len(requests) == maximum:
+                return requests
+            left = requests[0].asked + timeout - time.monotonic()
+            wait = len(requests) < minimum and left > 0
+            try:
+                request = self._requests.get(wait, left if wait else None)
+            except queue.Empty:
+                return requests
+        return []
 
     def _answer(self, requests: list[_Request]) -> None:
-        # Compiled for powers of two only: what is missing is filled with the first request.
-        room = min(1 << (len(requests) - 1).bit_length(), self._batching.maximum)
+        # Compiled for few sizes only: what is missing is filled with the first request.
+        room = min(_size(len(requests)), self._batching.maximum)
         filled = requests + requests[:1] * (room - len(requests))
-        timestep, carry = jax.tree.map(
-            lambda *x: np.concatenate(x), *[(r.timestep, r.carry) for r in filled]
-        )
+        joined = [np.concatenate(x) for x in zip(*[r.leaves for r in filled], strict=True)]
+        timestep, carry = requests[0].structure.unflatten(joined)
         answer = jit_act(
             self._act, self._latest(), carry, timestep, self._key, np.uint32(self.batches)
         )
-        answer = jax.tree.map(np.asarray, answer)
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, answer))
         self.batches += 1
         self.requests += len(requests)
         width = timestep.reward.shape[0] // room
         for i, request in enumerate(requests):
-            request.answer = jax.tree.map(lambda x, i=i: x[i * width : (i + 1) * width], answer)
-            request.answered.set()
+            request.answer.put(_Answer(leaves, structure, i * width))
+
+
+def _size(count: int) -> int:
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16 … that is not below `count`."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power > 2 and count <= power * 3 // 4 else power
 
 
 class CentralPlayer(Player):

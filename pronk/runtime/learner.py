@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,47 +12,88 @@ import numpy as np
 
 from pronk.runtime.actor import Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
+from pronk.runtime.cores import usable
 from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
 
 
 class Prepared(NamedTuple):
-    """A batch on the learner's device, and what a person is told of it."""
+    """A batch on the learner's device, in parts, and what a person is told of it."""
 
-    batch: Batch
+    parts: list[Batch]
     steps: int  # agent steps
     version: Array  # int32 [B], as `Trajectory.version`
 
 
-class Learner:
-    """The learner's state, its update, and `latest`: the version and parameters for actors."""
+# More threads than this gain nothing on a batch of the usual size.
+MAX_PARTS = 8
 
-    def __init__(self, agent: Agent, state: LearnerState, devices: Devices = ANYWHERE):
+
+class Learner:
+    """The learner's state, its update, and `latest`: the version and parameters for actors.
+
+    On a CPU each core computes the gradient of its own part of the batch, in a thread: XLA shares
+    the work of one gradient among cores only where a single operation is large, and most are not.
+    """
+
+    def __init__(
+        self, agent: Agent, state: LearnerState, devices: Devices = ANYWHERE, *, batch_size: int
+    ):
         self._devices = devices
         # On a CPU there is no bus to cross: the update reads the actors' memory.
         self._far = (devices.learner or jax.devices()[0]).platform != "cpu"
+        self.parts = 1
+        if not self._far and agent.gradients is not None:
+            most = min(usable(), MAX_PARTS)
+            self.parts = max(n for n in range(1, most + 1) if batch_size % n == 0)
         self.state: LearnerState = jax.device_put(state, devices.learner)
         # The update may reuse the state's memory, because actors get a copy of what they need.
         self._learn = jax.jit(agent.learn, donate_argnums=0)
+        self._gradients: Any = jax.jit(agent.gradients) if agent.gradients else None
+
+        def apply(state: LearnerState, parts: list[PyTree]) -> tuple[LearnerState, PyTree, PyTree]:
+            assert agent.apply is not None
+            return agent.apply(state, *jax.tree.map(lambda *x: sum(x), *parts))
+
+        self._apply = jax.jit(apply, donate_argnums=0)
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)))
+        self._threads = ThreadPoolExecutor(self.parts, "learner") if self.parts > 1 else None
         self.updates = int(state.updates)
         self.publish()
 
-    def prepare(self, batch: Batch) -> Prepared:
-        """Bring a batch of NumPy arrays to the device; may be done while an update computes."""
-        steps, version = agent_steps(batch.trajectory), batch.trajectory.version
+    def prepare(self, parts: list[Batch]) -> Prepared:
+        """Bring a batch, in `self.parts` parts, to the device; may be done during an update."""
+        steps = sum(agent_steps(part.trajectory) for part in parts)
+        version = np.concatenate([part.trajectory.version for part in parts])
         if self._far:
-            batch = jax.device_put(batch, self._devices.learner)
-        return Prepared(batch, steps, version)
+            parts = jax.device_put(parts, self._devices.learner)
+        return Prepared(parts, steps, version)
 
-    def update(self, prepared: Prepared, unrolls: Sequence[Unroll]) -> Update:
+    def update(
+        self, prepared: Prepared, unrolls: Sequence[Unroll], *, hurry: bool = True
+    ) -> Update:
         """Learn from a batch; the report has what `unrolls`, which came meanwhile, brought.
 
-        Returns when the update has been asked for: `publish` waits until it is done.
+        hurry: whether the parts are computed at once; one after the other, they leave cores to
+        the actors. Returns when the update has been asked for: `publish` waits until it is done.
         """
         lag = self.updates - prepared.version
-        self.state, _, metrics = self._learn(self.state, prepared.batch)
+        if self._threads is None:
+            (batch,) = prepared.parts
+            self.state, _, metrics = self._learn(self.state, batch)
+        else:
+            at_once = self._threads.map if hurry else map
+            found = list(at_once(self._gradients_of, prepared.parts))
+            self.state, _, metrics = self._apply(self.state, found)
         self.updates += 1
         return report(metrics, prepared.steps, lag, unrolls)
+
+    def _gradients_of(self, part: Batch) -> PyTree:
+        return jax.block_until_ready(self._gradients(self.state, part))
+
+    def close(self) -> None:
+        """Let the threads end."""
+        if self._threads is not None:
+            self._threads.shutdown()
 
     def behaviour(self) -> PyTree:
         """The newest published parameters for acting."""

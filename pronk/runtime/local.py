@@ -17,6 +17,7 @@ from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
+from pronk.runtime.cores import settle_on
 from pronk.runtime.learner import Learner, Prepared
 from pronk.runtime.workers import Asynchronous, Unroller, Waits, Workers
 from pronk.types import LearnerState, PyTree
@@ -25,10 +26,17 @@ from pronk.types import LearnerState, PyTree
 class LocalRuntime(Asynchronous):
     """Asynchronous actors in threads around one learner (IMPALA)."""
 
-    def __init__(self, learner: Learner, actors: Sequence[Unroller], *, batch_size: int):
+    def __init__(
+        self,
+        learner: Learner,
+        actors: Sequence[Unroller],
+        *,
+        batch_size: int,
+        actor_cores: int | None = None,
+    ):
         self.learner = learner
-        self._batcher = Batcher(batch_size)
-        super().__init__(actors, self._unroll)
+        self._batcher = Batcher(batch_size, learner.parts)
+        super().__init__(actors, self._unroll, actor_cores)
         # One more thread, so that the next batch is ready when an update is done.
         self._batches = Workers([self._batch], "batcher")
 
@@ -48,7 +56,9 @@ class LocalRuntime(Asynchronous):
 
     def update(self) -> Update:
         """Learn from the next batch, waiting for it if need be."""
-        update = self.learner.update(*self._next(self._batches))
+        # While the learner is the one that waits, the actors need the cores more than it.
+        hurry = self.bound_by() == "learner"
+        update = self.learner.update(*self._next(self._batches), hurry=hurry)
         self.learner.publish()
         return update
 
@@ -56,6 +66,7 @@ class LocalRuntime(Asynchronous):
         """Stop the actors and release their environments."""
         super().close()
         self._batches.close()
+        self.learner.close()
 
     @property
     def learner_state(self) -> LearnerState:
@@ -72,14 +83,22 @@ class SynchronousRuntime:
     """
 
     def __init__(
-        self, learner: Learner, actors: Sequence[Actor], *, batch_size: int, in_turns: bool = False
+        self,
+        learner: Learner,
+        actors: Sequence[Actor],
+        *,
+        batch_size: int,
+        in_turns: bool = False,
+        actor_cores: int | None = None,
     ):
         self.learner = learner
         self._actors = actors
         self._batcher = Batcher(batch_size)
         self._waits = Waits(len(actors))
         self._updating = False  # also after an update that was interrupted or failed
-        self._threads = None if in_turns else ThreadPoolExecutor(len(actors), "actor")
+        self._threads = None
+        if not in_turns:
+            self._threads = ThreadPoolExecutor(len(actors), "actor", settle_on(actor_cores))
 
     @property
     def drained(self) -> bool:
@@ -160,3 +179,4 @@ class SynchronousRuntime:
             self._threads.shutdown(cancel_futures=True)
         for actor in self._actors:
             actor.close()
+        self.learner.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from pronk.runtime.cores import settle_on
 from pronk.runtime.learner import agent_steps
 from pronk.runtime.workers import Unroller
 from pronk.types import PyTree
@@ -39,6 +40,7 @@ def pick(
     batch_size: int,
     actors: int | None = None,
     envs: int | None = None,
+    actor_cores: int | None = None,
 ) -> Pick:
     """Doubles the environments, then the actors, for as long as they then act faster.
 
@@ -53,7 +55,8 @@ def pick(
     if not (more_envs or more_actors):
         return Pick(*best, f"with a batch of {batch_size}, no more trajectories may be under way")
     start = time.perf_counter()
-    tried = {best: _steps_per_second(make, *best, behaviour)}
+    settle = settle_on(actor_cores)
+    tried = {best: _steps_per_second(make, *best, behaviour, settle)}
 
     def grow(actors: int, envs: int, factor: float) -> bool:
         """Try so many times the environments or actors, and keep them if that is worth it."""
@@ -61,7 +64,7 @@ def pick(
         more = (actors * best[0], envs * best[1])
         if more[0] * more[1] > most or more[0] > MAX_ACTORS:
             return False
-        tried[more] = _steps_per_second(make, *more, behaviour)
+        tried[more] = _steps_per_second(make, *more, behaviour, settle)
         if tried[more] <= factor * tried[best]:
             return False
         best = more
@@ -77,7 +80,11 @@ def pick(
 
 
 def _steps_per_second(
-    make: Callable[[int, int], Sequence[Unroller]], actors: int, envs: int, behaviour: PyTree
+    make: Callable[[int, int], Sequence[Unroller]],
+    actors: int,
+    envs: int,
+    behaviour: PyTree,
+    settle: Callable[[], None],
 ) -> float:
     """Of so many actors in threads, after an unroll that compiles."""
     with contextlib.ExitStack() as stack:
@@ -91,7 +98,7 @@ def _steps_per_second(
                 steps += agent_steps(actor.unroll(behaviour, 0).trajectory)
             return steps
 
-        pool = stack.enter_context(ThreadPoolExecutor(actors))
+        pool = stack.enter_context(ThreadPoolExecutor(actors, initializer=settle))
         end = 0.0  # one unroll each
         list(pool.map(act, made))
         start = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Unroll
+from pronk.runtime.cores import settle_on
 from pronk.types import PyTree
 
 # Items that may wait for the learner: one more makes actors wait, so that policies lag little.
@@ -57,7 +58,7 @@ class Workers:
     """Threads that call their `produce` for ever; what it returns waits in a bounded queue.
 
     The queue full, they wait, and `waited` hears how many seconds: nothing is dropped. What one of
-    them raises, `get` raises.
+    them raises, `get` raises. Each begins with `begin`.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Workers:
         producers: Sequence[Callable[[], Any]],
         name: str,
         waited: Callable[[float], None] = lambda seconds: None,
+        begin: Callable[[], None] = lambda: None,
     ):
-        self._waited = waited
+        self._waited, self._begin = waited, begin
         self._queue: queue.Queue[Any] = queue.Queue(QUEUE_SIZE)
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -79,6 +81,7 @@ class Workers:
 
     def _work(self, produce: Callable[[], Any]) -> None:
         try:
+            self._begin()
             while not self._stop.is_set():
                 item = produce()
                 start = time.perf_counter()
@@ -129,13 +132,19 @@ class Asynchronous:
 
     drained = True  # what actors are in the middle of is no part of what was committed
 
-    def __init__(self, actors: Sequence[AnyActor], produce: Callable[[AnyActor], Any]):
+    def __init__(
+        self,
+        actors: Sequence[AnyActor],
+        produce: Callable[[AnyActor], Any],
+        actor_cores: int | None = None,
+    ):
         self._actors = actors
         self._waits = Waits(len(actors))
         self._workers = Workers(
             [functools.partial(produce, actor) for actor in actors],
             "actor",
             self._waits.queued,
+            settle_on(actor_cores),
         )
 
     def _next(self, source: Workers) -> Any:

@@ -1,0 +1,125 @@
+"""The learner in parts, on a core each: the update is that of the whole batch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pronk
+from pronk import agents, envs
+from pronk.bench.timing import random_batch
+from pronk.configs.impala import Config
+from pronk.errors import UserError
+from pronk.runtime import cores
+from pronk.runtime import learner as learner_module
+from pronk.runtime.batcher import Batcher
+from pronk.runtime.learner import Learner
+
+SPEC = envs.spec_of("CartPole-v1")
+SIZE = 6
+
+
+def update(monkeypatch: pytest.MonkeyPatch, usable: int, *, hurry: bool = True, **config: Any):
+    """State and report of one update by a learner that may use so many cores."""
+    monkeypatch.setattr(learner_module, "usable", lambda: usable)
+    agent = agents.make("impala", Config(unroll=4, hidden=(8,), **config), SPEC, horizon=1000)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    trajectory = random_batch(agent, SPEC, state, 4, SIZE).trajectory
+    # Columns of unlike weight: means over parts would not be the mean over all.
+    first = np.zeros_like(trajectory.timestep.first)
+    first[1:, :3] = np.arange(12).reshape(4, 3) % 2 == 0
+    trajectory = trajectory._replace(
+        timestep=trajectory.timestep._replace(first=first), version=np.arange(SIZE, dtype=np.int32)
+    )
+    learner = Learner(agent, jax.tree.map(jnp.copy, state), batch_size=SIZE)
+    with contextlib.closing(learner):
+        batcher = Batcher(SIZE, learner.parts)
+        batcher.add(trajectory)
+        report = learner.update(learner.prepare(batcher.take()), [], hurry=hurry)
+        learner.publish()
+    return learner, report
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("hurry", [True, False])
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_parts_update_as_the_whole_does(monkeypatch, reduction, hurry, core):
+    settings = {"loss_reduction": reduction, "core": core, "core_size": 4}
+    whole, expected = update(monkeypatch, 1, **settings)
+    parts, found = update(monkeypatch, 2, hurry=hurry, **settings)
+    assert (whole.parts, parts.parts) == (1, 2)
+    assert (found.steps, found.policy_lag) == (expected.steps, expected.policy_lag) == (18, -2.5)
+    assert found.metrics.keys() == expected.metrics.keys()
+    for name, value in expected.metrics.items():
+        np.testing.assert_allclose(found.metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    for ours, theirs in zip(
+        jax.tree.leaves(parts.state.params), jax.tree.leaves(whole.state.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert parts.updates == parts.latest[0] == 1
+
+
+@pytest.mark.parametrize(("usable", "parts"), [(1, 1), (2, 2), (4, 3), (5, 3), (6, 6), (64, 6)])
+def test_parts_are_as_many_as_divide_the_batch(monkeypatch, usable, parts):
+    learner, _ = update(monkeypatch, usable)
+    assert learner.parts == parts
+    assert not any(t.name.startswith("learner") and t.is_alive() for t in threading.enumerate())
+
+
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="the system does not let a program choose"
+)
+
+
+@needs_affinity
+@pytest.mark.parametrize("architecture", ["impala", "a2c-sync-trajectory", "impala-dynamic-batch"])
+def test_actors_share_the_cores_they_are_given(tmp_path, monkeypatch, architecture):
+    """Their threads do, and that of central inference; this one and those of others do not."""
+    seen: dict[str, set[int]] = {}
+    mine = os.sched_getaffinity(0)
+    settle = os.sched_setaffinity
+
+    def spy(who: int, which: list[int]) -> None:
+        settle(who, which)
+        seen[threading.current_thread().name.split("-")[0].split("_")[0]] = os.sched_getaffinity(0)
+
+    monkeypatch.setattr(os, "sched_setaffinity", spy)
+    pronk.train(
+        "impala", "CartPole-v1", run_dir=tmp_path, steps=200, actors=2, envs=2, batch_size=4,
+        unroll=5, hidden=(8,), architecture=architecture, actor_cores=1, quiet=True,
+    )  # fmt: skip
+    central = {"inference"} if "dynamic" in architecture else set()
+    assert seen == {name: {max(mine)} for name in {"actor"} | central}
+    assert os.sched_getaffinity(0) == mine
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"actor_cores": 10_000}, "`--actor-cores` is 10000; this process may use"),
+        ({"actor_cores": 0}, "`--actor-cores` is 0; expected a number above zero"),
+        ({"actor_cores": 1, "deterministic": True}, "`--deterministic` has none"),
+        ({"actor_cores": 1, "actor_kind": "process"}, "`--actor-kind process` has none"),
+        ({"actor_cores": 1, "env": "pronk/Catch-v0"}, "the fused runtime has no actors' threads"),
+    ],
+)
+def test_cores_that_make_no_sense(tmp_path, settings, message):
+    env = settings.pop("env", "CartPole-v1")
+    with pytest.raises(UserError, match=message):
+        pronk.train("impala", env, run_dir=tmp_path, steps=100, batch_size=32, **settings)
+
+
+def test_a_system_without_affinity_says_so(monkeypatch):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cores.usable() == os.cpu_count()
+    cores.settle_on(None)()
+    with pytest.raises(UserError, match="does not let a program choose"):
+        cores.settle_on(1)
