@@ -168,21 +168,19 @@ def predict(
     unroll: int,
     actor_cores: int | None = None,
     batch: int | None = None,
+    seconds: float = 60.0,
 ) -> float:
     """Agent steps per second of `envs` environments that wait, one per actor.
 
     batch: trajectories that IMPALA's update learns from, of which `costs` are; as many as there
-    are environments if not given.
+    are environments if not given. seconds: virtual, and a sixth of them before to warm up.
     """
     simulation = Simulation(cores, actor_cores)
     model = _Model(architecture, task, costs, simulation, envs, unroll, batch or envs)
-    model.run(WARM_SECONDS)
+    model.run(seconds / 6)
     before, start = model.steps, model.simulation.now
-    model.run(WARM_SECONDS + SECONDS)
+    model.run(seconds / 6 + seconds)
     return (model.steps - before) / (model.simulation.now - start)
-
-
-WARM_SECONDS, SECONDS = 10.0, 60.0  # virtual
 
 
 class _Model:
