@@ -621,8 +621,29 @@ def test_losses_summed_and_averaged():
         summed["gradient_norm"], averaged["gradient_norm"] * count, rtol=1e-5
     )
     assert differs(total.params, mean.params)
+    # Leaf by leaf: the mean's update is that of the summed gradient divided by the count.
+    agent, state, apply = tabular()
+    grads, aux = jax.jit(agent.gradients)(state, batch)
+    expected, _, _ = apply(state, jax.tree.map(lambda g: g / count, grads), aux)
+    for a, b in zip(jax.tree.leaves(mean.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
     for name in ("loss/value", "importance_ratio", "value_mean"):  # of a transition, in both
         np.testing.assert_allclose(summed[name], averaged[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_batch_of_dummies_teaches_nothing(reduction):
+    batch = tabular_batch(np.random.default_rng(1))
+    timestep = batch.trajectory.timestep
+    timestep = timestep._replace(first=np.ones_like(timestep.first))
+    agent, state, _ = tabular(loss_reduction=reduction)
+    after, _, metrics = jax.jit(agent.learn)(
+        state, Batch(batch.trajectory._replace(timestep=timestep))
+    )
+    equal(after.params, state.params)
+    assert after.steps == after.skipped == 0
+    for name in ("loss/policy", "loss/value", "loss/entropy", "importance_ratio", "steps"):
+        assert metrics[name] == 0, name
 
 
 @every_variant

@@ -243,6 +243,29 @@ def test_local_learns_and_closes():
     assert count == [a.count for a in actors]
 
 
+@pytest.mark.parametrize("waits", ["learner", "actors"])
+def test_the_learner_hurries_while_actors_wait_for_it(monkeypatch, waits):
+    """And leaves them the cores while it is the one that waits."""
+    runtime = LocalRuntime(
+        Learner(AGENT, initial_state(), batch_size=4), [_Scripted()], batch_size=4
+    )
+    hurries: list[bool] = []
+    update = Learner.update
+
+    def spy(learner, prepared, unrolls, *, hurry):
+        hurries.append(hurry)
+        return update(learner, prepared, unrolls, hurry=hurry)
+
+    monkeypatch.setattr(Learner, "update", spy)
+    for _ in range(2):
+        # Longer than either has really waited.
+        runtime._waits.learner += 1e6 * (waits == "learner")
+        runtime._waits.queue += 1e6 * (waits == "actors")
+        runtime.update()
+    runtime.close()
+    assert hurries == [waits == "actors"] * 2
+
+
 def test_one_broken_actor_of_two_is_noticed():
     """Though the other one keeps the queue full."""
     runtime = LocalRuntime(

@@ -16,6 +16,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,12 @@ def pronk_rows(seconds: float) -> list[dict[str, Any]]:
     """End to end, as a user trains."""
     bench = [sys.executable, "-m", "pronk.cli", "bench"]
     flags = ["--seconds", str(seconds), "--json", "-"]
-    version = f"{last_version('pronk')}, jax {last_version('jax')}"
     result = last_json([*bench, "throughput", *flags])
     setting = f"{result['actors']} actors × {result['envs']} envs, batch {result['batch']}"
     rate = result["end_to_end_steps_per_second"]
-    row = {"system": "pronk IMPALA", "version": version, "setting": setting}
+    versions = f"{version('pronk')}, jax {version('jax')}"
+    row = {"system": "pronk IMPALA", "version": versions, "setting": setting}
     return [row | {"steps_per_second": rate, "limit": result["limit_steps_per_second"]}]
-
-
-def last_version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
@@ -81,17 +76,17 @@ def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
     python = ENVIRONMENTS / "torch" / "bin" / "python"
     theirs = last_json([python, HERE / "torch_update.py", *size])
     pairs = [
-        ("pronk", f"jax {last_version('jax')}", ours),
+        ("pronk", f"jax {version('jax')}", ours),
         ("PyTorch", theirs["torch"], theirs),
     ]
     return [
         {
             "system": f"{name} update, {network}",
-            "version": version,
+            "version": packages,
             "setting": "unroll 20, batch 32",
             "milliseconds_per_update": result["milliseconds_per_update"],
         }
-        for name, version, result in pairs
+        for name, packages, result in pairs
     ]
 
 
