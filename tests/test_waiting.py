@@ -198,3 +198,30 @@ def test_the_server_takes_all_who_wait():
     """Per batch 20 ms, whoever is in it: everybody is, from the second batch on."""
     costs = FREE._replace(batch=0.02)
     assert model("impala-dynamic-batch", costs=costs) > 0.6 * N / 0.03
+
+
+@pytest.mark.parametrize(
+    ("architecture", "costs", "limit"),
+    [
+        ("impala", {"step": 0.004}, 1 / 0.004),
+        ("impala-dynamic-batch", {"request": 0.004}, 1 / 0.004),
+        ("a2c-sync-step", {"step_all": 1.0}, N / 1.01),
+    ],
+)
+def test_the_actors_cores_limit_what_acts(architecture, costs, limit):
+    costs = FREE._replace(**costs)
+    rate = predict(
+        architecture, "even", costs, cores=2, actor_cores=1, envs=N, unroll=T, seconds=60.0
+    )
+    assert rate == pytest.approx(limit, rel=0.15)
+
+
+def test_an_update_learns_from_its_batch_only():
+    """Half the trajectories per update: twice the updates, at most one at a time."""
+    costs = FREE._replace(update=1.0)
+    whole, half = (
+        predict("impala", "even", costs, cores=2, envs=N, unroll=T, batch=batch)
+        for batch in (N, N // 2)
+    )
+    assert whole == pytest.approx(N * T, rel=0.05)
+    assert half == pytest.approx(N * T / 2, rel=0.05)
