@@ -36,6 +36,7 @@ def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
     limit = result["cores"] / sum(1 / part for part in parts)
     assert result["limit_steps_per_second"] == pytest.approx(limit)
     assert result["end_to_end_steps_per_second"] > 0
+    assert result["in_turn_steps_per_second_per_core"] > 0
     assert {"bound_by", "policy_lag", "learner_waits_share", "actor_waits_share"} <= result.keys()
 
 

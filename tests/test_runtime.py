@@ -12,11 +12,13 @@ import pytest
 from pronk import agents, envs
 from pronk.checkpoint import Checkpointer
 from pronk.configs import impala
+from pronk.runtime import learner as learner_module
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.fused import FusedRuntime
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
+from pronk.runtime.workers import Waits
 from pronk.types import TimeStep, Trajectory
 
 KEY = jax.random.key(0)
@@ -35,10 +37,10 @@ def numbered(start: int, width: int) -> Trajectory:
 
 
 def test_batcher_gives_batches_in_parts_of_one_width():
-    batcher = Batcher(6, 3)
+    batcher = Batcher(6)
     for i in range(3):
         batcher.add(numbered(3 * i, 3))
-    parts = batcher.take()
+    parts = batcher.take(3)
     assert [list(part.trajectory.version) for part in parts] == [[0, 1], [2, 3], [4, 5]]
     for part in parts:
         np.testing.assert_array_equal(part.trajectory.action[0], part.trajectory.version)
@@ -244,26 +246,42 @@ def test_local_learns_and_closes():
 
 
 @pytest.mark.parametrize("waits", ["learner", "actors"])
-def test_the_learner_hurries_while_actors_wait_for_it(monkeypatch, waits):
-    """And leaves them the cores while it is the one that waits."""
+def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, waits):
+    """And whole, which leaves the actors the cores, while it is the one that waits."""
+    monkeypatch.setattr(learner_module, "usable", lambda: 2)
     runtime = LocalRuntime(
         Learner(AGENT, initial_state(), batch_size=4), [_Scripted()], batch_size=4
     )
-    hurries: list[bool] = []
+    parts: list[int] = []
     update = Learner.update
 
-    def spy(learner, prepared, unrolls, *, hurry):
-        hurries.append(hurry)
-        return update(learner, prepared, unrolls, hurry=hurry)
+    def spy(learner, prepared, unrolls):
+        parts.append(len(prepared.parts))
+        return update(learner, prepared, unrolls)
 
     monkeypatch.setattr(Learner, "update", spy)
-    for _ in range(2):
+    for _ in range(6):
         # Longer than either has really waited.
         runtime._waits.learner += 1e6 * (waits == "learner")
         runtime._waits.queue += 1e6 * (waits == "actors")
         runtime.update()
     runtime.close()
-    assert hurries == [waits == "actors"] * 2
+    assert parts[3:] == [2 if waits == "actors" else 1] * 3  # batches are made ahead
+
+
+def test_a_wait_of_long_ago_is_forgotten():
+    """Such as for what compiles."""
+    waits = Waits(1)
+    waits.queue += 10.0
+    assert waits.on_learner()
+    answers = []
+    for _ in range(100):
+        waits.learner += 0.01
+        answers.append(waits.on_learner())
+    assert answers[0]
+    assert not answers[-1]
+    assert answers == sorted(answers, reverse=True)
+    assert waits.bound_by() == "learner"
 
 
 def test_one_broken_actor_of_two_is_noticed():

@@ -150,10 +150,10 @@ def _parts(settings: Architectures) -> dict[str, float]:
     trajectory = _trajectory(agent, learner, settings)
 
     def assemble() -> None:
-        batcher = Batcher(n, learner.parts)
+        batcher = Batcher(n)
         for i in range(n):
             batcher.add(columns(trajectory, i, i + 1))
-        jax.block_until_ready(learner.prepare(batcher.take()).parts)
+        jax.block_until_ready(learner.prepare(batcher.take(learner.parts)).parts)
 
     single = Batch(columns(trajectory, 0, 1))
     assert agent.gradients is not None

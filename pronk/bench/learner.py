@@ -51,9 +51,9 @@ def update_seconds(
     """Median seconds of an update from all of `trajectory`, as a runtime's learner does it."""
     width = trajectory.version.shape[0]
     learner = Learner(agent, state, batch_size=width)
-    batcher = Batcher(width, learner.parts)
+    batcher = Batcher(width)
     batcher.add(trajectory)
-    prepared = learner.prepare(batcher.take())
+    prepared = learner.prepare(batcher.take(learner.parts))
 
     def update() -> None:
         learner.update(prepared, [])

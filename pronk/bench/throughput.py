@@ -1,7 +1,8 @@
 """What environment, inference and learner can do alone, and what training makes of them.
 
 Each part alone has one core, so that the work-conserving limit of them together is
-cores / (1/E + 1/I + 1/L): no order of doing the same work can be faster.
+cores / (1/E + 1/I + 1/L): no order of doing the same work can be faster. Parts that take turns slow
+one another down by what each puts out of the caches; `in_turn` is what one core makes of all three.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import jax
 import numpy as np
 
 from pronk import envs
+from pronk.bench import training
 from pronk.bench.alone import alone
 from pronk.bench.learner import update_seconds
 from pronk.bench.timing import median_seconds, random_batch, random_rows
-from pronk.bench.training import train_for
 from pronk.configs.bench import Throughput
 from pronk.plan import Plan, resolve
 from pronk.runtime.actor import Player
-from pronk.wiring import build, initial_state
+from pronk.runtime.learner import Learner
+from pronk.runtime.local import SynchronousRuntime
+from pronk.wiring import ActorFactory, build, initial_state
 
 
 def measure(settings: Throughput) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def measure(settings: Throughput) -> dict[str, Any]:
     act = alone(_act, settings)
     learn = alone(_learn, settings)
     limit = cores / (1 / env + 1 / act + 1 / learn)
+    in_turn = alone(_in_turn, settings)
     return {
         "env": settings.env,
         "network": plan.agent_config.torso,
@@ -46,8 +50,10 @@ def measure(settings: Throughput) -> dict[str, Any]:
         "act_steps_per_second_per_core": act,
         "learn_steps_per_second_per_core": learn,
         "limit_steps_per_second": limit,
-        **(end := train_for(_plan(settings), settings.seconds)),
+        "in_turn_steps_per_second_per_core": in_turn,
+        **(end := training.train_for(_plan(settings), settings.seconds)),
         "share_of_limit": end["end_to_end_steps_per_second"] / limit,
+        "share_of_in_turn": end["end_to_end_steps_per_second"] / (cores * in_turn),
     }
 
 
@@ -99,3 +105,15 @@ def _learn(settings: Throughput) -> float:
     batch = random_batch(agent, spec, state, settings.unroll, settings.batch)
     seconds = update_seconds(agent, state, batch.trajectory, settings.seconds / 3)
     return settings.unroll * settings.batch / seconds
+
+
+def _in_turn(settings: Throughput) -> float:
+    """One actor and the learner, each waiting for the other."""
+    plan = _plan(settings)
+    _, agent = build(plan, plan.env)
+    learner = Learner(agent, initial_state(plan, agent), batch_size=settings.batch)
+    actor = ActorFactory(plan, plan.env, 0, 1, settings.envs, 0)(agent)
+    runtime = SynchronousRuntime(learner, [actor], batch_size=settings.batch, in_turns=True)
+    with contextlib.closing(runtime):
+        found = training.measure(runtime, settings.seconds / 3, warm_seconds=0.0)
+    return found["end_to_end_steps_per_second"]

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from pronk.plan import Plan
+from pronk.runtime.base import Runtime
 from pronk.wiring import build, configure_jax, initial_state, make_runtime
 
 WARM_UPDATES = 5
 
 
 def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[str, Any]:
-    """Agent steps per second from an update to an update, and who waited for whom.
-
-    What compiles, the first WARM_UPDATES and at least `warm_seconds`, is not counted.
-    """
+    """What `measure` finds of a runtime that is made for it."""
     configure_jax()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -37,20 +35,28 @@ def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[
             stack=stack,
         )
         stack.callback(runtime.close)
-        warm, updates = time.perf_counter() + warm_seconds, 0
-        while updates < WARM_UPDATES or time.perf_counter() < warm:
-            runtime.update()
-            updates += 1
-        waited = runtime.waits()
-        start, steps, lags = time.perf_counter(), 0, []
-        while time.perf_counter() - start < seconds:
-            update = runtime.update()
-            steps += update.steps
-            lags.append(update.policy_lag)
-        elapsed = time.perf_counter() - start
-        return {
-            "end_to_end_steps_per_second": steps / elapsed,
-            "policy_lag": float(np.mean(lags)),
-            "bound_by": runtime.bound_by(),
-            **{f"{k}_share": (v - waited[k]) / elapsed for k, v in runtime.waits().items()},
-        }
+        return measure(runtime, seconds, warm_seconds)
+
+
+def measure(runtime: Runtime, seconds: float, warm_seconds: float) -> dict[str, Any]:
+    """Agent steps per second from an update to an update of `runtime`, and who waited for whom.
+
+    What compiles, the first WARM_UPDATES and at least `warm_seconds`, is not counted.
+    """
+    warm, updates = time.perf_counter() + warm_seconds, 0
+    while updates < WARM_UPDATES or time.perf_counter() < warm:
+        runtime.update()
+        updates += 1
+    waited = runtime.waits()
+    start, steps, lags = time.perf_counter(), 0, []
+    while time.perf_counter() - start < seconds:
+        update = runtime.update()
+        steps += update.steps
+        lags.append(update.policy_lag)
+    elapsed = time.perf_counter() - start
+    return {
+        "end_to_end_steps_per_second": steps / elapsed,
+        "policy_lag": float(np.mean(lags)),
+        "bound_by": runtime.bound_by(),
+        **{f"{k}_share": (v - waited[k]) / elapsed for k, v in runtime.waits().items()},
+    }

@@ -44,11 +44,10 @@ def _per_axis(
 
 
 class Batcher:
-    """Takes trajectories of any width, gives batches of `batch_size` columns, in order, each as
-    so many `parts` of the same width."""
+    """Takes trajectories of any width, gives batches of `batch_size` columns, in order."""
 
-    def __init__(self, batch_size: int, parts: int = 1):
-        self._batch_size, self._parts = batch_size, parts
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
         self._held: deque[Trajectory] = deque()
         self.waiting = 0  # columns held
 
@@ -62,10 +61,10 @@ class Batcher:
         self._held.append(trajectory)
         self.waiting += trajectory.version.shape[0]
 
-    def take(self) -> list[Batch]:
-        """The oldest `batch_size` columns; call only when `ready`."""
+    def take(self, parts: int = 1) -> list[Batch]:
+        """The oldest `batch_size` columns, in so many parts of one width; only when `ready`."""
         self.waiting -= self._batch_size
-        return [self._part(self._batch_size // self._parts) for _ in range(self._parts)]
+        return [self._part(self._batch_size // parts) for _ in range(parts)]
 
     def _part(self, missing: int) -> Batch:
         found = []

@@ -31,8 +31,9 @@ MAX_PARTS = 8
 class Learner:
     """The learner's state, its update, and `latest`: the version and parameters for actors.
 
-    On a CPU each core computes the gradient of its own part of the batch, in a thread: XLA shares
-    the work of one gradient among cores only where a single operation is large, and most are not.
+    A batch comes whole or in `parts`. On a CPU each core computes the gradient of its own part, in
+    a thread: XLA shares the work of one gradient among cores only where a single operation is
+    large, and most are not. Whole, an update costs less and leaves cores to others.
     """
 
     def __init__(
@@ -61,28 +62,25 @@ class Learner:
         self.publish()
 
     def prepare(self, parts: list[Batch]) -> Prepared:
-        """Bring a batch, in `self.parts` parts, to the device; may be done during an update."""
+        """Bring a batch, whole or in `self.parts` parts, to the device; may be done during an
+        update."""
         steps = sum(agent_steps(part.trajectory) for part in parts)
         version = np.concatenate([part.trajectory.version for part in parts])
         if self._far:
             parts = jax.device_put(parts, self._devices.learner)
         return Prepared(parts, steps, version)
 
-    def update(
-        self, prepared: Prepared, unrolls: Sequence[Unroll], *, hurry: bool = True
-    ) -> Update:
+    def update(self, prepared: Prepared, unrolls: Sequence[Unroll]) -> Update:
         """Learn from a batch; the report has what `unrolls`, which came meanwhile, brought.
 
-        hurry: whether the parts are computed at once; one after the other, they leave cores to
-        the actors. Returns when the update has been asked for: `publish` waits until it is done.
+        Returns when the update has been asked for: `publish` waits until it is done.
         """
         lag = self.updates - prepared.version
-        if self._threads is None:
-            (batch,) = prepared.parts
-            self.state, _, metrics = self._learn(self.state, batch)
+        if len(prepared.parts) == 1:
+            self.state, _, metrics = self._learn(self.state, prepared.parts[0])
         else:
-            at_once = self._threads.map if hurry else map
-            found = list(at_once(self._gradients_of, prepared.parts))
+            assert self._threads is not None
+            found = list(self._threads.map(self._gradients_of, prepared.parts))
             self.state, _, metrics = self._apply(self.state, found)
         self.updates += 1
         return report(metrics, prepared.steps, lag, unrolls)

@@ -35,7 +35,7 @@ class LocalRuntime(Asynchronous):
         actor_cores: int | None = None,
     ):
         self.learner = learner
-        self._batcher = Batcher(batch_size, learner.parts)
+        self._batcher = Batcher(batch_size)
         super().__init__(actors, self._unroll, actor_cores)
         # One more thread, so that the next batch is ready when an update is done.
         self._batches = Workers([self._batch], "batcher")
@@ -52,13 +52,13 @@ class LocalRuntime(Asynchronous):
             unroll = self._workers.get()
             self._batcher.add(unroll.trajectory)
             unrolls.append(unroll)
-        return self.learner.prepare(self._batcher.take()), unrolls
+        # While the learner is the one that waits, the actors need the cores more than it.
+        parts = self.learner.parts if self._waits.on_learner() else 1
+        return self.learner.prepare(self._batcher.take(parts)), unrolls
 
     def update(self) -> Update:
         """Learn from the next batch, waiting for it if need be."""
-        # While the learner is the one that waits, the actors need the cores more than it.
-        hurry = self.bound_by() == "learner"
-        update = self.learner.update(*self._next(self._batches), hurry=hurry)
+        update = self.learner.update(*self._next(self._batches))
         self.learner.publish()
         return update
 
@@ -117,7 +117,9 @@ class SynchronousRuntime:
                 unrolls.append(unroll)
         acted = time.perf_counter()
         self._waits.learner += acted - start
-        update = self.learner.update(self.learner.prepare(self._batcher.take()), unrolls)
+        update = self.learner.update(
+            self.learner.prepare(self._batcher.take(self.learner.parts)), unrolls
+        )
         jax.block_until_ready(update.metrics)
         # Meanwhile all actors waited.
         self._waits.queue += time.perf_counter() - acted

@@ -24,6 +24,7 @@ class Waits:
     def __init__(self, actors: int) -> None:
         self._actors = actors
         self.learner = self.queue = self.env = self.act = 0.0
+        self._lead = self._seen = 0.0
 
     def acted(self, unroll: Unroll) -> None:
         """What an actor spent on an unroll."""
@@ -42,6 +43,16 @@ class Waits:
             "actor_steps": self.env,
             "actor_infers": self.act,
         }
+
+    def on_learner(self) -> bool:
+        """Whether of late the actors waited longer than the learner; to be asked once per update.
+
+        The memory fades within some ten updates: the first ones compile, and all wait for them.
+        """
+        balance = self.queue - self.learner
+        self._lead = 0.9 * self._lead + balance - self._seen
+        self._seen = balance
+        return self._lead > 0
 
     def bound_by(self) -> str:
         """The part that the others waited for."""
