@@ -116,6 +116,23 @@ class Shallow(nn.Module):
         return x.reshape(x.shape[0], -1)
 
 
+class Nature(nn.Module):
+    """The three convolutions of DQN (Mnih et al. 2015): uint8 `[N, H, W, C]` to `[N, F]`."""
+
+    dtype: Any = jnp.float32  # of what is computed; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, (features, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
+            kernel = self.param(f"conv{i}_kernel", _init, (size, size, x.shape[-1], features))
+            bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
+            conv = conv2d if i else _centred_conv2d
+            x = nn.relu(
+                conv(x, kernel.astype(self.dtype), stride, "VALID") + bias.astype(self.dtype)
+            )
+        return x.reshape(x.shape[0], -1)
+
+
 class Deep(nn.Module):
     """Fifteen convolutions in residual blocks (figure 3, right): `[N, H, W, C]` to `[N, F]`."""
 
@@ -138,6 +155,9 @@ class Deep(nn.Module):
         return nn.relu(x).reshape(x.shape[0], -1)
 
 
+_TORSOS: dict[str, Any] = {"auto": Shallow, "shallow": Shallow, "nature": Nature, "deep": Deep}
+
+
 class Encoder(nn.Module):
     """Any (nested) observation `[N, ...]` to float32 features `[N, hidden[-1]]`.
 
@@ -146,7 +166,7 @@ class Encoder(nn.Module):
     """
 
     space: gym.Space
-    torso: str  # auto, mlp, shallow, deep
+    torso: str  # auto, mlp, shallow, nature, deep
     hidden: tuple[int, ...]
     activation: str
     dtype: Any = jnp.float32  # of what is computed
@@ -157,7 +177,7 @@ class Encoder(nn.Module):
         spaces = leaf_spaces(self.space)
         for i, (space, x) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
             if is_image(space) and self.torso != "mlp":
-                torso = Deep if self.torso == "deep" else Shallow
+                torso = _TORSOS[self.torso]
                 parts.append(torso(name=f"torso{i}", dtype=self.dtype)(_channels_last(x)))
             else:
                 parts.append(_as_vector(space, x))
@@ -272,3 +292,45 @@ class ActorCritic(nn.Module):
             features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
         value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(features)
         return policy, value[..., 0], state
+
+
+class DuelingQ(nn.Module):
+    """Encoder, optional recurrent core and a dueling head (Wang et al. 2016, eq. 9).
+
+    Inputs as those of `ActorCritic`; returns action values `[T, B, num_actions]` and the state
+    after the last row.
+    """
+
+    space: gym.Space
+    num_actions: int
+    torso: str
+    hidden: tuple[int, ...]
+    head: int  # units of each head's hidden layer; 0 for none
+    activation: str
+    core: str
+    core_size: int
+    encoder_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, observation: PyTree, reward: Array, last_action: Array, first: Array, state: PyTree
+    ) -> tuple[Array, PyTree]:
+        steps, batch = first.shape
+        flat = jax.tree.map(lambda x: x.reshape(steps * batch, *x.shape[2:]), observation)
+        encoder = Encoder(
+            self.space, self.torso, self.hidden, self.activation, self.encoder_dtype, name="encoder"
+        )
+        features = encoder(flat).reshape(steps, batch, -1)
+        if self.core != "none":
+            inputs = jnp.concatenate([features, reward[..., None], last_action], axis=-1)
+            core = ResettableCore(self.core, self.core_size, name="core")
+            features, state = core(inputs, first, state)
+
+        def head(name: str, width: int) -> Array:
+            x = features
+            if self.head:
+                x = nn.relu(nn.Dense(self.head, kernel_init=_init, name=f"{name}_hidden")(x))
+            return nn.Dense(width, kernel_init=nn.initializers.orthogonal(0.1), name=name)(x)
+
+        value, advantage = head("value", 1), head("advantage", self.num_actions)
+        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True), state

@@ -97,3 +97,77 @@ def vtrace(
     correction_tp1 = jnp.concatenate([correction[1:], jnp.zeros_like(correction[:1])])
     q = reward + discount * (v_tp1 + continuation * correction_tp1)
     return VTrace(*jax.lax.stop_gradient((targets, q, rho * (q - v_t))))
+
+
+def n_step(values: Array, reward: Array, discount: Array, continuation: Array, *, n: int) -> Array:
+    """Returns of n rewards and the value of where they lead, `[T]`.
+
+    values: `[T + 1]`, of each row; with `double_q` and n = 5 these are R2D2's targets. Where an
+    episode or the sequence ends sooner, fewer rewards are summed. reward, discount, continuation:
+    `[T]`, see the module's docstring. Raises ValueError if `n` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"`n` is {n}; a return has at least one reward.")
+    after = values[1:]  # what a transition leads to is worth
+    for _ in range(n - 1):
+        target = reward + discount * after
+        following = jnp.concatenate([target[1:], values[-1:]])
+        after = jnp.where(continuation > 0, following, values[1:])
+    return reward + discount * after
+
+
+def double_q(online: Array, target: Array) -> Array:
+    """The target network's value of the action that the online network prefers, `[...]`.
+
+    Both `[..., actions]` (van Hasselt et al. 2016, eq. 4).
+    """
+    best = jnp.argmax(online, axis=-1)
+    return jnp.take_along_axis(target, best[..., None], axis=-1)[..., 0]
+
+
+# Trace coefficients c of `off_policy`, `[...]`, from the probabilities π and μ of the action taken
+# (Munos et al. 2016, table 1); for 0 ≤ c ≤ π/μ the fixed point is q_π.
+
+
+def importance_sampling_trace(pi: Array, mu: Array, *, lambda_: Array | float = 1.0) -> Array:
+    """c = λ π/μ: corrects fully, with a variance that may be without bound."""
+    return lambda_ * pi / mu
+
+
+def tree_backup_trace(pi: Array, *, lambda_: Array | float = 1.0) -> Array:
+    """c = λ π: needs no μ, and cuts traces even where the policies agree."""
+    return lambda_ * pi
+
+
+def retrace_trace(pi: Array, mu: Array, *, lambda_: Array | float = 1.0) -> Array:
+    """c = λ min(1, π/μ): variance bounded, and no cut where the policies agree."""
+    return lambda_ * jnp.minimum(1.0, pi / mu)
+
+
+def off_policy(
+    q: Array, values: Array, reward: Array, discount: Array, continuation: Array, trace: Array
+) -> Array:
+    """Returns of action values by the general operator R of Munos et al. 2016, eq. 3; `[T]`.
+
+    q: `[T]`, q(x_t, a_t) of the actions taken. values: `[T + 1]`, E_π q(x_t, ·) of each row.
+    reward, discount, continuation: `[T]`, see the module's docstring. trace: `[T]`, c_t of the
+    action taken at t; that of t = 0 has no effect.
+
+        R_t = r_t + γ_t (v_{t+1} + c_{t+1} (R_{t+1} − q_{t+1}))
+
+    With c = 0 it is expected Sarsa. For values learnt in a transformed scale, bring `q` and each
+    action value in `values` back with h⁻¹ before, and the result there with h.
+    """
+
+    def backward(surplus: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
+        q_t, v_tp1, reward_t, discount_t, continuation_t, trace_t = x
+        target = reward_t + discount_t * (v_tp1 + continuation_t * surplus)
+        return trace_t * (target - q_t), target
+
+    _, targets = jax.lax.scan(
+        backward,
+        jnp.zeros_like(q[0]),
+        (q, values[1:], reward, discount, continuation, trace),
+        reverse=True,
+    )
+    return targets

@@ -152,6 +152,8 @@ class _Run:
                 self._count(update)
                 for warning in update.warnings:
                     monitor.message(f"warning: {warning}")
+                if not update.metrics:
+                    continue  # nothing was learnt yet
                 if meter is None:
                     jax.block_until_ready(update.metrics)
                     seconds = time.perf_counter() - self.started
@@ -197,7 +199,8 @@ class _Run:
         self.agent_steps += update.steps
         self.episodes += len(update.episodes)
         self.recent.extend(e.episode_return for e in update.episodes)
-        self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
+        if update.metrics:
+            self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
     def _log(self, runtime: Runtime, monitor: Monitor, meter: _Meter) -> None:
         state = runtime.learner_state

@@ -63,11 +63,11 @@ class Trajectory(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What `Agent.learn` receives: a trajectory, and from replay its items' keys and odds."""
+    """What `Agent.learn` receives: a trajectory, and from replay what it knows of its columns."""
 
     trajectory: Trajectory
-    keys: Array | None = None  # int64 [B]
-    probabilities: Array | None = None  # float32 [B]
+    probabilities: Array | None = None  # float32 [B], of having been drawn
+    core: PyTree = ()  # [B, ...], `Carry.core` as it was before row `ReplaySpec.burn_in`
 
 
 class LearnerState(NamedTuple):
@@ -83,10 +83,30 @@ class LearnerState(NamedTuple):
     aux: PyTree = ()  # targets, statistics: whatever else the agent keeps
 
 
+class ReplaySpec(NamedTuple):
+    """What an agent wants to learn from instead of what its actors have just done.
+
+    Sequences of `length` transitions, neighbours sharing `overlap` of them, behind up to `burn_in`
+    rows that only bring the recurrent state up to date: `[burn_in + length + 1, B]` rows.
+    """
+
+    capacity: int  # agent steps held
+    burn_in: int
+    length: int
+    overlap: int
+    minimum: int  # sequences held before the first update
+    samples_per_insert: float  # draws of a sequence for each that is inserted
+    priority_exponent: float  # 0 draws uniformly
+    eviction: str = "fifo"  # or "lowest-priority"
+    compress: bool = False
+
+
 class Agent(NamedTuple):
     """A bundle of pure functions. The runtimes know nothing else of an algorithm.
 
-    `evaluate=True` in `initial_carry` switches exploration off for the slots it makes.
+    `evaluate=True` in `initial_carry` switches exploration off for the slots it makes. Agents that
+    learn from replay say so by `replay`: their `act` gives `Carry.core` as `extras["core"]`, and
+    the feedback of `learn`, its second result, is the sequences' new priorities, float32 `[B]`.
     `gradients` and `apply` are the halves of a one-step `learn`; agents without them leave None.
     What `gradients` returns are sums over transitions: those of the parts of a batch add up to the
     whole batch's, and `apply` takes them.
@@ -104,6 +124,7 @@ class Agent(NamedTuple):
         Callable[[LearnerState, PyTree, PyTree], tuple[LearnerState, PyTree, dict[str, Array]]]
         | None
     ) = None
+    replay: ReplaySpec | None = None
 
 
 @dataclass(frozen=True)

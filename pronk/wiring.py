@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pronk import agents, envs
@@ -17,6 +18,7 @@ from pronk.allocator import keep_freed_memory
 from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
 from pronk.errors import UserError
 from pronk.plan import Plan
+from pronk.replay import Replay
 from pronk.runtime import tuning
 from pronk.runtime.a3c import A3CRuntime
 from pronk.runtime.actor import Actor, Player
@@ -26,10 +28,11 @@ from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
-from pronk.types import Agent, Device, EnvSpec, LearnerState
+from pronk.runtime.replaying import Memory, ReplayRuntime
+from pronk.types import Agent, Device, EnvSpec, Key, LearnerState, PyTree, TimeStep
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
-INIT_KEY, ACTOR_KEY, EVALUATION_KEY = range(3)
+INIT_KEY, ACTOR_KEY, EVALUATION_KEY, REPLAY_KEY = range(4)
 
 
 def configure_jax() -> None:
@@ -58,6 +61,22 @@ def build(plan: Plan, env: Any) -> tuple[EnvSpec, Agent]:
     """The environment's spec and the agent for it."""
     spec = envs.spec_of(env, plan.env_args)
     return spec, agents.make(plan.agent, plan.agent_config, spec, horizon=plan.run.steps)
+
+
+def row_of(agent: Agent, spec: EnvSpec) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
+    """What one environment sees and the agent decides at one moment, as shapes and dtypes."""
+
+    def act(observation: PyTree, mask: PyTree, key: Key) -> tuple[PyTree, ...]:
+        no, zero = jnp.zeros(1, bool), jnp.zeros(1, jnp.int32)
+        timestep = TimeStep(observation, jnp.zeros(1), no, no, no, zero, mask)
+        carry = agent.initial_carry(key, zero, 1, False)
+        action, _, extras = agent.act(agent.behaviour(agent.init(key)), carry, timestep, key)
+        return timestep, action, extras
+
+    observation = jax.tree.map(lambda x: np.asarray(x)[None], spec.observation_space.sample())
+    mask = np.ones((1, spec.action_space.n), bool) if spec.has_action_mask else None  # type: ignore[attr-defined]
+    row = jax.eval_shape(act, observation, mask, jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row)
 
 
 def initial_state(plan: Plan, agent: Agent) -> LearnerState:
@@ -131,7 +150,7 @@ def make_runtime(
         find_device("--actor-device", config.actor_device),
         find_device("--learner-device", config.learner_device),
     )
-    if _is_fused(plan, env):
+    if _is_fused(plan, env, agent):
         jax_env = envs.jax_env_of(env, plan.env_args)
         assert jax_env is not None
         if config.actor_device is not None:
@@ -208,7 +227,15 @@ def make_runtime(
         for actor in actors:
             unfinished.callback(actor.close)
         runtime: Runtime
-        if learner is None:
+        if agent.replay is not None:
+            assert learner is not None
+            memory = Memory(
+                Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args))),
+                batch_size=batch_size,
+                seed=derived_seed(config.seed, REPLAY_KEY, life),
+            )
+            runtime = ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
+        elif learner is None:
             runtime = A3CRuntime(agent, state, actors, devices, config.actor_cores)
         elif architecture.synchronous or config.deterministic:
             runtime = SynchronousRuntime(
@@ -242,12 +269,12 @@ def find_device(flag: str, name: str | None) -> Device | None:
         ) from None
 
 
-def _is_fused(plan: Plan, env: Any) -> bool:
+def _is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     """Whether the fused runtime is meant; raises UserError where it is asked for and can't be."""
     config = plan.run
     has_jax = envs.jax_env_of(env, plan.env_args) is not None
     if config.runtime == "auto":
-        return has_jax and config.architecture == "impala"
+        return has_jax and config.architecture == "impala" and agent.replay is None
     if config.runtime == "local":
         return False
     if not has_jax:

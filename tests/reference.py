@@ -89,3 +89,38 @@ def tf_rmsprop(
         ms = decay * ms + (1.0 - decay) * g**2
         param -= learning_rate * g / np.sqrt(ms + epsilon)
     return param
+
+
+def n_rewards(
+    values: np.ndarray, reward: np.ndarray, discount: np.ndarray, continuation: np.ndarray, n: int
+) -> np.ndarray:
+    """Σ_{t=s}^{e-1} (Π γ) r_t + (Π γ) V(x_e), e = s + n, or the end of s's episode or the rows."""
+    length = len(reward)
+    returns = np.zeros(length)
+    for s in range(length):
+        last = min(s + n, length)
+        end = next((t + 1 for t in range(s, last) if not continuation[t]), last)
+        returns[s] = sum(product(discount[s:t]) * reward[t] for t in range(s, end))
+        returns[s] += product(discount[s:end]) * values[end]
+    return returns
+
+
+def off_policy(
+    q: np.ndarray,
+    values: np.ndarray,
+    reward: np.ndarray,
+    discount: np.ndarray,
+    continuation: np.ndarray,
+    trace: np.ndarray,
+) -> np.ndarray:
+    """Munos et al. 2016, eq. 3, with a discount and a continuation per step:
+
+    q(x_s, a_s) + Σ_{t≥s} (Π_{i=s}^{t-1} γ_i k_i c_{i+1}) δ_t
+    δ_t = r_t + γ_t E_π q(x_{t+1}, ·) − q(x_t, a_t)
+    """
+    n = len(reward)
+    delta = reward + discount * values[1:] - q
+    decay = discount[:-1] * continuation[:-1] * trace[1:]
+    return np.array(
+        [q[s] + sum(product(decay[s:t]) * delta[t] for t in range(s, n)) for s in range(n)]
+    )

@@ -58,7 +58,7 @@ def test_batcher_keeps_the_order_of_columns(widths, size, together):
         start += width
         while batcher.ready and (not together or i == len(widths) - 1):
             (batch,) = batcher.take()
-            assert batch.keys is None
+            assert batch.probabilities is None
             t = batch.trajectory
             assert t.version.shape == (size,)
             for x in jax.tree.leaves(t.timestep._replace(terminated=0, truncated=0, first=0)):

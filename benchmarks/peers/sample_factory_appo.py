@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -30,8 +31,8 @@ from sample_factory.model.encoder import Encoder
 from sample_factory.train import make_runner
 from torch import nn
 
-WARM_SECONDS = 20.0
-ATTEMPTS = 4
+WARM_SECONDS = 10.0
+START_SECONDS = 60.0  # it takes at most to start
 SETTINGS = {
     "2 workers × 16 envs": (2, 16),
     "2 workers × 8 envs": (2, 8),
@@ -77,62 +78,57 @@ def make_env(name, cfg, env_config, render_mode=None) -> gym.Env:
 
 
 class Clock(AlgoObserver):
-    """When how many steps had been learnt from."""
+    """Prints the steps per second of `seconds`, once they are over."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.end = WARM_SECONDS + seconds
         self.seen: list[tuple[float, int]] = []
 
     def on_training_step(self, runner: Runner, training_iteration_since_resume: int) -> None:
         self.seen.append((time.perf_counter(), runner.total_env_steps_since_resume or 0))
+        first = self.seen[0][0]
+        if self.seen[-1][0] - first >= self.end:
+            counted = [entry for entry in self.seen if entry[0] - first >= WARM_SECONDS]
+            (start, before), (end, after) = counted[0], counted[-1]
+            print("rate", (after - before) / (end - start), flush=True)
+            self.end = float("inf")
 
 
-def steps_per_second(workers: int, envs: int, seconds: float) -> float:
-    """Of one setting, in this process and its children."""
+def run(workers: int, envs: int, seconds: float) -> None:
+    """Train for ever: it does not keep to --train_for_seconds. `rate_of` ends it."""
     with tempfile.TemporaryDirectory() as directory:
         argv = [
             *("--env=breakout", "--experiment=bench", f"--train_dir={directory}", "--device=cpu"),
             *(f"--num_workers={workers}", f"--num_envs_per_worker={envs}"),
             *("--worker_num_splits=2", "--async_rl=True", "--with_vtrace=False", "--use_rnn=False"),
             *("--rollout=20", "--recurrence=1", "--batch_size=640", "--num_epochs=1"),
-            *(
-                "--num_batches_per_epoch=1",
-                "--normalize_input=False",
-                "--normalize_returns=False",
-                "--obs_scale=255.0",
-            ),
+            *("--num_batches_per_epoch=1", "--normalize_input=False"),
+            *("--normalize_returns=False", "--obs_scale=255.0"),
             *("--summaries_use_frameskip=False", "--env_frameskip=1", "--save_every_sec=100000"),
-            f"--train_for_seconds={int(WARM_SECONDS + seconds)}",
         ]
         parser, _ = parse_sf_args(argv=argv)
         _, runner = make_runner(parse_full_cfg(parser, argv))
-        clock = Clock()
-        runner.register_observer(clock)
+        runner.register_observer(Clock(seconds))
         runner.init()
         runner.run()
-    first = clock.seen[0][0]
-    counted = [entry for entry in clock.seen if entry[0] - first > WARM_SECONDS / 2]
-    (start, before), (end, after) = counted[0], counted[-1]
-    return (after - before) / (end - start)
 
 
-def alone(setting: str, seconds: float) -> float:
-    """The same in a process of its own: Sample Factory can be run once in each."""
+def rate_of(setting: str, seconds: float) -> float:
+    """Steps per second of one setting, in processes of its own that are ended then."""
     command = [sys.executable, __file__, "--setting", setting, "--seconds", str(seconds)]
-    for _ in range(ATTEMPTS):  # now and then it hangs as it starts
-        with tempfile.TemporaryFile("w+") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            try:
-                child.wait(timeout=3 * WARM_SECONDS + seconds)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-                continue
-            log.seek(0)
-            found = [line for line in log if line.startswith("rate ")]
-        if not found:
-            raise SystemExit(f"Sample Factory failed with exit code {child.returncode}.")
-        return float(found[0].split()[1])
-    raise SystemExit(f"Sample Factory hung {ATTEMPTS} times with {setting}.")
+    deadline = time.monotonic() + START_SECONDS + WARM_SECONDS + 2 * seconds
+    with tempfile.NamedTemporaryFile("w") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.2)
+                for line in Path(log.name).read_text().splitlines():
+                    if line.startswith("rate "):
+                        return float(line.split()[1])
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    raise SystemExit(f"Sample Factory gave no figure with {setting}.")
 
 
 def main() -> None:
@@ -145,9 +141,9 @@ def main() -> None:
     if args.setting:
         register_env("breakout", make_env)
         global_model_factory().register_encoder_factory(Shallow)
-        print("rate", steps_per_second(*SETTINGS[args.setting], args.seconds))
+        run(*SETTINGS[args.setting], args.seconds)
         return
-    tried = {name: alone(name, args.seconds / 3) for name in SETTINGS}
+    tried = {name: rate_of(name, args.seconds / 3) for name in SETTINGS}
     best = max(tried, key=lambda name: tried[name])
     print(
         json.dumps(
@@ -155,7 +151,7 @@ def main() -> None:
                 "system": "Sample Factory APPO",
                 "version": f"{version('sample-factory')}, torch {torch.__version__}",
                 "setting": best,
-                "steps_per_second": alone(best, args.seconds),
+                "steps_per_second": rate_of(best, args.seconds),
                 "tried": tried,
             }
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pronk.errors import UserError, nearest
 
-AGENTS = ("impala",)
+AGENTS = ("impala", "r2d2")
 
 
 def config_module(agent: str) -> Any:

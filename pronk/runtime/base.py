@@ -22,11 +22,12 @@ ANYWHERE = Devices()
 class Update(NamedTuple):
     """What one call of `Runtime.update` did."""
 
-    metrics: dict[str, Array]  # scalars, still on the device
-    steps: int  # agent steps learnt from
+    metrics: dict[str, Array]  # scalars, still on the device; {} if nothing was learnt
+    steps: int  # agent steps learnt from; with replay, those that were taken
     episodes: list[Episode]  # games that ended meanwhile
     policy_lag: float  # mean, in updates
     warnings: Sequence[str] = ()  # what a person should be told
+    feedback: PyTree = ()  # of `Agent.learn`, for where the batch came from
 
 
 class Runtime(Protocol):

@@ -77,13 +77,13 @@ class Learner:
         """
         lag = self.updates - prepared.version
         if len(prepared.parts) == 1:
-            self.state, _, metrics = self._learn(self.state, prepared.parts[0])
+            self.state, feedback, metrics = self._learn(self.state, prepared.parts[0])
         else:
             assert self._threads is not None
             found = list(self._threads.map(self._gradients_of, prepared.parts))
-            self.state, _, metrics = self._apply(self.state, found)
+            self.state, feedback, metrics = self._apply(self.state, found)
         self.updates += 1
-        return report(metrics, prepared.steps, lag, unrolls)
+        return report(metrics, prepared.steps, lag, unrolls)._replace(feedback=feedback)
 
     def _gradients_of(self, part: Batch) -> PyTree:
         return jax.block_until_ready(self._gradients(self.state, part))

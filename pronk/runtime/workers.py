@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import queue
 import threading
 import time
@@ -66,10 +68,10 @@ class Closed(Exception):
 
 
 class Workers:
-    """Threads that call their `produce` for ever; what it returns waits in a bounded queue.
+    """Threads that call their `produce` for ever; what it returns waits in a queue.
 
-    The queue full, they wait, and `waited` hears how many seconds: nothing is dropped. What one of
-    them raises, `get` raises. Each begins with `begin`.
+    The queue full (`size`; 0: never), they wait, and `waited` hears how many seconds: nothing is
+    dropped. What one of them raises, `get` raises. Each begins with `begin`.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class Workers:
         name: str,
         waited: Callable[[float], None] = lambda seconds: None,
         begin: Callable[[], None] = lambda: None,
+        size: int = QUEUE_SIZE,
     ):
         self._waited, self._begin = waited, begin
-        self._queue: queue.Queue[Any] = queue.Queue(QUEUE_SIZE)
+        self._queue: queue.Queue[Any] = queue.Queue(size)
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._threads = [
@@ -108,17 +111,33 @@ class Workers:
         except BaseException as error:
             self._error = error
 
-    def get(self) -> Any:
-        """The next item, waiting for it if need be; raises Closed once they were stopped."""
+    def check(self) -> None:
+        """Raise what one of the threads raised, or Closed once they were stopped."""
+        if self._error is not None:  # looked at always: the others fill the queue
+            raise self._error
+        if self._stop.is_set():
+            raise Closed
+
+    def get(self, timeout: float = math.inf) -> Any:
+        """The next item, waiting for it so long; None if there is none. Raises as `check`."""
+        end = time.monotonic() + timeout
         while True:
-            if self._error is not None:  # looked at always: the others fill the queue
-                raise self._error
-            if self._stop.is_set():
-                raise Closed
+            self.check()
+            left = end - time.monotonic()
             try:
-                return self._queue.get(timeout=0.2)
+                return self._queue.get(timeout=min(0.2, max(left, 0.001)))
             except queue.Empty:
-                continue
+                if left <= 0:
+                    return None
+
+    def get_all(self) -> list[Any]:
+        """The items that are there now. Raises as `check`."""
+        self.check()
+        items = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                items.append(self._queue.get_nowait())
+        return items
 
     def close(self) -> None:
         """Stop the threads, each after what it is producing."""
@@ -148,6 +167,7 @@ class Asynchronous:
         actors: Sequence[AnyActor],
         produce: Callable[[AnyActor], Any],
         actor_cores: int | None = None,
+        queue_size: int = QUEUE_SIZE,
     ):
         self._actors = actors
         self._waits = Waits(len(actors))
@@ -156,6 +176,7 @@ class Asynchronous:
             "actor",
             self._waits.queued,
             settle_on(actor_cores),
+            queue_size,
         )
 
     def _next(self, source: Workers) -> Any:

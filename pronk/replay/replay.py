@@ -1,0 +1,246 @@
+"""The replay memory: what actors saw goes in, batches of sequences come out.
+
+A row, and a frame, is stored once however many sequences contain it; it stays while a sequence or
+a running episode holds it. All methods may be called from several threads: large copies are made
+outside the lock, from rows that are held meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import jax
+import numpy as np
+
+from pronk.errors import UserError
+from pronk.replay.sequences import Cut, Sequence, Stream
+from pronk.replay.store import Places, Rows
+from pronk.replay.sum_tree import SumTree
+from pronk.types import Array, Batch, PyTree, ReplaySpec, TimeStep, Trajectory
+
+
+class _Source:
+    """What an actor's trajectories are continued from."""
+
+    def __init__(self, cut: Cut, width: int):
+        self.streams = [Stream(cut) for _ in range(width)]
+        self.last: dict[int, Array] = {}  # by stack: the last row's observations [B, k, H, W]
+        self.last_rows: Array = np.zeros(width, np.int32)  # and its places
+
+
+class _Items:
+    """The sequences, by slot."""
+
+    def __init__(self, capacity: int, cut: Cut, core: PyTree):
+        self.places = Places(capacity)
+        self.key = np.full(capacity, -1, np.int64)
+        self.rows = np.zeros((capacity, cut.rows), np.int32)
+        self.transitions = np.zeros(capacity, np.int32)
+        self.version = np.zeros(capacity, np.int32)
+        self.first_core, self.core = (
+            jax.tree.map(lambda x: np.empty((capacity, *x.shape), x.dtype), core) for _ in range(2)
+        )
+
+    def put(self, slot: int, sequence: Sequence, version: int) -> None:
+        self.rows[slot] = sequence.rows
+        self.transitions[slot] = sequence.transitions
+        self.version[slot] = version
+        for column, core in (self.first_core, sequence.first_core), (self.core, sequence.core):
+            for x, value in zip(jax.tree.leaves(column), jax.tree.leaves(core), strict=True):
+                x[slot] = value
+
+
+class Replay:
+    """Sequences of `spec`, drawn in proportion to (their priority) ^ `spec.priority_exponent`.
+
+    New sequences have the highest priority there is. A sequence's key, int64, is never used again,
+    so that a priority that comes late cannot touch what has taken its place.
+
+    example: timestep, action and extras of one row of one environment, as trees of anything with a
+    shape and a dtype. `extras["core"]`, if there, is the recurrent state before the row.
+    """
+
+    def __init__(self, spec: ReplaySpec, example: tuple[TimeStep, PyTree, dict[str, PyTree]]):
+        self.spec = spec
+        self.cut = Cut(spec.burn_in, spec.length, spec.length - spec.overlap)
+        self._lock = threading.Lock()
+        # Episodes shorter than a sequence make more of them than one per stride.
+        slots = 1 + 4 * spec.capacity // self.cut.stride
+        self._tree = SumTree(slots)
+        rows, core = _without_core(*example)
+        observations = len(jax.tree.leaves(example[0].observation))
+        self._rows = Rows(spec.capacity, rows, observations, spec.compress)
+        self._items = _Items(slots, self.cut, core)
+        self._sources: dict[int, _Source] = {}
+        self._next = 0  # serial number of the next sequence
+        self.inserted = 0  # sequences, in all
+        self.sampled = 0
+        self.stale = 0  # priorities that came too late
+        self.transitions = 0  # agent steps seen
+
+    def __len__(self) -> int:
+        """Sequences that can be drawn."""
+        return self._items.places.capacity - self._items.places.free
+
+    # In: one thread per source.
+
+    def add(self, source: int, trajectory: Trajectory) -> int:
+        """Go on with what `source`, one actor, saw; returns how many sequences that completed.
+
+        trajectory: leaves `[T + 1, B, ...]`, NumPy; row T comes again as row 0 of the next one of
+        this source. Raises UserError if the running episodes alone fill the memory.
+        """
+        rows, core = _without_core(trajectory.timestep, trajectory.action, trajectory.extras)
+        leaves = [x[:-1] for x in jax.tree.leaves(rows)]
+        first = np.asarray(trajectory.timestep.first)
+        steps, width = first.shape[0] - 1, first.shape[1]
+        with self._lock:
+            if source not in self._sources:
+                self._sources[source] = _Source(self.cut, width)
+        store, state = self._rows, self._sources[source]
+        shared = {
+            i: stack.shared(leaves[i], first[:-1], state.last.get(i))
+            for i, stack in store.stacks.items()
+        }
+        frames = {i: stack.wanted(shared[i]) for i, stack in store.stacks.items()}
+        with self._lock:
+            self._make_room(steps * width, frames)
+            places = store.places.take(steps * width).reshape(steps, width)
+            new = {i: store.stacks[i].places.take(n) for i, n in frames.items()}
+        store.write(places, leaves)
+        for i, stack in store.stacks.items():
+            before = stack.of_row[state.last_rows]
+            stack.frames.put(new[i], leaves[i][stack.link(places, shared[i], new[i], before)])
+            state.last[i] = leaves[i][-1].copy()
+        state.last_rows = places[-1]
+        with self._lock:
+            store.places.hold(places.reshape(-1))
+            for stack in store.stacks.values():
+                stack.places.hold(stack.of_row[places].reshape(-1))
+            count = 0
+            for b in range(width):
+                count += self._extend(state.streams[b], places[:, b], first[:-1, b], core, b,
+                                      int(trajectory.version[b]))  # fmt: skip
+            self.inserted += count
+            self.transitions += int(first[1:].size - first[1:].sum())
+        return count
+
+    def _extend(
+        self, stream: Stream, places: Array, first: Array, core: PyTree, column: int, version: int
+    ) -> int:
+        """A column's rows, cut where episodes begin; how many sequences that completed."""
+        count = 0
+        bounds = [0, *(np.flatnonzero(first[1:]) + 1), len(places)]
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            if first[start]:
+                count += self._take_up(*stream.close(), version)
+            row = stream.end
+            cores = {
+                row + t - start: jax.tree.map(lambda x, t=t: x[t, column].copy(), core)
+                for t in range(start, stop)
+                if stream.wants_core(row + t - start)
+            }
+            rows = places[start:stop].tolist()
+            count += self._take_up(*stream.extend(rows, cores), version)
+        return count
+
+    def _take_up(self, found: list[Sequence], done: list[int], version: int) -> int:
+        for sequence in found:
+            items = self._items
+            if items.places.free == 0:
+                self._evict()
+            top = self._tree.priorities().max() or 1.0
+            (slot,) = places = items.places.take(1)
+            items.places.hold(places)
+            items.key[slot] = self._next * self._tree.capacity + slot
+            self._next += 1
+            items.put(slot, sequence, version)
+            self._rows.places.hold(items.rows[slot])
+            self._tree.set(places, np.array([top]))
+        if done:
+            self._rows.release(np.array(done, np.int32))
+        return len(found)
+
+    def _make_room(self, rows: int, frames: dict[int, int]) -> None:
+        store = self._rows
+        while store.places.free < rows or any(
+            store.stacks[i].places.free < n for i, n in frames.items()
+        ):
+            if len(self) == 0:
+                raise UserError(
+                    f"`--replay-capacity` is {self.spec.capacity}, which the running episodes of"
+                    " all environments fill alone; give a larger one, or fewer environments."
+                )
+            self._evict()
+
+    def _evict(self) -> None:
+        """Forget the oldest sequence, or the one of lowest priority."""
+        items = self._items
+        live = items.key >= 0
+        if self.spec.eviction == "fifo":
+            slot = int(np.where(live, items.key, np.iinfo(np.int64).max).argmin())
+        else:
+            slot = int(np.where(live, self._tree.priorities(), np.inf).argmin())
+        items.key[slot] = -1
+        one = np.array([slot], np.int32)
+        self._tree.set(one, np.zeros(1))
+        items.places.release(one)
+        self._rows.release(items.rows[slot])
+
+    # Out.
+
+    def sample(self, size: int, rng: np.random.Generator) -> tuple[Batch, Array]:
+        """`size` sequences as one trajectory `[burn_in + length + 1, size, ...]`, and their keys.
+
+        Rows behind an episode's end are `first`, so that they weigh nothing, and repeat its last
+        row; rows before its beginning repeat its first one, which resets what came before.
+        `core` is the recurrent state before row 0, `Batch.core` that before row `burn_in`.
+        `probabilities` are those of the draw. Raises ValueError if there is nothing to draw.
+        """
+        with self._lock:
+            slots = self._tree.sample(size, rng)
+            items, store = self._items, self._rows
+            probabilities = self._tree.priorities()[slots] / self._tree.total
+            keys, rows = items.key[slots], items.rows[slots]
+            transitions, version = items.transitions[slots], items.version[slots]
+            first_core, core = (
+                jax.tree.map(lambda x: x[slots], tree) for tree in (items.first_core, items.core)
+            )
+            store.places.hold(rows.reshape(-1))
+            self.sampled += size
+        try:
+            timestep, action, extras = store.get(rows.T)
+        finally:
+            with self._lock:
+                store.release(rows.reshape(-1))
+        behind = np.arange(self.cut.rows)[:, None] > self.cut.burn_in + transitions
+        timestep = timestep._replace(
+            first=timestep.first | behind,
+            terminated=timestep.terminated & ~behind,
+            truncated=timestep.truncated & ~behind,
+            reward=np.where(behind, 0, timestep.reward),
+        )
+        trajectory = Trajectory(timestep, action, extras, first_core, version)
+        return Batch(trajectory, probabilities.astype(np.float32), core), keys
+
+    def update(self, keys: Array, priorities: Array) -> None:
+        """New priorities, at least 0, of the sequences `keys`, int64 `[B]`.
+
+        Those of sequences that are gone, and those that are not finite, change nothing.
+        """
+        priorities = np.asarray(priorities, np.float64) ** self.spec.priority_exponent
+        slots = np.asarray(keys) % self._tree.capacity
+        with self._lock:
+            here = self._items.key[slots] == keys
+            self.stale += int((~here).sum())
+            here &= np.isfinite(priorities)
+            self._tree.set(slots[here], priorities[here])
+
+
+def _without_core(
+    timestep: TimeStep, action: PyTree, extras: dict[str, PyTree]
+) -> tuple[tuple[TimeStep, PyTree, dict[str, PyTree]], PyTree]:
+    """The three without the recurrent states, and these."""
+    extras = dict(extras)
+    core = extras.pop("core", ())
+    return (timestep, action, extras), core
