@@ -66,13 +66,22 @@ def measured(actors: int, unroll: int, batch: int, costs: Costs, seconds: float)
         batch_size=batch,
     )
     result = train_for(plan, seconds, warm_seconds=seconds / 3)
+    row = {
+        "steps_per_second": result["end_to_end_steps_per_second"],
+        "model": modelled(actors, unroll, batch, costs),
+    }
+    return row | {k: result[k] for k in FIELDS if k in result}
+
+
+def modelled(actors: int, unroll: int, batch: int, costs: Costs) -> float:
+    """What the queueing model says."""
     # An update's work is proportional to its steps; what is made for each trajectory, to those.
     share = batch / BATCH
     scaled = costs._replace(
         assemble=costs.assemble * share,
         update=costs.update * share * (unroll + 1) / (UNROLL + 1),
     )
-    model = predict(
+    return predict(
         "impala",
         "even",
         scaled,
@@ -81,10 +90,7 @@ def measured(actors: int, unroll: int, batch: int, costs: Costs, seconds: float)
         envs=actors,
         unroll=unroll,
         batch=batch,
-        seconds=6.0,
     )
-    row = {"steps_per_second": result["end_to_end_steps_per_second"], "model": model}
-    return row | {k: result[k] for k in FIELDS if k in result}
 
 
 def draw(rows: list[dict[str, str]]) -> None:

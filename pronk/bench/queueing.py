@@ -70,9 +70,15 @@ class Store:
         self.putters: deque[tuple[Process, Any]] = deque()
 
 
-class _Job:
-    def __init__(self, process: Process, work: Work):
-        self.process, self.left, self.work = process, work.seconds, work
+class _Jobs:
+    """Jobs of one width, each of which gets the same share of the processors."""
+
+    def __init__(self) -> None:
+        self.served = 0.0  # seconds of work done on each job that was there all the time
+        self.ends: list[tuple[float, int, Process]] = []  # a heap, by `served` when done
+
+    def __len__(self) -> int:
+        return len(self.ends)
 
 
 class Simulation:
@@ -86,7 +92,7 @@ class Simulation:
         self._cores = cores
         self._actor_cores = cores if actor_cores is None else actor_cores
         self._sleeping: list[tuple[float, int, Process]] = []
-        self._jobs: list[_Job] = []
+        self._jobs: dict[tuple[float, bool], _Jobs] = {}  # by width, and whether they act
         self._ready: deque[tuple[Process, Any]] = deque()
         self._order = itertools.count()
 
@@ -100,34 +106,29 @@ class Simulation:
             while self._ready:
                 self._advance(*self._ready.popleft())
             rates = self._rates()
-            due = self._sleeping[0][0] if self._sleeping else until
-            done = min(
-                (self.now + job.left / rate for job, rate in zip(self._jobs, rates, strict=True)),
-                default=until,
-            )
-            then = min(due, done)
-            for job, rate in zip(self._jobs, rates, strict=True):
-                job.left -= rate * (then - self.now)
+            then = min(until, self._sleeping[0][0]) if self._sleeping else until
+            for jobs, rate in rates:
+                then = min(then, self.now + (jobs.ends[0][0] - jobs.served) / rate)
+            for jobs, rate in rates:
+                jobs.served += rate * (then - self.now)
+                while jobs.ends and jobs.ends[0][0] <= jobs.served + 1e-12:
+                    self._ready.append((heapq.heappop(jobs.ends)[2], None))
             self.now = then
-            for job in [job for job in self._jobs if job.left <= 1e-12]:
-                self._jobs.remove(job)
-                self._ready.append((job.process, None))
             while self._sleeping and self._sleeping[0][0] <= self.now:
                 self._ready.append((heapq.heappop(self._sleeping)[2], None))
 
-    def _rates(self) -> list[float]:
+    def _rates(self) -> list[tuple[_Jobs, float]]:
         """Cores that each job has: equal shares, and what one can't use is the others'."""
-        acting = sum(job.work.acts for job in self._jobs)
-
-        def most(job: _Job) -> float:
-            width = job.work.width
-            return min(width, self._actor_cores / acting) if job.work.acts else width
-
-        rates, cores, left = {}, float(self._cores), len(self._jobs)
-        for job in sorted(self._jobs, key=most):
-            rates[id(job)] = rate = min(most(job), cores / left)
-            cores, left = cores - rate, left - 1
-        return [rates[id(job)] for job in self._jobs]
+        most = []
+        for (width, acts), jobs in self._jobs.items():
+            if jobs.ends:
+                most.append((min(width, self._actor_cores / len(jobs)) if acts else width, jobs))
+        rates, cores, left = [], float(self._cores), sum(len(jobs) for _, jobs in most)
+        for limit, jobs in sorted(most, key=lambda entry: entry[0]):
+            rate = min(limit, cores / left)
+            rates.append((jobs, rate))
+            cores, left = cores - rate * len(jobs), left - len(jobs)
+        return rates
 
     def _advance(self, process: Process, value: Any) -> None:
         try:
@@ -138,7 +139,9 @@ class Simulation:
             entry = (self.now + asked.seconds, next(self._order), process)
             heapq.heappush(self._sleeping, entry)
         elif isinstance(asked, Work):
-            self._jobs.append(_Job(process, asked))
+            jobs = self._jobs.setdefault((asked.width, asked.acts), _Jobs())
+            end = jobs.served + asked.seconds
+            heapq.heappush(jobs.ends, (end, next(self._order), process))
         elif isinstance(asked, Get):
             asked.store.getters.append(process)
             self._match(asked.store)
