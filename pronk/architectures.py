@@ -62,13 +62,20 @@ def check_together(config: RunConfig) -> None:
         )
 
 
-def fixed_numbers(config: RunConfig, batch_size: int) -> tuple[int | None, int | None]:
+def fixed_numbers(
+    config: RunConfig, batch_size: int, *, replay: bool
+) -> tuple[int | None, int | None]:
     """Actors and environments of each, None where they are to be measured.
 
-    Raises UserError for numbers that do not go together.
+    replay: whether the agent learns from replay. Raises UserError for what does not go together.
     """
     architecture = ARCHITECTURES[config.architecture]
     name = f"`--architecture` {config.architecture}"
+    if replay and (architecture.synchronous or architecture.gradients):
+        raise UserError(
+            f"{name} learns from what actors have just done, and this agent from replay; use"
+            " --architecture impala or impala-dynamic-batch."
+        )
     num_actors = config.actors or tuning.ACTORS
     if architecture.gradients:
         num_envs = config.envs or batch_size
@@ -89,7 +96,7 @@ def fixed_numbers(config: RunConfig, batch_size: int) -> tuple[int | None, int |
     if not (config.deterministic or architecture.central or config.actor_kind == "process"):
         return config.actors, config.envs
     num_envs = config.envs or tuning.ENVS
-    if config.deterministic and (num_actors * num_envs) % batch_size:
+    if config.deterministic and not replay and (num_actors * num_envs) % batch_size:
         raise UserError(
             f"--deterministic learns from whole rounds: --actors {num_actors} × --envs"
             f" {num_envs} must be a multiple of --batch-size {batch_size}."

@@ -111,11 +111,11 @@ def train(args: list[str]) -> None:
             description=f"Train {agent} on ENV. The same command resumes; Ctrl-C saves and exits.",
         )
 
-    from pronk.plan import Plan, default_preset, preset_config
+    from pronk.plan import Plan, default_preset, preset_config, with_defaults
 
     # Once to learn which environment and preset are meant, then with that preset's defaults.
     parsed = parse(preset_config(agent, "atari"))
-    env_args = _env_args(parsed.env_arg)
+    env_args = with_defaults(agent, parsed.env, _env_args(parsed.env_arg))
     preset = parsed.preset
     if preset == "auto":
         preset = default_preset(agent, parsed.env, env_args)

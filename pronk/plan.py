@@ -175,6 +175,13 @@ def _check_type(flag: str, value: Any, hint: Any) -> None:
         raise UserError(f"`{flag}` is {value!r}; expected {name}.")
 
 
+def with_defaults(agent: str, env: Any, env_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's arguments as the agent has them unless they are given."""
+    from pronk import envs
+
+    return {**(config_module(agent).ATARI_ARGS if envs.is_atari(env) else {}), **env_args}
+
+
 def default_preset(agent: str, env: Any, env_args: Mapping[str, Any]) -> str:
     """What `--preset auto` means for this environment."""
     import gymnasium as gym
@@ -211,7 +218,7 @@ def resolve(
 
     Raises UserError for an unknown setting, naming the nearest known one.
     """
-    env_args = dict(env_args or {})
+    env_args = with_defaults(agent, env, env_args or {})
     config_class = config_module(agent).Config
     run_fields = {f.name for f in dataclasses.fields(RunConfig)}
     config_fields = {f.name for f in dataclasses.fields(config_class)}

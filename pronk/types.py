@@ -98,7 +98,8 @@ class ReplaySpec(NamedTuple):
     samples_per_insert: float  # draws of a sequence for each that is inserted
     priority_exponent: float  # 0 draws uniformly
     eviction: str = "fifo"  # or "lowest-priority"
-    compress: bool = False
+    compress: bool = False  # frames
+    saved: bool = True  # with the run; otherwise a resumed one fills its memory anew
 
 
 class Agent(NamedTuple):

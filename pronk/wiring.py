@@ -18,7 +18,7 @@ from pronk.allocator import keep_freed_memory
 from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
 from pronk.errors import UserError
 from pronk.plan import Plan
-from pronk.replay import Replay
+from pronk.replay import Replay, SegmentLog
 from pronk.runtime import tuning
 from pronk.runtime.a3c import A3CRuntime
 from pronk.runtime.actor import Actor, Player
@@ -28,7 +28,7 @@ from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
-from pronk.runtime.replaying import Memory, ReplayRuntime
+from pronk.runtime.replaying import Memory, ReplayRuntime, SynchronousReplayRuntime
 from pronk.types import Agent, Device, EnvSpec, Key, LearnerState, PyTree, TimeStep
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
@@ -195,7 +195,7 @@ def make_runtime(
             unfinished.pop_all()  # the caller's to close
         return made
 
-    num_actors, num_envs = fixed_numbers(config, batch_size)
+    num_actors, num_envs = fixed_numbers(config, batch_size, replay=agent.replay is not None)
     if num_actors is None or num_envs is None:
         assert learner is not None
         picked = tuning.pick(
@@ -231,10 +231,14 @@ def make_runtime(
             assert learner is not None
             memory = Memory(
                 Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args))),
+                SegmentLog(plan.run_dir / "replay", config.keep),
                 batch_size=batch_size,
                 seed=derived_seed(config.seed, REPLAY_KEY, life),
             )
-            runtime = ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
+            if config.deterministic:
+                runtime = SynchronousReplayRuntime(learner, actors, memory)
+            else:
+                runtime = ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
         elif learner is None:
             runtime = A3CRuntime(agent, state, actors, devices, config.actor_cores)
         elif architecture.synchronous or config.deterministic:

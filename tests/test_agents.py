@@ -1,4 +1,4 @@
-"""What every agent promises, and IMPALA's update against its formulas.
+"""What every agent promises, and IMPALA's update against its formulas (R2D2's: test_r2d2.py).
 
 `VARIANTS` is the conformance table: add each new agent, and each kind of network or action that
 takes another path through it.
@@ -20,7 +20,7 @@ from gymnasium import spaces
 
 from pronk import agents, envs, returns
 from pronk.checkpoint import Checkpointer
-from pronk.configs import impala
+from pronk.configs import config_module, impala
 from pronk.runtime.actor import Actor, Player, jit_act
 from pronk.runtime.batcher import columns, concatenate
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
@@ -42,9 +42,14 @@ class Variant(NamedTuple):
     spec: EnvSpec
 
 
+# A trajectory of UNROLL transitions is a drawn sequence: two rows of burn-in, and four to learn from.
+REPLAYED = {"burn_in": 2, "sequence_length": UNROLL - 2, "overlap": 2, "head": 8, "n_steps": 2}
+
+
 def variant(observation, action, mask=False, agent="impala", **settings) -> Variant:
     spec = EnvSpec("test", observation, action, has_action_mask=mask)
-    return Variant(agent, impala.Config(**(SMALL | settings)), spec)
+    small = SMALL | (REPLAYED if agent == "r2d2" else {})
+    return Variant(agent, config_module(agent).Config(**(small | settings)), spec)
 
 
 VARIANTS = {
@@ -56,8 +61,19 @@ VARIANTS = {
     "multi_discrete": variant(MIXED, spaces.MultiDiscrete([2, 3]), **ADAM),
     "masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, core="gru"),
     "pixels": variant(PIXELS, DISCRETE, torso="shallow"),
-}
+    "r2d2": variant(VECTOR, DISCRETE, agent="r2d2"),
+    "r2d2_feed_forward": variant(MIXED, DISCRETE, agent="r2d2", core="none", burn_in=0,
+                                 sequence_length=UNROLL, loss_reduction="mean"),
+    "r2d2_masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, agent="r2d2",
+                           core="gru", returns="retrace", rescaling="log"),
+    "r2d2_pixels": variant(PIXELS, DISCRETE, agent="r2d2", torso="shallow", stored_state=False,
+                           rescaling="none", reward_clip=1.0),
+}  # fmt: skip
 every_variant = pytest.mark.parametrize("name", VARIANTS)
+# Those whose update is one gradient step, of sums over transitions.
+with_gradients = pytest.mark.parametrize(
+    "name", [k for k, v in VARIANTS.items() if v.agent == "impala"]
+)
 
 
 class RandomEnv:
@@ -170,7 +186,8 @@ def made(name: str) -> Made:
     for version in range(4):
         trajectories.append(unroller.unroll(behaviour, version).trajectory)
         compilations.append(jit_act._cache_size())
-    learn, (gradients, ratios) = jax.jit(agent.learn), spied_gradients(agent)
+    learn = jax.jit(agent.learn)
+    gradients, ratios = spied_gradients(agent) if agent.gradients else (None, [])
     return Made(agent, state, learn, trajectories, env, compilations, gradients, ratios)
 
 
@@ -258,12 +275,13 @@ def test_learns_without_a_second_compilation(name):
     assert min(norms) > 0
     assert state.updates == 3
     assert state.skipped == 0
-    weights = [1 - np.asarray(t.timestep.first[1:]) for t in m.trajectories[:3]]
+    begin = 1 + getattr(VARIANTS[name].config, "burn_in", 0)
+    weights = [1 - np.asarray(t.timestep.first[begin:]) for t in m.trajectories[:3]]
     assert state.steps == np.sum(weights)
     assert differs(state.params, m.state.params)
 
 
-@every_variant
+@with_gradients
 def test_the_importance_ratio_is_one_on_fresh_data(name):
     """In every transition, boundaries of all kinds included: act and learn agree."""
     m = made(name)
@@ -373,10 +391,14 @@ def test_the_dummy_transition_weighs_nothing(name):
     def scrambled(x, value):
         return np.where(dummy.reshape(dummy.shape + (1,) * (x.ndim - 2)), value, x).astype(x.dtype)
 
-    extras = {k: scrambled(x, -500.0 if k == "log_prob" else 0.7) for k, x in t.extras.items()}
+    anything = {"log_prob": -500.0, "probability": 0.0}
+    extras = {
+        k: x if k == "core" else scrambled(x, anything.get(k, 0.7)) for k, x in t.extras.items()
+    }
     other = t._replace(action=scrambled(t.action, 0), extras=extras)
     assert differs(other.extras, t.extras)
-    before, after = m.gradients(m.state, Batch(t)), m.gradients(m.state, Batch(other))
+    of = m.gradients or (lambda state, batch: m.learn(state, batch)[1:])
+    before, after = of(m.state, Batch(t)), of(m.state, Batch(other))
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert np.isfinite(b).all()
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -646,7 +668,7 @@ def test_a_batch_of_dummies_teaches_nothing(reduction):
         assert metrics[name] == 0, name
 
 
-@every_variant
+@with_gradients
 def test_gradients_of_the_parts_of_a_batch_add_up(name):
     m = made(name)
     whole = m.trajectories[0]

@@ -102,6 +102,19 @@ def test_lost_lives_end_the_return_but_not_the_game(replayable):
     assert (lost >= 4).all()  # five lives, of which the last is the game's end
 
 
+def test_a_lost_life_may_end_the_return_alone():
+    """`roll`: the next row is an ordinary one, so recurrent states and rewards go on."""
+    plain, lives = breakout(2, seed=3), breakout(2, seed=3, life_loss="roll")
+    plain.reset(), lives.reset()
+    lost = 0
+    for a, b in zip(play(plain, 330), play(lives, 330), strict=True):
+        for i in (0, 1, 3, 4):
+            assert np.array_equal(a[i], b[i])
+        lost += (b[2] & ~a[2]).sum()
+        assert not (a[2] & ~b[2]).any()
+    assert lost >= 8
+
+
 def test_a_reward_on_the_row_after_a_lost_life_counts_for_the_game_alone(monkeypatch):
     env = breakout(1, life_loss=True)
     env.reset()
@@ -219,6 +232,7 @@ def test_an_action_that_does_not_exist_is_refused(replayable, action):
         ),
         ({"env": "ALE/mspacman-v5"}, "did you mean 'ALE/MsPacman-v5'"),
         ({"env_args": {"life_los": True}}, "no 'life_los'; did you mean 'life_loss'?"),
+        ({"env_args": {"life_loss": "rol"}}, "life_loss='rol'; expected true, false or roll"),
         ({"env_args": {"frameskip": 0}}, "Invalid frameskip of 0"),
     ],
 )

@@ -252,6 +252,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         priority_exponent=config.priority_exponent,
         eviction=config.replay_eviction,
         compress=config.replay_compress,
+        saved=config.replay_saved,
     )
     return Agent(init, behaviour, initial_carry, act, learn, replay=replay)
 
@@ -267,4 +268,10 @@ def _check(config: Config, spec: EnvSpec) -> None:
         raise UserError(
             f"`--overlap` is {config.overlap}; expected from 0 to less than `--sequence-length`,"
             f" which is {config.sequence_length}."
+        )
+    stride = config.sequence_length - config.overlap
+    if config.replay_minimum * stride > config.replay_capacity:
+        raise UserError(
+            f"`--replay-minimum` is {config.replay_minimum} sequences, one per {stride} steps, and"
+            f" `--replay-capacity` {config.replay_capacity} steps: expected room for all of them."
         )

@@ -15,7 +15,7 @@ AGENTS = ("impala", "r2d2")
 
 
 def config_module(agent: str) -> Any:
-    """The module `pronk.configs.AGENT`, which holds `Config`, `PRESETS` and `preset_for`.
+    """The module `pronk.configs.AGENT`: `Config`, `PRESETS`, `ATARI_ARGS` and `preset_for`.
 
     Raises UserError for an unknown agent.
     """

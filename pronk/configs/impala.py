@@ -121,6 +121,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Arguments of Atari games unless given; those of `AtariEnvs` are the paper's.
+ATARI_ARGS: dict[str, Any] = {}
+
+
 # What `pronk list` says of the agent.
 SUPPORTS = {
     "actions": "Discrete, MultiDiscrete, MultiBinary, Box (Gaussian, or squashed by tanh), masks",

@@ -142,6 +142,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Arguments of Atari games unless given: a lost life ends nothing. [K19, 2.3] With `life_loss=true`
+# it is the paper's `reset` variant, with `life_loss=roll` its `roll`. [K19, section 5]
+ATARI_ARGS: dict[str, Any] = {"life_loss": False}
+
+
 # What `pronk list` says of the agent.
 SUPPORTS = {
     "actions": "Discrete, masks",

@@ -209,7 +209,9 @@ class AtariEnvs:
 
     With `life_loss` a lost life ends the return, not the game: its row is `terminated`, and the
     next one, which the action brings about as ever, is `first` and shows no reward. A game that
-    ends on that very row is `first` and `terminated` at once. `episodes()` counts whole games.
+    ends on that very row is `first` and `terminated` at once. With `life_loss="roll"` the next row
+    is an ordinary one: recurrent states go on (R2D2's `roll`, Kapturowski et al. 2019, section 5).
+    `episodes()` counts whole games.
 
     With `replayable` an interrupted game can be continued exactly (`state`), at the price of about
     80 ms of the caller's time per game, which ALE needs to seed a reset.
@@ -230,7 +232,12 @@ class AtariEnvs:
         **settings: Any,
     ):
         settings = _settings(name, settings)
-        self._life_loss = bool(settings.pop("life_loss"))
+        self._life_loss = settings.pop("life_loss")
+        if self._life_loss not in (True, False, "roll"):
+            raise UserError(
+                f"`env_args` of '{name}' has life_loss={self._life_loss!r}; expected true, false or"
+                " roll."
+            )
         env_ids = range(first_env_id, first_env_id + num_envs)
         self._singles = _Singles(name, env_ids, seed, num_threads, settings) if replayable else None
         self._games: _OneVector | _Singles = self._singles or _OneVector(
@@ -324,7 +331,8 @@ class AtariEnvs:
         over = np.logical_or(terminated, truncated)
         self._counter.update(reward, begins, over)
         first = np.logical_or(begins, self._lost)
-        lost = (lives < self._lives) & np.logical_not(begins) & self._life_loss
-        self._lives, self._lost, self._over = lives, lost, over
+        lost = (lives < self._lives) & np.logical_not(begins) & bool(self._life_loss)
+        self._lives, self._over = lives, over
+        self._lost = lost & (self._life_loss is True)
         shown = np.where(first, 0, reward).astype(np.float32)
         return TimeStep(observation, shown, terminated | lost, truncated, first, self._task)

@@ -8,15 +8,28 @@ outside the lock, from rows that are held meanwhile.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from pronk.errors import UserError
 from pronk.replay.sequences import Cut, Sequence, Stream
-from pronk.replay.store import Places, Rows
+from pronk.replay.store import CompressedFrames, Places, RawFrames, Rows
 from pronk.replay.sum_tree import SumTree
 from pronk.types import Array, Batch, PyTree, ReplaySpec, TimeStep, Trajectory
+
+# Contents are saved in parts of so many frames, so that no large copy of them is made.
+PLACES_PER_PART = 1 << 14
+
+
+class Part(NamedTuple):
+    """Contents of a replay for a file."""
+
+    store: str
+    places: Array  # int32 [n]
+    contents: dict[str, Array]
 
 
 class _Source:
@@ -26,6 +39,24 @@ class _Source:
         self.streams = [Stream(cut) for _ in range(width)]
         self.last: dict[int, Array] = {}  # by stack: the last row's observations [B, k, H, W]
         self.last_rows: Array = np.zeros(width, np.int32)  # and its places
+
+    def save(self) -> PyTree:
+        """As dicts of arrays."""
+        return {
+            "last": {str(i): x for i, x in self.last.items()},
+            "last_rows": self.last_rows,
+            "streams": {str(b): stream.save() for b, stream in enumerate(self.streams)},
+        }
+
+    @staticmethod
+    def restored(cut: Cut, saved: PyTree, core: PyTree) -> _Source:
+        """Of what `save` gave; `core` has the recurrent states' structure."""
+        source = _Source(cut, len(saved["streams"]))
+        source.last = {int(i): x for i, x in saved["last"].items()}
+        source.last_rows = saved["last_rows"]
+        for b, stream in enumerate(source.streams):
+            stream.restore(saved["streams"][str(b)], jax.tree.structure(core))
+        return source
 
 
 class _Items:
@@ -48,6 +79,19 @@ class _Items:
         for column, core in (self.first_core, sequence.first_core), (self.core, sequence.core):
             for x, value in zip(jax.tree.leaves(column), jax.tree.leaves(core), strict=True):
                 x[slot] = value
+
+    def contents(self, slots: Array) -> dict[str, Array]:
+        """For a file; `take_up` is the reverse."""
+        return {str(i): x[slots] for i, x in enumerate(self._columns())}
+
+    def take_up(self, slots: Array, contents: dict[str, Array]) -> None:
+        """Put what `contents` gave."""
+        for i, x in enumerate(self._columns()):
+            x[slots] = contents[str(i)]
+
+    def _columns(self) -> list[Array]:
+        cores = jax.tree.leaves((self.first_core, self.core))
+        return [self.rows, self.transitions, self.version, *cores]
 
 
 class Replay:
@@ -72,6 +116,7 @@ class Replay:
         self._rows = Rows(spec.capacity, rows, observations, spec.compress)
         self._items = _Items(slots, self.cut, core)
         self._sources: dict[int, _Source] = {}
+        self.epoch = 0  # how often it was saved
         self._next = 0  # serial number of the next sequence
         self.inserted = 0  # sequences, in all
         self.sampled = 0
@@ -115,8 +160,10 @@ class Replay:
         state.last_rows = places[-1]
         with self._lock:
             store.places.hold(places.reshape(-1))
-            for stack in store.stacks.values():
+            store.places.epoch[places] = self.epoch
+            for i, stack in store.stacks.items():
                 stack.places.hold(stack.of_row[places].reshape(-1))
+                stack.places.epoch[new[i]] = self.epoch
             count = 0
             for b in range(width):
                 count += self._extend(state.streams[b], places[:, b], first[:-1, b], core, b,
@@ -155,6 +202,7 @@ class Replay:
             items.key[slot] = self._next * self._tree.capacity + slot
             self._next += 1
             items.put(slot, sequence, version)
+            items.places.epoch[slot] = self.epoch
             self._rows.places.hold(items.rows[slot])
             self._tree.set(places, np.array([top]))
         if done:
@@ -235,6 +283,75 @@ class Replay:
             self.stale += int((~here).sum())
             here &= np.isfinite(priorities)
             self._tree.set(slots[here], priorities[here])
+
+    # Saved and restored: what was written since the last time, and a little that says what counts.
+
+    def save(self) -> tuple[PyTree, list[Part], set[int]]:
+        """What is here, without the contents; the contents that are new since the last call; and
+        the epochs, calls of this, whose contents are still needed."""
+        with self._lock:
+            now, self.epoch = self.epoch, self.epoch + 1
+            parts = []
+            needed: set[int] = set()
+            for name, places, holder in self._stores():
+                needed |= set(np.unique(places.epoch[places.held > 0]).tolist())
+                new = np.flatnonzero((places.held > 0) & (places.epoch == now)).astype(np.int32)
+                for begin in range(0, len(new), PLACES_PER_PART):
+                    some = new[begin : begin + PLACES_PER_PART]
+                    parts.append(Part(name, some, holder.contents(some)))
+            slots = np.flatnonzero(self._items.key >= 0)
+            counts = [self._next, self.inserted, self.sampled, self.stale, self.transitions]
+            tree = {
+                "epoch": np.int64(self.epoch),
+                "counts": np.array(counts, np.int64),
+                "slots": slots,
+                "keys": self._items.key[slots],
+                "priorities": self._tree.priorities()[slots],
+                "free": self._items.places.order(),
+                "sources": {str(i): source.save() for i, source in self._sources.items()},
+            }
+        return tree, parts, needed
+
+    def restore(self, tree: PyTree, parts: Iterable[tuple[int, Part]], *, episodes: bool) -> None:
+        """Be what `save` told; `parts` with their epochs, in order. Call it before anything else.
+
+        episodes: whether the running episodes go on; otherwise what they had is dropped, but for
+        the sequences that were complete.
+        """
+        stores = {name: (places, holder) for name, places, holder in self._stores()}
+        for epoch, part in parts:
+            places, holder = stores[part.store]
+            holder.take_up(part.places, part.contents)
+            places.epoch[part.places] = epoch
+        items, slots = self._items, tree["slots"]
+        items.key[slots] = tree["keys"]
+        self._tree.set(slots, tree["priorities"])
+        items.places.restore((items.key >= 0).astype(np.int32), tree["free"])
+        self.epoch = int(tree["epoch"])
+        self._next, self.inserted, self.sampled, self.stale, self.transitions = (
+            int(x) for x in tree["counts"]
+        )
+        if episodes:
+            for name, saved in tree["sources"].items():
+                self._sources[int(name)] = _Source.restored(self.cut, saved, items.core)
+        held = np.zeros(self._rows.places.capacity, np.int32)
+        np.add.at(held, items.rows[slots].reshape(-1), 1)
+        for source in self._sources.values():
+            for stream in source.streams:
+                np.add.at(held, np.array(stream.rows, np.int32), 1)
+        self._rows.places.restore(held)
+        for stack in self._rows.stacks.values():
+            shown = np.zeros(stack.places.capacity, np.int32)
+            np.add.at(shown, stack.of_row[held > 0].reshape(-1), 1)
+            stack.places.restore(shown)
+
+    def _stores(self) -> list[tuple[str, Places, Rows | _Items | RawFrames | CompressedFrames]]:
+        stacks = self._rows.stacks.items()
+        return [
+            ("rows", self._rows.places, self._rows),
+            ("items", self._items.places, self._items),
+            *((f"frames{i}", stack.places, stack.frames) for i, stack in stacks),
+        ]
 
 
 def _without_core(

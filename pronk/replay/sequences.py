@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from pronk.types import PyTree
 
@@ -78,6 +81,26 @@ class Stream:
         done = self.rows
         self.__init__(self.cut)
         return found, done
+
+    def save(self) -> PyTree:
+        """As a dict of arrays."""
+        cores = [jax.tree.leaves(core) for core in self.cores.values()]
+        return {
+            "rows": np.array(self.rows, np.int32),
+            "numbers": np.array([self.begin, self.start, self.covered], np.int64),
+            "core_rows": np.array(list(self.cores), np.int64),
+            "cores": {str(i): np.stack(x) for i, x in enumerate(zip(*cores, strict=True))},
+        }
+
+    def restore(self, saved: PyTree, structure: Any) -> None:
+        """Be what `save` told; `structure` is that of the recurrent states."""
+        self.rows = saved["rows"].tolist()
+        self.begin, self.start, self.covered = saved["numbers"].tolist()
+        columns = [saved["cores"][str(i)] for i in range(len(saved["cores"]))]
+        self.cores = {
+            row: jax.tree.unflatten(structure, [x[k] for x in columns])
+            for k, row in enumerate(saved["core_rows"].tolist())
+        }
 
     def _sequence(self, last: int) -> Sequence:
         """From row `start` to row `last`, which is at most `length` further."""

@@ -16,6 +16,7 @@ class Places:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.held = np.zeros(capacity, np.int32)
+        self.epoch = np.zeros(capacity, np.int32)  # in which each was written last: see `log`
         self._stack = np.arange(capacity, dtype=np.int32)[::-1].copy()
         self.free = capacity
 
@@ -36,6 +37,18 @@ class Places:
         self.free += len(gone)
         return gone
 
+    def order(self) -> Array:
+        """The free places in the order in which `take` would give them, the last first."""
+        return self._stack[: self.free].copy()
+
+    def restore(self, held: Array, order: Array | None = None) -> None:
+        """Hold as `held` says, and give what is free in this `order`, or in any."""
+        self.held[:] = held
+        if order is None:
+            order = np.flatnonzero(held == 0)[::-1]
+        self.free = len(order)
+        self._stack[: self.free] = order
+
 
 class RawFrames:
     """Frames as they are."""
@@ -54,6 +67,14 @@ class RawFrames:
     def bytes(self, places: Array) -> int:
         """What the frames there take."""
         return len(places) * self._frames[0].nbytes
+
+    def contents(self, places: Array) -> dict[str, Array]:
+        """For a file; `take_up` is the reverse."""
+        return {"frames": self._frames[places]}
+
+    def take_up(self, places: Array, contents: dict[str, Array]) -> None:
+        """Put what `contents` gave."""
+        self._frames[places] = contents["frames"]
 
 
 class CompressedFrames:
@@ -80,6 +101,20 @@ class CompressedFrames:
     def bytes(self, places: Array) -> int:
         """What the frames there take."""
         return sum(len(self._frames[place]) for place in places)
+
+    def contents(self, places: Array) -> dict[str, Array]:
+        """For a file; `take_up` is the reverse."""
+        packed = [self._frames[place] for place in places]
+        return {
+            "packed": np.frombuffer(b"".join(packed), np.uint8),
+            "sizes": np.array([len(x) for x in packed], np.int32),
+        }
+
+    def take_up(self, places: Array, contents: dict[str, Array]) -> None:
+        """Put what `contents` gave."""
+        packed, ends = contents["packed"].tobytes(), np.cumsum(contents["sizes"])
+        for place, end, size in zip(places, ends, contents["sizes"], strict=True):
+            self._frames[place] = packed[end - size : end]
 
 
 class Stacks:
@@ -174,6 +209,18 @@ class Rows:
         gone = self.places.release(rows)
         for stack in self.stacks.values():
             stack.places.release(stack.of_row[gone].reshape(-1))
+
+    def contents(self, rows: Array) -> dict[str, Array]:
+        """For a file; `take_up` is the reverse. The frames themselves are not among it."""
+        return {
+            str(i): (c.of_row if isinstance(c, Stacks) else c)[rows]
+            for i, c in enumerate(self.columns)
+        }
+
+    def take_up(self, rows: Array, contents: dict[str, Array]) -> None:
+        """Put what `contents` gave."""
+        for i, c in enumerate(self.columns):
+            (c.of_row if isinstance(c, Stacks) else c)[rows] = contents[str(i)]
 
     def get(self, rows: Array) -> PyTree:
         """What is at places `[T, B]`, leaves `[T, B, ...]`, copied."""

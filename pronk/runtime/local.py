@@ -7,8 +7,9 @@ parameters and wait for the learner.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -108,32 +109,40 @@ class SynchronousRuntime:
     def update(self) -> Update:
         """Learn from the next batch; at a round's start all actors unroll first."""
         unrolls = []
-        self._updating = True
-        start = time.perf_counter()
-        if not self._batcher.ready:
-            for unroll in self._round():
-                self._batcher.add(unroll.trajectory)
-                self._waits.acted(unroll)
-                unrolls.append(unroll)
-        acted = time.perf_counter()
-        self._waits.learner += acted - start
-        update = self.learner.update(
-            self.learner.prepare(self._batcher.take(self.learner.parts)), unrolls
-        )
-        jax.block_until_ready(update.metrics)
-        # Meanwhile all actors waited.
-        self._waits.queue += time.perf_counter() - acted
-        self._updating = False
+        with self.undrained():
+            start = time.perf_counter()
+            if not self._batcher.ready:
+                for unroll in self.unrolls():
+                    self._batcher.add(unroll.trajectory)
+                    unrolls.append(unroll)
+            acted = time.perf_counter()
+            self._waits.learner += acted - start
+            update = self.learner.update(
+                self.learner.prepare(self._batcher.take(self.learner.parts)), unrolls
+            )
+            jax.block_until_ready(update.metrics)
+            # Meanwhile all actors waited.
+            self._waits.queue += time.perf_counter() - acted
         return update
 
-    def _round(self) -> Iterable[Unroll]:
+    @contextlib.contextmanager
+    def undrained(self) -> Iterator[None]:
+        """What is interrupted in here, or fails, leaves the run in the middle of something."""
+        self._updating = True
+        yield
+        self._updating = False
+
+    def unrolls(self) -> Iterator[Unroll]:
+        """One of each actor, all with the newest parameters."""
         self.learner.publish()
         version, behaviour = self.learner.latest
 
         def unroll(actor: Actor) -> Unroll:
             return actor.unroll(behaviour, version)
 
-        return (map if self._threads is None else self._threads.map)(unroll, self._actors)
+        for found in (map if self._threads is None else self._threads.map)(unroll, self._actors):
+            self._waits.acted(found)
+            yield found
 
     def bound_by(self) -> str:
         """Which part took longest: learner, environments or inference."""

@@ -10,16 +10,19 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pronk.replay import Limiter, Replay
-from pronk.runtime.actor import Unroll
+from pronk.checkpoint import Loaded
+from pronk.errors import UserError
+from pronk.replay import Limiter, Replay, SegmentLog
+from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.learner import Learner, Prepared, agent_steps
+from pronk.runtime.local import SynchronousRuntime
 from pronk.runtime.workers import Asynchronous, Closed, Unroller, Workers
-from pronk.types import Array, LearnerState
+from pronk.types import Array, LearnerState, PyTree
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped
 
@@ -39,38 +42,73 @@ class Drawn(NamedTuple):
 
 
 class Memory:
-    """A replay with its limiter, and the random numbers of its draws."""
+    """A replay with its limiter, the random numbers of its draws, and its log on disk."""
 
-    def __init__(self, replay: Replay, *, batch_size: int, seed: int):
-        self.replay, spec = replay, replay.spec
+    def __init__(self, replay: Replay, log: SegmentLog, *, batch_size: int, seed: int):
+        self.replay, self._log, self._batch_size = replay, log, batch_size
         self.limiter = Limiter(
-            self.replay,
-            samples_per_insert=spec.samples_per_insert,
-            minimum=spec.minimum,
+            replay,
+            samples_per_insert=replay.spec.samples_per_insert,
+            minimum=replay.spec.minimum,
             batch_size=batch_size,
         )
-        self.batch_size = batch_size
-        self.rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(seed)
 
     def insert(self, source: int, unroll: Unroll) -> Seen:
         """Take up what actor number `source` did."""
-        steps = agent_steps(unroll.trajectory)
         self.replay.add(source, unroll.trajectory)
         self.limiter.changed()
+        steps = agent_steps(unroll.trajectory)
         return Seen(steps, unroll._replace(trajectory=None))  # type: ignore[arg-type]
 
     def draw(self, learner: Learner) -> Drawn:
         """A batch for the learner."""
-        batch, keys = self.replay.sample(self.batch_size, self.rng)
+        batch, keys = self.replay.sample(self._batch_size, self._rng)
         self.limiter.changed()
         return Drawn(learner.prepare([batch]), keys)
 
     def learn(self, learner: Learner, drawn: Drawn, seen: Sequence[Seen]) -> Update:
         """An update, whose feedback are new priorities."""
         update = learner.update(drawn.batch, [s.unroll for s in seen])
-        learner.publish()
         self.replay.update(drawn.keys, np.asarray(update.feedback))
         return update._replace(steps=sum(s.steps for s in seen))
+
+    def state(self) -> dict[str, PyTree]:
+        """What to save, having written what is new to the log."""
+        if not self.replay.spec.saved:
+            return {}
+        return {"replay": self._log.save(self.replay) | {"rng": _rng_state(self._rng)}}
+
+    def restore(self, loaded: Loaded, *, episodes: bool) -> list[str]:
+        """Be as saved, with or without the running episodes; says what could not be."""
+        tree = loaded.tree("replay")
+        if tree is None:
+            return ["the replay is filled anew, because it was not saved."]
+        try:
+            self._log.restore(self.replay, tree, episodes=episodes)
+        except UserError as error:
+            return [f"warning: the replay is filled anew, because {error}."]
+        _set_rng_state(self._rng, tree["rng"])
+        return []
+
+
+def _rng_state(rng: np.random.Generator) -> Array:
+    """The state of a PCG64, uint64 `[6]`."""
+    state: Any = rng.bit_generator.state
+    numbers = [
+        state["state"][k] >> shift & (1 << 64) - 1 for k in ("state", "inc") for shift in (64, 0)
+    ]
+    return np.array([*numbers, state["has_uint32"], state["uinteger"]], np.uint64)
+
+
+def _set_rng_state(rng: np.random.Generator, saved: Array) -> None:
+    high, low, high_inc, low_inc, has_uint32, uinteger = (int(x) for x in saved)
+    rng.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": high << 64 | low, "inc": high_inc << 64 | low_inc},
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }
 
 
 def only_seen(seen: Sequence[Seen]) -> Update:
@@ -135,7 +173,17 @@ class ReplayRuntime(Asynchronous):
         seen = self._workers.get_all()
         if drawn is None:
             return only_seen(seen)
-        return self.memory.learn(self.learner, drawn, seen)
+        update = self.memory.learn(self.learner, drawn, seen)
+        self.learner.publish()
+        return update
+
+    def state(self) -> dict[str, PyTree]:
+        """The replay; actors are in the middle of things."""
+        return self.memory.state()
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Take up the replay; actors begin with the first update, in new episodes."""
+        return [*super().restore(loaded), *self.memory.restore(loaded, episodes=False)]
 
     def close(self) -> None:
         """Stop the actors and release their environments."""
@@ -149,3 +197,32 @@ class ReplayRuntime(Asynchronous):
     def learner_state(self) -> LearnerState:
         """The newest state of the learner."""
         return self.learner.state
+
+
+class SynchronousReplayRuntime(SynchronousRuntime):
+    """Actors and learner in turns: the learner whenever it may draw, else all actors, one by one."""
+
+    def __init__(self, learner: Learner, actors: Sequence[Actor], memory: Memory):
+        super().__init__(learner, actors, batch_size=1, in_turns=True)
+        self._memory = memory
+
+    def update(self) -> Update:
+        """Learn from a batch, or act where none may be drawn."""
+        with self.undrained():
+            if self._memory.limiter.may_sample():
+                drawn = self._memory.draw(self.learner)
+                return self._memory.learn(self.learner, drawn, [])
+            seen = []
+            for source, unroll in enumerate(self.unrolls()):
+                seen.append(self._memory.insert(source, unroll))
+            return only_seen(seen)
+
+    def state(self) -> dict[str, PyTree]:
+        """The actors', their environments', and the replay with the running episodes."""
+        return super().state() | self._memory.state()
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Take up all of it."""
+        told = super().restore(loaded)
+        # Episodes go on only where the environments do.
+        return told + self._memory.restore(loaded, episodes=not told)

@@ -1,0 +1,348 @@
+"""R2D2 by its formulas, and as it is run: replay, its limiter, and what is saved of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from gymnasium import spaces
+
+import pronk
+from pronk import agents
+from pronk.checkpoint import Checkpointer
+from pronk.configs.r2d2 import Config
+from pronk.errors import UserError
+from pronk.policy import inspect
+from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
+
+STATES, ACTIONS, BURN_IN, LENGTH, BATCH = 4, 3, 3, 7, 5
+SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
+# A table: action values are a linear function of which state it is.
+TABLE = Config(
+    core="none", hidden=(), head=0, burn_in=BURN_IN, sequence_length=LENGTH, overlap=3, n_steps=3,
+    target_every=2, batch_size=BATCH,
+)  # fmt: skip
+KEY = jax.random.key(0)
+
+
+def made(**settings: Any):
+    """The agent, a state whose networks are far from their first values, and `learn`, jitted."""
+    agent = agents.make("r2d2", dataclasses.replace(TABLE, **settings), SPEC, horizon=1)
+    state = jax.jit(agent.init)(KEY)
+    rng = np.random.default_rng(0)
+
+    def spread(x: Any) -> Any:
+        return x + np.float32(rng.normal(size=x.shape))
+
+    params = jax.tree.map(spread, state.params)
+    state = state._replace(params=params, aux=jax.tree.map(spread, state.aux))
+    return agent, state, jax.jit(agent.learn)
+
+
+def drawn(agent: Any, seed: int = 0, burn_in: int = BURN_IN) -> Batch:
+    """A batch with boundaries of every kind."""
+    rng = np.random.default_rng(seed)
+    shape = (burn_in + LENGTH + 1, BATCH)
+    first, terminated, truncated = (rng.uniform(size=shape) < 0.15 for _ in range(3))
+    timestep = TimeStep(
+        rng.integers(0, STATES, shape),
+        (5 * rng.normal(size=shape) * ~first).astype(np.float32),
+        terminated,
+        truncated,
+        first,
+        np.zeros(shape, np.int32),
+    )
+    core = agent.initial_carry(KEY, np.arange(BATCH), BATCH, False).core
+    core = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), core)
+    trajectory = Trajectory(
+        timestep,
+        rng.integers(0, ACTIONS, shape).astype(np.int32),
+        {"probability": rng.uniform(0.1, 1.0, shape).astype(np.float32)},
+        core,
+        np.zeros(BATCH, np.int32),
+    )
+    return Batch(trajectory, rng.uniform(0.01, 0.2, BATCH).astype(np.float32))
+
+
+def table(params: Any, timestep: TimeStep) -> np.ndarray:
+    """Action values `[T, B, A]`, float64: V + A − mean A."""
+    p = jax.tree.map(np.float64, params["params"])
+    seen = np.eye(STATES)[timestep.observation]
+    value, advantage = (seen @ p[k]["kernel"] + p[k]["bias"] for k in ("value", "advantage"))
+    return value + advantage - advantage.mean(axis=-1, keepdims=True)
+
+
+def h(x: np.ndarray, epsilon: float = 1e-3) -> np.ndarray:
+    return np.sign(x) * (np.sqrt(np.abs(x) + 1) - 1) + epsilon * x
+
+
+def inverse(y: np.ndarray, epsilon: float = 1e-3) -> np.ndarray:
+    root = np.sqrt(1 + 4 * epsilon * (np.abs(y) + 1 + epsilon)) - 1
+    return np.sign(y) * ((root / (2 * epsilon)) ** 2 - 1)
+
+
+@pytest.mark.parametrize("returns", ["n-step", "retrace"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_update_is_the_papers(returns, reduction):
+    """Targets h(n-step double Q of h⁻¹), priorities η max + (1 − η) mean, importance weights."""
+    agent, state, learn = made(returns=returns, loss_reduction=reduction)
+    batch = drawn(agent)
+    after, priority, metrics = learn(state, batch)
+    timestep, action, extras = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
+    online, target = table(state.params, timestep), table(state.aux["target"], timestep)
+    weight = 1.0 - timestep.first[1:]
+    ended = timestep.terminated[1:] | timestep.truncated[1:]
+    reward = np.float64(timestep.reward[1:]) * weight
+    discount, continuation = 0.997 * (1.0 - timestep.terminated[1:]), (1.0 - ended) * weight
+    best = online.argmax(-1)
+    steps, columns = np.indices(best.shape)
+    bootstrap = inverse(target[steps, columns, best])
+    taken = online[steps, columns, action]
+    error = np.zeros(weight.shape)
+    for b in range(BATCH):
+        common = (reward[:, b], discount[:, b], continuation[:, b])
+        if returns == "n-step":
+            goal = reference.n_rewards(bootstrap[:, b], *common, 3)
+        else:
+            trace = 0.95 * np.minimum(1, (action == best)[:, b] / extras["probability"][:, b])
+            q = inverse(target[steps, columns, action][:, b])
+            goal = reference.off_policy(q[:-1], bootstrap[:, b], *common, trace[:-1])
+        error[:, b] = (h(goal) - taken[:-1, b]) * weight[:, b]
+    count = weight.sum(0)
+    size = np.abs(error)
+    np.testing.assert_allclose(priority, 0.9 * size.max(0) + 0.1 * size.sum(0) / count, rtol=1e-4)
+    correction = np.float64(batch.probabilities) ** -0.6
+    correction /= correction.max()
+    scale = correction / (count if reduction == "mean" else 1) / BATCH
+    np.testing.assert_allclose(metrics["loss/value"], (scale * 0.5 * error**2).sum(), rtol=1e-4)
+    # The gradient flows through the value of the action taken, and nowhere else.
+    seen = np.eye(STATES)[timestep.observation[:-1]]
+    d = -scale * error
+    value = np.einsum("tbs,tb->s", seen, d)
+    one = np.eye(ACTIONS)[action[:-1]] - 1 / ACTIONS
+    advantage = np.einsum("tbs,tba,tb->sa", seen, one, d)
+    bias = np.einsum("tba,tb->a", one, d)
+    norm = np.sqrt(sum((x**2).sum() for x in (value, d.sum(), advantage, bias)))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+    assert after.steps == weight.sum()
+
+
+def test_the_target_network_is_copied_now_and_then():
+    agent, state, learn = made()
+    for i in range(1, 5):
+        before = state
+        state, _, _ = learn(state, drawn(agent, seed=i))
+        source = state.params if i % 2 == 0 else before.aux["target"]
+        for a, b in zip(jax.tree.leaves(state.aux["target"]), jax.tree.leaves(source), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+RECURRENT = {"core": "lstm", "core_size": 6, "hidden": (5,)}
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_burning_in_brings_the_state_up_to_date_and_learns_nothing(core):
+    """It equals learning from the rest with the state that the burn-in ends with."""
+    settings = RECURRENT | {"core": core}
+    agent, state, learn = made(**settings)
+    state = state._replace(aux={"target": state.params})  # both networks burn in on their own
+    batch = drawn(agent)
+    _, priority, metrics = learn(state, batch)
+    carry = agent.initial_carry(KEY, np.arange(BATCH), BATCH, True)._replace(
+        core=batch.trajectory.core
+    )
+    for t in range(BURN_IN):
+        row = jax.tree.map(lambda x, t=t: x[t], batch.trajectory.timestep)
+        _, carry, _ = jax.jit(agent.act)(state.params, carry, row, KEY)
+        taken = jax.nn.one_hot(batch.trajectory.action[t], ACTIONS)
+        carry = carry._replace(core=carry.core._replace(last_action=taken))
+    rest = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
+    trajectory = Trajectory(*rest, carry.core, batch.trajectory.version)
+    other, _, learn_rest = made(**settings, burn_in=0)
+    del other
+    _, expected, rest_metrics = learn_rest(state, batch._replace(trajectory=trajectory))
+    np.testing.assert_allclose(priority, expected, rtol=1e-4)
+    for name in ("gradient_norm", "loss/value", "steps"):
+        np.testing.assert_allclose(metrics[name], rest_metrics[name], rtol=1e-4)
+
+
+def test_the_stored_state_counts_unless_told_otherwise():
+    agent, state, learn = made(**RECURRENT)
+    batch = drawn(agent)
+    first = np.zeros_like(batch.trajectory.timestep.first)
+    timestep = batch.trajectory.timestep._replace(first=first)
+    batch = batch._replace(trajectory=batch.trajectory._replace(timestep=timestep))
+    core = batch.trajectory.core
+    moved = core._replace(state=jax.tree.map(lambda x: x + 1, core.state))
+    other = batch._replace(trajectory=batch.trajectory._replace(core=moved))
+    assert not np.allclose(learn(state, batch)[1], learn(state, other)[1])
+    _, _, zero = made(**RECURRENT, stored_state=False)
+    np.testing.assert_array_equal(zero(state, batch)[1], zero(state, other)[1])
+
+
+def test_rewards_are_clipped_where_that_is_asked_for():
+    agent, state, learn = made(reward_clip=1.0, rescaling="none")
+    batch = drawn(agent)
+    reward = np.clip(batch.trajectory.timestep.reward, -1, 1)
+    timestep = batch.trajectory.timestep._replace(reward=reward)
+    clipped = batch._replace(trajectory=batch.trajectory._replace(timestep=timestep))
+    np.testing.assert_allclose(learn(state, batch)[1], learn(state, clipped)[1], rtol=1e-6)
+    _, _, raw = made(rescaling="none")
+    assert not np.allclose(raw(state, batch)[1], learn(state, clipped)[1])
+
+
+def test_each_actor_has_its_own_epsilon():
+    """ε^(1 + 7 i / (N − 1)), and the odds of what was done go with it."""
+    agent, state, _ = made()
+    n = 8
+    carry = agent.initial_carry(KEY, np.arange(n), n, False)
+    epsilon = 0.4 ** (1 + 7 * np.arange(n) / (n - 1))
+    np.testing.assert_allclose(carry.private["epsilon"], epsilon, rtol=1e-5)
+    zeros = np.zeros(n)
+    row = TimeStep(zeros.astype(np.int64), zeros.astype(np.float32), *[zeros > 0] * 3,
+                   zeros.astype(np.int32))  # fmt: skip
+    best = table(state.params, row)[0].argmax()
+    act = jax.jit(lambda key: agent.act(state.params, carry, row, key)[::2])
+    action, extras = jax.vmap(act)(jax.random.split(KEY, 4000))
+    others = (np.asarray(action) != best).mean(0)
+    np.testing.assert_allclose(others, epsilon * (ACTIONS - 1) / ACTIONS, atol=0.03)
+    expected = np.where(np.asarray(action) == best, 1 - epsilon, 0) + epsilon / ACTIONS
+    np.testing.assert_allclose(extras["probability"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": "Pendulum-v1"}, "r2d2 has a value for each action"),
+        ({"overlap": 10, "sequence_length": 10}, "`--overlap` is 10; expected from 0 to less than"),
+        ({"architecture": "a3c"}, "learns from what actors have just done"),
+        ({"replay_ratio": 0.0}, "`--replay-ratio` is 0.0; expected a number above zero"),
+        ({"replay_capacity": 30, "replay_minimum": 1}, "`--replay-capacity` is 30"),
+        ({"replay_minimum": 100_000}, "`--replay-minimum`"),
+    ],
+)
+def test_bad_settings(tmp_path, settings, message):
+    settings = {"env": "CartPole-v1"} | settings
+    with pytest.raises(UserError, match=message):
+        pronk.train("r2d2", run_dir=tmp_path, steps=500, **{**TINY, **settings})
+
+
+# As it is run.
+
+TINY: dict[str, Any] = {
+    "actors": 2, "envs": 3, "batch_size": 4, "unroll": 5, "sequence_length": 6, "overlap": 3,
+    "burn_in": 2, "hidden": (8,), "head": 8, "core_size": 4, "replay_minimum": 20,
+    "replay_capacity": 400, "quiet": True,
+}  # fmt: skip
+
+
+def train(run_dir: Path, steps: int, env: str = "CartPole-v1", **settings: Any) -> dict[str, Any]:
+    return pronk.train("r2d2", env, run_dir=run_dir, steps=steps, **{**TINY, **settings})
+
+
+def counts(run_dir: Path) -> dict[str, int]:
+    loaded = Checkpointer(run_dir / "checkpoints").load()
+    assert loaded is not None
+    tree = loaded.tree("replay")
+    names = ("next", "inserted", "sampled", "stale", "transitions")
+    found = dict(zip(names, tree["counts"].tolist(), strict=True))
+    return found | {"size": len(tree["slots"]), "updates": int(loaded.tree("learner")["updates"])}
+
+
+@pytest.mark.parametrize("ratio", [0.5, 4.0])
+def test_the_ratio_is_kept(tmp_path, ratio):
+    train(tmp_path, 4000, replay_ratio=ratio, batch_size=8)
+    found = counts(tmp_path)
+    asked = ratio * (found["inserted"] - 20)
+    assert found["sampled"] == pytest.approx(asked, rel=0.05)
+
+
+EXACT = {
+    "cartpole": ("CartPole-v1", {}),
+    "jax": ("pronk/MemoryCue-v0", {}),
+    "lowest-priority": ("pronk/Catch-v0", {"replay_eviction": "lowest-priority"}),
+    "atari": ("ALE/Breakout-v5", {"envs": 1, "replay_capacity": 150, "torso": "shallow"}),
+    "compressed": (
+        "ALE/Breakout-v5",
+        {"envs": 1, "replay_capacity": 150, "torso": "shallow", "replay_compress": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name, tmp_path):
+    """The replay, its priorities and its draws included."""
+    env, settings = EXACT[name]
+    steps = 400 if "ALE" in env else 1200
+    settings = {"deterministic": True, "seed": 3, **settings}
+    whole = train(tmp_path / "whole", steps, env, **settings)
+    for part in (steps // 3, 2 * steps // 3):
+        paused = train(tmp_path / "parts", steps, env, stop_after=part, **settings)
+        assert part <= paused["agent_steps"] < steps
+    rest = train(tmp_path / "parts", steps, env, **settings)
+    assert whole["agent_steps"] == rest["agent_steps"]
+    assert counts(tmp_path / "whole") == counts(tmp_path / "parts")
+    assert (
+        inspect(tmp_path / "whole")["learner_sha256"]
+        == inspect(tmp_path / "parts")["learner_sha256"]
+    )
+
+
+def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
+    train(tmp_path, 3000, stop_after=1500, checkpoint_every=0.05)
+    before = counts(tmp_path)
+    assert before["size"] >= 20
+    train(tmp_path, 3000, stop_after=1501)
+    after = counts(tmp_path)
+    # It learns at once: nothing has to be filled anew, and no sequence is lost.
+    assert after["inserted"] - before["inserted"] <= 30
+    assert after["updates"] > before["updates"]
+    assert after["size"] >= before["size"] - 30
+    named = Checkpointer(tmp_path / "checkpoints").load().tree("replay")["segments"]
+    files = {p.stem for p in (tmp_path / "replay").iterdir()}
+    assert set(named) <= files
+
+
+def test_segments_that_nobody_needs_are_deleted(tmp_path):
+    train(tmp_path, 6000, checkpoint_every=0.02, keep=2, replay_ratio=0.2)
+    files = len(list((tmp_path / "replay").iterdir()))
+    epochs = int(Checkpointer(tmp_path / "checkpoints").load().tree("replay")["epoch"])
+    assert epochs > 12
+    assert files < 2 * epochs
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_replay_is_noticed_and_filled_anew(tmp_path, damage, capsys):
+    train(tmp_path, 3000, stop_after=1500)
+    updates = counts(tmp_path)["updates"]
+    segment = sorted((tmp_path / "replay").iterdir())[-1]
+    data = bytearray(segment.read_bytes())
+    if damage == "missing":
+        segment.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        segment.write_bytes(data if damage == "flipped" else data[:-5])
+    train(tmp_path, 3000)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "the replay is filled anew" in said
+    assert counts(tmp_path)["updates"] > updates
+
+
+def test_a_replay_that_is_not_saved_is_filled_anew(tmp_path):
+    train(tmp_path, 3000, stop_after=1500, replay_saved=False)
+    assert not (tmp_path / "replay").exists()
+    train(tmp_path, 3000, replay_saved=False)
+    assert inspect(tmp_path)["learner_sha256"]
+
+
+def test_the_parameters_stay_finite_arrays(tmp_path):
+    train(tmp_path, 1500, returns="retrace", rescaling="log", core="gru")
+    learner = Checkpointer(tmp_path / "checkpoints").load().tree("learner")
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learner["params"]))
+    assert jnp.asarray(learner["updates"]) > 10
