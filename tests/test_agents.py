@@ -42,7 +42,7 @@ class Variant(NamedTuple):
     spec: EnvSpec
 
 
-# A trajectory of UNROLL transitions is a drawn sequence: two rows of burn-in, and four to learn from.
+# A trajectory is a drawn sequence: two rows of burn-in, and four transitions to learn from.
 REPLAYED = {"burn_in": 2, "sequence_length": UNROLL - 2, "overlap": 2, "head": 8, "n_steps": 2}
 
 

@@ -148,13 +148,15 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     def values(params: PyTree, batch: Batch) -> Array:
         """Action values `[length + 1, B, A]` of what is learnt from, transformed by h."""
         timestep, last_action, core = rows(batch)
-        seen, state = (timestep, last_action), core.state
+        before, after = (
+            jax.tree.map(lambda x, part=part: x[part], (timestep, last_action))
+            for part in (slice(config.burn_in), slice(config.burn_in, None))
+        )
+        state = core.state
         if config.burn_in:
-            before = jax.tree.map(lambda x: x[: config.burn_in], seen)
             # Learnt from is only what comes after: no gradient reaches back (section 3).
-            _, state = forward(jax.lax.stop_gradient(params), *before, state)
-            seen = jax.tree.map(lambda x: x[config.burn_in :], seen)
-        return forward(params, *seen, jax.lax.stop_gradient(state))[0]
+            _, state = forward(jax.lax.stop_gradient(params), before[0], before[1], state)
+        return forward(params, after[0], after[1], jax.lax.stop_gradient(state))[0]
 
     def errors(
         params: PyTree, target_params: PyTree, hyper: dict[str, Array], batch: Batch

@@ -7,6 +7,7 @@ outside the lock, from rows that are held meanwhile.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -178,7 +179,7 @@ class Replay:
         """A column's rows, cut where episodes begin; how many sequences that completed."""
         count = 0
         bounds = [0, *(np.flatnonzero(first[1:]) + 1), len(places)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             if first[start]:
                 count += self._take_up(*stream.close(), version)
             row = stream.end

@@ -87,7 +87,7 @@ class CompressedFrames:
 
     def put(self, places: Array, frames: Array) -> None:
         for place, frame in zip(places, frames, strict=True):
-            self._frames[place] = zlib.compress(np.ascontiguousarray(frame), 1)
+            self._frames[place] = zlib.compress(frame.tobytes(), 1)
 
     def get(self, places: Array) -> Array:
         """`[n, ...]` for places `[n]`."""

@@ -200,7 +200,7 @@ class ReplayRuntime(Asynchronous):
 
 
 class SynchronousReplayRuntime(SynchronousRuntime):
-    """Actors and learner in turns: the learner whenever it may draw, else all actors, one by one."""
+    """Actors and learner in turns: the learner whenever it may draw, else each actor once."""
 
     def __init__(self, learner: Learner, actors: Sequence[Actor], memory: Memory):
         super().__init__(learner, actors, batch_size=1, in_turns=True)
