@@ -295,15 +295,15 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name, tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
-    train(tmp_path, 3000, stop_after=1500, checkpoint_every=0.05)
+    train(tmp_path, 3000, stop_after=1500, checkpoint_every=0.05, replay_ratio=4.0)
     before = counts(tmp_path)
     assert before["size"] >= 20
-    train(tmp_path, 3000, stop_after=1501)
+    train(tmp_path, 3000, stop_after=1600, replay_ratio=4.0)
     after = counts(tmp_path)
     # It learns at once: nothing has to be filled anew, and no sequence is lost.
-    assert after["inserted"] - before["inserted"] <= 30
-    assert after["updates"] > before["updates"]
-    assert after["size"] >= before["size"] - 30
+    new = after["inserted"] - before["inserted"]
+    assert after["updates"] > before["updates"] + new / 4
+    assert after["size"] >= before["size"] - new
     named = Checkpointer(tmp_path / "checkpoints").load().tree("replay")["segments"]
     files = {p.stem for p in (tmp_path / "replay").iterdir()}
     assert set(named) <= files

@@ -180,8 +180,10 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             pi = (action == jnp.argmax(online, axis=-1)).astype(jnp.float32)
             trace = returns.retrace_trace(pi, extras["probability"], lambda_=hyper["trace_lambda"])
             q = h.inverse(jnp.take_along_axis(target, action[..., None], axis=-1)[..., 0])
+            # A dummy's action may be any, and infinity times 0 would not be 0.
+            q, trace = (jnp.where(weight > 0, x[:-1], 0.0) for x in (q, trace))
             goal = jax.vmap(returns.off_policy, in_axes=1, out_axes=1)(
-                q[:-1], bootstrap, reward, discount, continuation, trace[:-1]
+                q, bootstrap, reward, discount, continuation, trace
             )
         error = jax.lax.stop_gradient(h.apply(goal)) - taken[:-1]
         return jnp.where(weight > 0, error, 0.0), weight, taken[:-1]
