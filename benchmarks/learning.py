@@ -30,9 +30,16 @@ class Claim:
     target: str
     settings: dict[str, Any] = field(default_factory=dict)
     episodes: int = 100
+    agent: str = "impala"
 
 
 MEMORY = {"env_args": {"delay": 20}, "unroll": 44}
+# R2D2 with few environments: what is learnt from is what the replay holds, not how many there are.
+FEW = {"actors": 1, "envs": 8}
+HIDDEN = {"env_args": {"hide_velocities": True}}
+CUE = {
+    "env_args": {"delay": 40}, "actors": 1, "envs": 32, "sequence_length": 42, "overlap": 20,
+}  # fmt: skip
 CLAIMS = {
     "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),
     "catch-fused": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000),
@@ -42,6 +49,12 @@ CLAIMS = {
     ),
     "memory-none": Claim("pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000),
     "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
+    "r2d2-cartpole": Claim("CartPole-v1", 100_000, "≥ 475", FEW, agent="r2d2"),
+    "r2d2-hidden": Claim("pronk/CartPole-v1", 150_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2"),
+    "r2d2-memory-lstm": Claim("pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2"),
+    "r2d2-memory-none": Claim(
+        "pronk/MemoryCue-v0", 400_000, "chance, 0.25", {**CUE, "core": "none"}, 1000, agent="r2d2"
+    ),
 }
 
 
@@ -52,7 +65,7 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
     if result_file.exists():
         return json.loads(result_file.read_text())
     summary = pronk.train(
-        "impala",
+        claim.agent,
         claim.env,
         steps=claim.steps,
         seed=seed,
@@ -101,10 +114,15 @@ def main() -> None:
         print(f"{name}: worst of {args.seeds} seeds {worst} (target {CLAIMS[name].target})")
     found = sorted(args.runs.glob("*/*/result.json"))
     rows = [json.loads(path.read_text()) for path in found]
-    with (RESULTS / "learning.csv").open("w", newline="") as file:
+    measured = {row["problem"] for row in rows}
+    table = RESULTS / "learning.csv"
+    if table.exists():  # what is not here stays as it was
+        with table.open() as file:
+            rows += [row for row in csv.DictReader(file) if row["problem"] not in measured]
+    with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(sorted(rows, key=lambda row: (row["problem"], int(row["seed"]))))
 
 
 if __name__ == "__main__":

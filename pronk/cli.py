@@ -29,6 +29,7 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
   inspect RUN        configuration, counters and a digest of a run
   list               agents, environments, and what each agent supports
   bench NAME         how fast this machine trains, and what bounds it
+  reproduce NAME     an experiment of a paper: table and picture
 
 `pronk COMMAND --help` says more. Example: pronk train impala ALE/Pong-v5
 """
@@ -375,6 +376,31 @@ def benchmark(args: list[str]) -> None:
     print(json.dumps(result, indent=2) if settings.json == "-" else bench.table(result))
 
 
+def reproduce(args: list[str]) -> None:
+    """`pronk reproduce NAME`."""
+    from pronk.configs.reproduce import EXPERIMENTS
+
+    name, *rest = args or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: pronk reproduce NAME [flags]\n")
+        for known, settings in EXPERIMENTS.items():
+            print(f"  {known:16} {settings.__doc__}")
+        print("\n`pronk reproduce NAME --help` says more.")
+        return
+    if name not in EXPERIMENTS:
+        raise UserError(
+            f"experiment '{name}' is unknown{nearest(name, EXPERIMENTS) or '.'} Known:"
+            f" {', '.join(EXPERIMENTS)}."
+        )
+    settings = _parse(EXPERIMENTS[name], f"reproduce {name}", rest)
+    for field in ("seeds", "steps"):
+        if getattr(settings, field) < 1:
+            raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
+    from pronk import reproduce as experiments
+
+    print(experiments.run(name, settings))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
@@ -383,6 +409,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "inspect": inspect,
     "list": list_known,
     "bench": benchmark,
+    "reproduce": reproduce,
 }
 
 

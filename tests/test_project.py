@@ -19,23 +19,24 @@ PACKAGE = ROOT / "pronk"
 
 # From the top down. A module may import from lower lines, and within its own package.
 LAYERS = (
+    ("__main__",),
     ("pronk", "cli"),
-    ("record", "bench"),
+    ("record", "bench", "reproduce"),
     ("policy",),
     ("training",),
     ("wiring",),
     ("plan", "evaluate"),
     ("architectures",),
     ("agents", "runtime", "monitor", "plot"),
-    ("envs", "checkpoint"),
-    ("networks", "returns", "losses", "distributions"),
+    ("envs", "checkpoint", "replay"),
+    ("networks", "returns", "losses", "distributions", "transforms"),
     ("convolution", "scores", "files", "shared_memory", "allocator"),
     ("types", "configs"),
     ("errors",),
 )
 # What an agent may know: mathematics, its configuration, and what crosses boundaries.
 AGENTS_MAY_IMPORT = {
-    *("networks", "returns", "losses", "distributions", "convolution"),
+    *("networks", "returns", "losses", "distributions", "transforms", "convolution"),
     *("types", "configs", "errors"),
 }
 
@@ -108,6 +109,8 @@ def test_agents_know_neither_each_other_nor_the_machinery() -> None:
 
 
 def test_runtimes_know_no_algorithm() -> None:
+    for path in [*(PACKAGE / "runtime").glob("*.py"), PACKAGE / "training.py"]:
+        assert "r2d2" not in path.read_text().lower(), path
     mathematics = {"agents", "configs", *AGENTS_MAY_IMPORT} - {"types", "errors"}
     for module in TREES:
         if component(module) == "runtime":

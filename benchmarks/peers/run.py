@@ -6,7 +6,7 @@
 Each peer runs in an environment of its own under `build/peers`, one after the other, round by
 round, so that a noisy machine is noisy for all. Writes `docs/results/peers.csv`: agent steps per
 second while training, per round, with versions. `torch` is the learner's update alone, in
-milliseconds.
+milliseconds; `cpprb` the draw and the update of 64 of 100,000 priorities, in microseconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from pronk.bench.timing import median_seconds
+from pronk.replay import SumTree
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -42,8 +47,9 @@ def setup(names: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
         pip = [directory / "bin" / "python", "-m", "pip", "install", "-q"]
         # torch first and alone: what else is wanted must not replace the CPU build.
-        torch = next(line for line in requirements.read_text().split() if line.startswith("torch"))
-        subprocess.run([*pip, torch], check=True)
+        lines = requirements.read_text().split()
+        for torch in [line for line in lines if line.startswith("torch")]:
+            subprocess.run([*pip, torch], check=True)
         subprocess.run([*pip, "-r", requirements], check=True)
         done.touch()
 
@@ -90,16 +96,36 @@ def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
     ]
 
 
+def tree_rows(seconds: float) -> list[dict[str, Any]]:
+    """The sum-tree alone, ours and cpprb's, one after the other."""
+    python, items, batch = ENVIRONMENTS / "cpprb" / "bin" / "python", 100_000, 64
+    tree, rng = SumTree(items), np.random.default_rng(0)
+    tree.set(np.arange(items), rng.random(items))
+    index, priority = rng.integers(items, size=batch), rng.random(batch)
+    ours = {
+        "system": "pronk",
+        "version": version("pronk"),
+        "sample_microseconds": 1e6 * median_seconds(lambda: tree.sample(batch, rng), seconds),
+        "update_microseconds": 1e6 * median_seconds(lambda: tree.set(index, priority), seconds),
+    }
+    size = ["--items", str(items), "--batch", str(batch), "--seconds", str(seconds)]
+    theirs = last_json([python, HERE / "cpprb_tree.py", *size])
+    setting = f"{batch} of {items:,} priorities"
+    return [
+        row | {"system": f"{row['system']} sum-tree", "setting": setting} for row in (ours, theirs)
+    ]
+
+
 FIELDS = (
     *("round", "system", "version", "setting", "steps_per_second", "limit"),
-    "milliseconds_per_update",
+    *("milliseconds_per_update", "sample_microseconds", "update_microseconds"),
 )
 
 
 def main() -> None:
     """Set up, or measure and write."""
     parser = argparse.ArgumentParser(description="pronk beside its peers.")
-    names = ["pronk", *SCRIPTS, "torch"]
+    names = ["pronk", *SCRIPTS, "torch", "cpprb"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"setup, or of {names}")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -108,7 +134,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: setup, {', '.join(names)}")
     if "setup" in args.names:
-        chosen = [name for name in args.names if name != "setup"] or [*SCRIPTS, "torch"]
+        chosen = [name for name in args.names if name != "setup"] or [*SCRIPTS, "torch", "cpprb"]
         setup(chosen)
         return
     chosen = args.names or names
@@ -127,6 +153,8 @@ def main() -> None:
         if "torch" in chosen:
             for network in ("shallow", "deep"):
                 found += learner_rows(network, args.seconds / 2)
+        if "cpprb" in chosen:
+            found += tree_rows(args.seconds / 10)
         for row in found:
             print(i + 1, json.dumps(row), flush=True)
             rows.append({"round": i + 1} | {k: row[k] for k in FIELDS if k in row})
@@ -144,6 +172,7 @@ def measured(system: str, chosen: list[str]) -> bool:
         "sb3": system.startswith("Stable"),
         "sample-factory": system.startswith("Sample"),
         "rllib": system.startswith("RLlib"),
+        "cpprb": "sum-tree" in system,
     }
     return any(kinds[name] for name in chosen)
 

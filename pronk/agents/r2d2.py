@@ -8,6 +8,7 @@ these, `learn` takes the step and returns the sequences' new priorities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -42,20 +43,23 @@ class Core(NamedTuple):
     last_action: Array  # one-hot [B, A], zero before an episode's first action
 
 
-def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
-    """R2D2 for environments of this `spec`. Raises UserError where a space, or settings that do
-    not go together, can't be handled."""
-    del horizon  # nothing is annealed
-    _check(config, spec)
-    num_actions = int(spec.action_space.n)  # type: ignore[attr-defined]
-    h = {
+def rescaling(config: Config) -> transforms.Transform:
+    """h, by which action values are transformed."""
+    return {
         "sqrt": transforms.signed_sqrt(config.rescaling_epsilon),
         "log": transforms.signed_log(),
         "none": transforms.IDENTITY,
     }[config.rescaling]
+
+
+def action_values(
+    config: Config, spec: EnvSpec
+) -> tuple[networks.DuelingQ, Callable[..., tuple[Array, PyTree]]]:
+    """The network, and its values of rows."""
+    h = rescaling(config)
     network = networks.DuelingQ(
         space=spec.observation_space,
-        num_actions=num_actions,
+        num_actions=int(spec.action_space.n),  # type: ignore[attr-defined]
         torso=config.torso,
         hidden=config.hidden,
         head=config.head,
@@ -64,10 +68,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         core_size=config.core_size,
         encoder_dtype=jnp.dtype(config.encoder_dtype),
     )
-
-    def initial_core(batch: int) -> Core:
-        state = networks.initial_state(config.core, config.core_size, batch)
-        return Core(state, jnp.zeros((batch, num_actions), jnp.float32))
 
     def forward(
         params: PyTree, timestep: TimeStep, last_action: Array, state: PyTree
@@ -80,6 +80,22 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         if timestep.action_mask is not None:
             q = jnp.where(timestep.action_mask, q, FORBIDDEN)
         return q, state
+
+    return network, forward
+
+
+def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
+    """R2D2 for environments of this `spec`. Raises UserError where a space, or settings that do
+    not go together, can't be handled."""
+    del horizon  # nothing is annealed
+    _check(config, spec)
+    num_actions = int(spec.action_space.n)  # type: ignore[attr-defined]
+    h = rescaling(config)
+    network, forward = action_values(config, spec)
+
+    def initial_core(batch: int) -> Core:
+        state = networks.initial_state(config.core, config.core_size, batch)
+        return Core(state, jnp.zeros((batch, num_actions), jnp.float32))
 
     def init(key: Key) -> LearnerState:
         params_key, key = jax.random.split(key)

@@ -85,9 +85,30 @@ class Architectures:
     """Write JSON here; - for standard output."""
 
 
+@dataclass(frozen=True)
+class Replay:
+    """The replay of stacked frames: insertions, draws and priorities per second, and its size."""
+
+    observations: int = 100_000
+    """84 × 84 × 4 observations that it is filled with; a million take 8 GB."""
+    envs: int = 32
+    """Environments whose trajectories are inserted together."""
+    unroll: int = 20
+    """Agent steps per trajectory."""
+    batch: int = 64
+    """Sequences per draw, each of 40 rows of burn-in and 80 transitions, overlapping by 40."""
+    compress: bool = False
+    """Pack the frames."""
+    seconds: float = 5.0
+    """To measure draws, and then priorities."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
 BENCHMARKS = {
     "learner": Learner,
     "throughput": Throughput,
     "fused": Fused,
     "architectures": Architectures,
+    "replay": Replay,
 }

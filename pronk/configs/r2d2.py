@@ -133,7 +133,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discount": 0.99,
         "replay_capacity": 100_000,
         "replay_minimum": 100,
-        "replay_ratio": 2.0,
+        "replay_ratio": 16.0,
         "target_every": 200,
         "learning_rate": 1e-3,
         "epsilon": 1e-5,
