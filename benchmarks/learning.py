@@ -39,6 +39,7 @@ FEW = {"actors": 1, "envs": 8}
 HIDDEN = {"env_args": {"hide_velocities": True}}
 CUE = {
     "env_args": {"delay": 40}, "actors": 1, "envs": 32, "sequence_length": 42, "overlap": 20,
+    "target_every": 200,
 }  # fmt: skip
 CLAIMS = {
     "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),
@@ -49,8 +50,8 @@ CLAIMS = {
     ),
     "memory-none": Claim("pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000),
     "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
-    "r2d2-cartpole": Claim("CartPole-v1", 100_000, "≥ 475", FEW, agent="r2d2"),
-    "r2d2-hidden": Claim("pronk/CartPole-v1", 150_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2"),
+    "r2d2-cartpole": Claim("CartPole-v1", 200_000, "≥ 475", FEW, agent="r2d2"),
+    "r2d2-hidden": Claim("pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2"),
     "r2d2-memory-lstm": Claim("pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2"),
     "r2d2-memory-none": Claim(
         "pronk/MemoryCue-v0", 400_000, "chance, 0.25", {**CUE, "core": "none"}, 1000, agent="r2d2"

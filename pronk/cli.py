@@ -359,7 +359,8 @@ def benchmark(args: list[str]) -> None:
     settings = _parse(BENCHMARKS[name], f"bench {name}", rest)
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if isinstance(value, int | float) and value <= 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and value <= 0:
             raise UserError(f"`--{field.name}` is {value}; expected a number above zero.")
     from pronk import bench
     from pronk.files import cannot_write, write_json_atomically

@@ -134,7 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replay_capacity": 100_000,
         "replay_minimum": 100,
         "replay_ratio": 16.0,
-        "target_every": 200,
+        "target_every": 100,
         "learning_rate": 1e-3,
         "epsilon": 1e-5,
         "loss_reduction": "mean",
