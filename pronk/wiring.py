@@ -29,7 +29,7 @@ from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
 from pronk.runtime.replaying import Memory, ReplayRuntime, SynchronousReplayRuntime
-from pronk.types import Agent, Device, EnvSpec, Key, LearnerState, PyTree, TimeStep
+from pronk.types import Agent, Device, EnvSpec, Key, LearnerState, PyTree, ReplaySpec, TimeStep
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
 INIT_KEY, ACTOR_KEY, EVALUATION_KEY, REPLAY_KEY = range(4)
@@ -163,14 +163,18 @@ def make_runtime(
                 "the fused runtime has no actors' threads: leave `--actor-cores` out, or use"
                 " --runtime local."
             )
+        num_envs, unroll, draws = config.envs or batch_size, plan.agent_config.unroll, 0
+        if agent.replay is not None:
+            unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
         return FusedRuntime(
             agent,
             jax_env,
             jax.device_put(state, devices.learner),
             key_for(config.seed, ACTOR_KEY),
-            unroll=plan.agent_config.unroll,
-            num_envs=config.envs or batch_size,
+            unroll=unroll,
+            num_envs=num_envs,
             max_steps=config.steps,
+            draws=draws,
         )
     architecture = ARCHITECTURES[config.architecture]
     check_together(config)
@@ -271,6 +275,25 @@ def find_device(flag: str, name: str | None) -> Device | None:
         raise UserError(
             f"`{flag}` is '{name}'; expected a device that JAX sees here: {', '.join(known)}."
         ) from None
+
+
+def _fused_draws(spec: ReplaySpec, num_envs: int, batch_size: int) -> int:
+    """Updates per unroll; raises UserError for what the fused runtime's replay can't do."""
+    draws = round(spec.samples_per_insert)
+    if num_envs != batch_size or draws < 1 or draws != spec.samples_per_insert:
+        raise UserError(
+            f"the fused runtime inserts and draws as many sequences at a time as there are"
+            f" environments: `--envs` {num_envs} must equal `--batch-size` {batch_size}, and"
+            f" `--replay-ratio` {spec.samples_per_insert:g} be a whole number; or use --runtime"
+            " local."
+        )
+    if spec.burn_in > spec.length:
+        raise UserError(
+            f"the fused runtime's burn-in is the end of the sequence before: `--burn-in`"
+            f" {spec.burn_in} must not be larger than `--sequence-length` {spec.length}; or use"
+            " --runtime local."
+        )
+    return draws
 
 
 def _is_fused(plan: Plan, env: Any, agent: Agent) -> bool:

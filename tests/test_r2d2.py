@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,15 @@ import reference
 from gymnasium import spaces
 
 import pronk
-from pronk import agents
+from pronk import agents, envs
 from pronk.checkpoint import Checkpointer
 from pronk.configs.r2d2 import Config
 from pronk.errors import UserError
 from pronk.policy import inspect
-from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
+from pronk.replay import Replay, SegmentLog
+from pronk.runtime import ring
+from pronk.types import Batch, EnvSpec, ReplaySpec, TimeStep, Trajectory
+from pronk.wiring import row_of
 
 STATES, ACTIONS, BURN_IN, LENGTH, BATCH = 4, 3, 3, 7, 5
 SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
@@ -29,6 +35,7 @@ TABLE = Config(
     target_every=2, batch_size=BATCH,
 )  # fmt: skip
 KEY = jax.random.key(0)
+FIELDS = {f.name for f in dataclasses.fields(Config)}
 
 
 def made(**settings: Any):
@@ -216,6 +223,12 @@ def test_each_actor_has_its_own_epsilon():
     np.testing.assert_allclose(extras["probability"], expected, rtol=1e-4)
 
 
+FUSED = {
+    "runtime": "fused", "actors": None, "envs": 8, "batch_size": 8, "replay_ratio": 2.0,
+    "replay_capacity": 300,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -225,6 +238,8 @@ def test_each_actor_has_its_own_epsilon():
         ({"replay_ratio": 0.0}, "`--replay-ratio` is 0.0; expected a number above zero"),
         ({"replay_capacity": 30, "replay_minimum": 1}, "`--replay-capacity` is 30"),
         ({"replay_minimum": 100_000}, "`--replay-minimum`"),
+        ({**FUSED, "env": "pronk/Catch-v0", "replay_ratio": 1.5}, "be a whole number"),
+        ({**FUSED, "env": "pronk/Catch-v0", "burn_in": 9}, "`--burn-in` 9 must not be larger"),
     ],
 )
 def test_bad_settings(tmp_path, settings, message):
@@ -309,12 +324,97 @@ def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
     assert set(named) <= files
 
 
+@pytest.mark.parametrize("env", ["pronk/Catch-v0", "pronk/MemoryCue-v0"])
+def test_the_fused_runtime_has_a_replay_too(tmp_path, env):
+    """It resumes bit for bit, and learns as often as it was told."""
+    whole = train(tmp_path / "whole", 2000, env, **FUSED)
+    paused = train(tmp_path / "parts", 2000, env, stop_after=900, **FUSED)
+    assert 900 <= paused["agent_steps"] < 2000
+    rest = train(tmp_path / "parts", 2000, env, **FUSED)
+    assert whole["agent_steps"] == rest["agent_steps"]
+    digests = {inspect(tmp_path / d)["learner_sha256"] for d in ("whole", "parts")}
+    assert len(digests) == 1
+    loaded = Checkpointer(tmp_path / "whole" / "checkpoints").load()
+    inserted = int(loaded.tree("fused")["replay"]["count"])
+    # From the third unroll on, which has the 20th sequence, two updates for each.
+    assert int(loaded.tree("learner")["updates"]) == 2 * (inserted // 8 - 2)
+
+
+def test_the_ring_holds_what_was_done():
+    """In front of each sequence the rows before it, with the state before those."""
+    spec = ReplaySpec(40, 2, 4, 0, 1, 1.0, 0.0)
+    width, t = 3, 0
+
+    def rows(begin: int, end: int) -> Any:
+        name = np.arange(begin, end)[:, None] * 10.0 + np.arange(width)
+        no = np.zeros(name.shape, bool)
+        timestep = TimeStep(name, name, no, no, name < 10, no)
+        return timestep, name, {"probability": name, "core": {"h": name[..., None] + 0.5}}
+
+    first = jax.tree.map(lambda x: x[0], rows(0, 1))
+    replay = ring.make(spec, first, first[2]["core"])
+    for _ in range(5):
+        trajectory = Trajectory(*rows(t, t + 5), (), np.full(width, t, np.int32))
+        replay = ring.insert(replay, spec, trajectory)
+        t += 4
+    assert replay.count == 15
+    batch = ring.draw(replay, KEY, 200)
+    name = np.asarray(batch.trajectory.action)
+    assert name.shape == (7, 200)
+    begin, column = name[2] // 10, name[2] % 10
+    assert set(begin) == {4, 8, 12, 16} | ({0} if replay.version.shape[0] >= 15 else set())
+    expected = np.maximum(begin + np.arange(-2, 5)[:, None], 0) * 10 + column
+    np.testing.assert_array_equal(name, expected)
+    np.testing.assert_array_equal(batch.trajectory.core["h"][:, 0], name[0] + 0.5)
+    np.testing.assert_array_equal(batch.trajectory.version, begin)
+
+
 def test_segments_that_nobody_needs_are_deleted(tmp_path):
     train(tmp_path, 6000, checkpoint_every=0.02, keep=2, replay_ratio=0.2)
     files = len(list((tmp_path / "replay").iterdir()))
     epochs = int(Checkpointer(tmp_path / "checkpoints").load().tree("replay")["epoch"])
     assert epochs > 12
     assert files < 2 * epochs
+
+
+def test_kill_9_at_any_time(tmp_path):
+    """Again and again, in the middle of saves: what a checkpoint names is there and whole."""
+    flags = ["--checkpoint-every", "0.01", "--steps", "1000000"]
+    for name, value in TINY.items():
+        flags.append(f"--{name.replace('_', '-')}")
+        flags += [str(8) if name == "hidden" else str(value)] if name != "quiet" else []
+    command = [sys.executable, "-m", "pronk", "train", "r2d2", "CartPole-v1", "--run-dir",
+               str(tmp_path), *flags]  # fmt: skip
+    before = {"inserted": 0, "updates": 0}
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        saved = set(tmp_path.glob("checkpoints/[0-9]*"))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 120
+        while len(set(tmp_path.glob("checkpoints/[0-9]*")) - saved) < 2:
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        said = process.communicate()[0].decode()
+        assert "filled anew" not in said
+        loaded = Checkpointer(tmp_path / "checkpoints").load()
+        tree = loaded.tree("replay")
+        agent = agents.make("r2d2", Config(**{k: v for k, v in TINY.items() if k in FIELDS}),
+                            envs.spec_of("CartPole-v1"), horizon=1)  # fmt: skip
+        replay = Replay(agent.replay, row_of(agent, envs.spec_of("CartPole-v1")))
+        SegmentLog(tmp_path / "replay", 3).restore(replay, tree, episodes=False)
+        assert len(replay) == len(tree["slots"]) >= 20
+        batch, keys = replay.sample(64, np.random.default_rng(0))
+        assert set(keys) <= set(tree["keys"])
+        assert np.isfinite(batch.trajectory.timestep.observation).all()
+        np.testing.assert_array_equal(replay._tree.priorities()[tree["slots"]], tree["priorities"])
+        now = counts(tmp_path)
+        assert now["inserted"] > before["inserted"]
+        assert now["updates"] > before["updates"]
+        assert now["sampled"] >= 4 * now["updates"]
+        before = now
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])

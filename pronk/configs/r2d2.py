@@ -152,7 +152,7 @@ SUPPORTS = {
     "actions": "Discrete, masks",
     "observations": "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of them; pixels",
     "memory": "none, LSTM, GRU",
-    "runtimes": "local (threads or processes), deterministic",
+    "runtimes": "local (threads or processes), deterministic; fused (drawing uniformly)",
     "presets": ", ".join(PRESETS),
 }
 

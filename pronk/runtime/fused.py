@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,16 @@ import numpy as np
 
 from pronk.checkpoint import Loaded
 from pronk.envs.jax_env import JaxEnv, Slots, advance, start
+from pronk.runtime import ring
 from pronk.runtime.actor import Row
 from pronk.runtime.base import Update
+from pronk.runtime.ring import Ring
 from pronk.types import Agent, Array, Batch, Carry, Episode, Key, LearnerState, PyTree, Trajectory
 
 # Agent steps per call of the compiled program: long enough to hide the cost of the call.
 STEPS_PER_CALL = 1 << 15
+# Folded into the acting key for draws from replay; counts of acting never come so far.
+DRAWS = (1 << 32) - 1
 
 
 class RunState(NamedTuple):
@@ -31,12 +35,14 @@ class RunState(NamedTuple):
     row: Row  # row T of the last unroll, not yet executed
     act_key: Key
     count: Array  # uint32 [], act calls so far
+    replay: Ring | None = None  # of agents that learn from it
 
 
 class Outcome(NamedTuple):
     """What one update tells the host."""
 
     metrics: dict[str, Array]
+    learnt: Array  # bool [], whether anything was
     steps: Array  # int32 [], agent steps
     ended: Array  # bool [T, B], a game ended in this step
     episode_return: Array  # float32 [T, B], where ended
@@ -44,9 +50,12 @@ class Outcome(NamedTuple):
 
 
 def build(
-    agent: Agent, env: JaxEnv, *, unroll: int, num_envs: int
+    agent: Agent, env: JaxEnv, *, unroll: int, num_envs: int, draws: int = 0
 ) -> tuple[Callable[[LearnerState, Key], RunState], Callable[[RunState], tuple[RunState, Outcome]]]:
-    """`init(learner, key) -> RunState` and `update(RunState) -> RunState, Outcome`, both pure."""
+    """`init(learner, key) -> RunState` and `update(RunState) -> RunState, Outcome`, both pure.
+
+    draws: batches of `num_envs` sequences that agents with a replay learn from after each unroll.
+    """
     env_ids = np.arange(num_envs, dtype=np.int32)
 
     def init(learner: LearnerState, key: Key) -> RunState:
@@ -57,7 +66,36 @@ def build(
             agent.behaviour(learner), carry, timestep, jax.random.fold_in(act_key, 0)
         )
         row = Row(timestep, action, extras, carry.core)
-        return RunState(learner, slots, after, row, act_key, jnp.uint32(1))
+        replay = None
+        if agent.replay is not None:
+            replay = ring.make(agent.replay, (timestep, action, extras), carry.core)
+        return RunState(learner, slots, after, row, act_key, jnp.uint32(1), replay)
+
+    def learn(run: RunState, trajectory: Trajectory) -> tuple[Any, ...]:
+        """The learner, the replay, metrics, and whether anything was learnt."""
+        if agent.replay is None:
+            learner, _, metrics = agent.learn(run.learner, Batch(trajectory))
+            return learner, None, metrics, jnp.bool_(True)
+        assert run.replay is not None
+        replay = ring.insert(run.replay, agent.replay, trajectory)
+        key = jax.random.fold_in(run.act_key, DRAWS)
+
+        def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
+            batch = ring.draw(replay, jax.random.fold_in(key, learner.updates), num_envs)
+            learner, _, metrics = agent.learn(learner, batch)
+            return learner, metrics
+
+        def every(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
+            learner, metrics = jax.lax.scan(one, learner, length=draws)
+            return learner, jax.tree.map(lambda x: x.mean(0), metrics)
+
+        def none(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
+            _, metrics = jax.eval_shape(every, learner)
+            return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+        enough = replay.count >= agent.replay.minimum
+        learner, metrics = jax.lax.cond(enough, every, none, run.learner)
+        return learner, replay, metrics, enough
 
     def update(run: RunState) -> tuple[RunState, Outcome]:
         behaviour = agent.behaviour(run.learner)
@@ -82,11 +120,10 @@ def build(
         rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, seen)
         version = jnp.full((num_envs,), run.learner.updates)
         trajectory = Trajectory(*rows, core=run.row.core, version=version)
-        learner, _, metrics = agent.learn(run.learner, Batch(trajectory))
+        learner, replay, metrics, learnt = learn(run, trajectory)
         steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
-        return RunState(learner, slots, carry, row, run.act_key, count), Outcome(
-            metrics, steps, *stats
-        )
+        run = RunState(learner, slots, carry, row, run.act_key, count, replay)
+        return run, Outcome(metrics, learnt, steps, *stats)
 
     return init, update
 
@@ -106,8 +143,9 @@ class FusedRuntime:
         unroll: int,
         num_envs: int,
         max_steps: int,
+        draws: int = 0,
     ):
-        init, update = build(agent, env, unroll=unroll, num_envs=num_envs)
+        init, update = build(agent, env, unroll=unroll, num_envs=num_envs, draws=draws)
         per_update = unroll * num_envs
         calls = max(1, min(STEPS_PER_CALL, max_steps // 20) // per_update)
 
@@ -133,7 +171,8 @@ class FusedRuntime:
                 outcome.episode_return[ended], outcome.episode_length[ended], ended[-1], strict=True
             )
         ]
-        metrics = {k: v.mean() for k, v in outcome.metrics.items()}
+        learnt = outcome.learnt
+        metrics = {k: v[learnt].mean() for k, v in outcome.metrics.items()} if learnt.any() else {}
         return Update(metrics, int(outcome.steps.sum()), episodes, 0.0)
 
     def bound_by(self) -> str:
