@@ -39,7 +39,7 @@ FEW = {"actors": 1, "envs": 8}
 HIDDEN = {"env_args": {"hide_velocities": True}}
 CUE = {
     "env_args": {"delay": 40}, "actors": 1, "envs": 32, "sequence_length": 42, "overlap": 20,
-    "target_every": 200,
+    "target_every": 200, "learning_rate": 1e-3, "replay_capacity": 100_000,
 }  # fmt: skip
 CLAIMS = {
     "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),

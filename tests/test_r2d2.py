@@ -441,6 +441,17 @@ def test_a_replay_that_is_not_saved_is_filled_anew(tmp_path):
     assert inspect(tmp_path)["learner_sha256"]
 
 
+@pytest.mark.parametrize(
+    "settings", [{"architecture": "impala-dynamic-batch"}, {"actor_kind": "process"}]
+)
+def test_other_ways_to_act(tmp_path, settings):
+    summary = train(tmp_path, 1500, **settings)
+    assert summary["agent_steps"] >= 1500
+    found = counts(tmp_path)
+    assert found["updates"] > 5
+    assert found["inserted"] > 100
+
+
 def test_the_parameters_stay_finite_arrays(tmp_path):
     train(tmp_path, 1500, returns="retrace", rescaling="log", core="gru")
     learner = Checkpointer(tmp_path / "checkpoints").load().tree("learner")

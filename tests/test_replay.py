@@ -323,6 +323,16 @@ def test_priorities():
     assert replay._tree.priorities()[newest % replay._tree.capacity] == 3.0
 
 
+def test_where_nothing_surprises_all_are_drawn_alike():
+    replay, games = make(), Games(0, columns=2, longest=500)
+    for _ in range(10):
+        replay.add(0, games.trajectory(6))
+    keys = replay._items.key[replay._items.key >= 0]
+    replay.update(keys, np.zeros(len(keys)))
+    batch, _ = replay.sample(4, np.random.default_rng(0))
+    np.testing.assert_allclose(batch.probabilities, 1 / len(keys), rtol=1e-6)
+
+
 def test_each_frame_is_stored_once():
     replay, games = make(capacity=2000, stack=4), Games(0, columns=2, longest=100, stack=4)
     for _ in range(20):

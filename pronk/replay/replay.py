@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -116,6 +117,7 @@ class Replay:
         observations = len(jax.tree.leaves(example[0].observation))
         self._rows = Rows(spec.capacity, rows, observations, spec.compress)
         self._items = _Items(slots, self.cut, core)
+        self._order: deque[int] = deque()  # the slots of sequences, oldest first, if that matters
         self._sources: dict[int, _Source] = {}
         self.epoch = 0  # how often it was saved
         self._next = 0  # serial number of the next sequence
@@ -166,49 +168,51 @@ class Replay:
                 stack.places.hold(stack.of_row[places].reshape(-1))
                 stack.places.epoch[new[i]] = self.epoch
             count = 0
-            for b in range(width):
-                count += self._extend(state.streams[b], places[:, b], first[:-1, b], core, b,
-                                      int(trajectory.version[b]))  # fmt: skip
+            for b, stream in enumerate(state.streams):
+                for sequences, done in self._cut(stream, places[:, b], first[:-1, b], core, b):
+                    self._take_up(sequences, int(trajectory.version[b]))
+                    if done:
+                        store.release(np.array(done, np.int32))
+                    count += len(sequences)
             self.inserted += count
             self.transitions += int(first[1:].size - first[1:].sum())
         return count
 
-    def _extend(
-        self, stream: Stream, places: Array, first: Array, core: PyTree, column: int, version: int
-    ) -> int:
-        """A column's rows, cut where episodes begin; how many sequences that completed."""
-        count = 0
-        bounds = [0, *(np.flatnonzero(first[1:]) + 1), len(places)]
-        for start, stop in itertools.pairwise(bounds):
+    def _cut(
+        self, stream: Stream, places: Array, first: Array, core: PyTree, column: int
+    ) -> Iterator[tuple[list[Sequence], list[int]]]:
+        """A column's rows go on with its stream, which is cut where episodes begin; sequences that
+        are complete, and rows that the stream needs no more."""
+        for start, stop in itertools.pairwise(
+            [0, *(np.flatnonzero(first[1:]) + 1).tolist(), len(places)]
+        ):
             if first[start]:
-                count += self._take_up(*stream.close(), version)
+                yield stream.close()
             row = stream.end
             cores = {
                 row + t - start: jax.tree.map(lambda x, t=t: x[t, column].copy(), core)
                 for t in range(start, stop)
                 if stream.wants_core(row + t - start)
             }
-            rows = places[start:stop].tolist()
-            count += self._take_up(*stream.extend(rows, cores), version)
-        return count
+            yield stream.extend(places[start:stop].tolist(), cores)
 
-    def _take_up(self, found: list[Sequence], done: list[int], version: int) -> int:
-        for sequence in found:
-            items = self._items
+    def _take_up(self, sequences: list[Sequence], version: int) -> None:
+        """Store sequences, with the highest priority there is."""
+        items = self._items
+        top = self._tree.priorities().max() if sequences else 0.0
+        for sequence in sequences:
             if items.places.free == 0:
                 self._evict()
-            top = self._tree.priorities().max() or 1.0
             (slot,) = places = items.places.take(1)
             items.places.hold(places)
-            items.key[slot] = self._next * self._tree.capacity + slot
-            self._next += 1
-            items.put(slot, sequence, version)
             items.places.epoch[slot] = self.epoch
+            items.key[slot] = self._next * self._tree.capacity + slot
+            items.put(slot, sequence, version)
             self._rows.places.hold(items.rows[slot])
-            self._tree.set(places, np.array([top]))
-        if done:
-            self._rows.release(np.array(done, np.int32))
-        return len(found)
+            self._tree.set(places, np.array([top or 1.0]))
+            if self.spec.eviction == "fifo":
+                self._order.append(int(slot))
+            self._next += 1
 
     def _make_room(self, rows: int, frames: dict[int, int]) -> None:
         store = self._rows
@@ -225,11 +229,10 @@ class Replay:
     def _evict(self) -> None:
         """Forget the oldest sequence, or the one of lowest priority."""
         items = self._items
-        live = items.key >= 0
         if self.spec.eviction == "fifo":
-            slot = int(np.where(live, items.key, np.iinfo(np.int64).max).argmin())
+            slot = self._order.popleft()
         else:
-            slot = int(np.where(live, self._tree.priorities(), np.inf).argmin())
+            slot = int(np.where(items.key >= 0, self._tree.priorities(), np.inf).argmin())
         items.key[slot] = -1
         one = np.array([slot], np.int32)
         self._tree.set(one, np.zeros(1))
@@ -247,8 +250,10 @@ class Replay:
         `probabilities` are those of the draw. Raises ValueError if there is nothing to draw.
         """
         with self._lock:
-            slots = self._tree.sample(size, rng)
             items, store = self._items, self._rows
+            if len(self) and not self._tree.total > 0:  # nothing is surprising any more
+                self._tree.set(np.flatnonzero(items.key >= 0), np.ones(len(self)))
+            slots = self._tree.sample(size, rng)
             probabilities = self._tree.priorities()[slots] / self._tree.total
             keys, rows = items.key[slots], items.rows[slots]
             transitions, version = items.transitions[slots], items.version[slots]
@@ -328,6 +333,8 @@ class Replay:
         items.key[slots] = tree["keys"]
         self._tree.set(slots, tree["priorities"])
         items.places.restore((items.key >= 0).astype(np.int32), tree["free"])
+        if self.spec.eviction == "fifo":
+            self._order.extend(slots[np.argsort(tree["keys"])].tolist())
         self.epoch = int(tree["epoch"])
         self._next, self.inserted, self.sampled, self.stale, self.transitions = (
             int(x) for x in tree["counts"]

@@ -86,6 +86,8 @@ def _plan(strategy: str, seed: int, steps: int) -> Plan:
         sequence_length=LENGTH,
         overlap=LENGTH // 2,
         replay_ratio=8.0,
+        replay_capacity=100_000,
+        learning_rate=1e-3,
         **STRATEGIES[strategy],
     )
 
