@@ -40,6 +40,17 @@ def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"bound_by", "policy_lag", "learner_waits_share", "actor_waits_share"} <= result.keys()
 
 
+@pytest.mark.parametrize("flags", [[], ["--compress"]])
+def test_replay(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    size = ["--observations", 3000, "--envs", 4, "--batch", 4, "--seconds", 0.1]
+    result = run(capsys, "replay", *size, *flags)
+    for name in ("inserts_per_second", "samples_per_second", "updates_per_second"):
+        assert result[name] > 0
+    assert result["sequences"] > 50
+    assert result["compressed"] == bool(flags)
+    assert result["bytes_per_observation"] < 40_000  # stacks would be more than 28,224
+
+
 def test_fused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "fused.json"
     flags = ["--envs", "4", "--unroll", "5", "--seconds", "0.05"]

@@ -346,10 +346,14 @@ def test_the_ring_holds_what_was_done():
     width, t = 3, 0
 
     def rows(begin: int, end: int) -> Any:
-        name = np.arange(begin, end)[:, None] * 10.0 + np.arange(width)
+        name = (np.arange(begin, end)[:, None] * 10.0 + np.arange(width)).astype(np.float32)
         no = np.zeros(name.shape, bool)
         timestep = TimeStep(name, name, no, no, name < 10, no)
-        return timestep, name, {"probability": name, "core": {"h": name[..., None] + 0.5}}
+        return (
+            timestep,
+            name,
+            {"probability": name, "core": {"h": name[..., None] + np.float32(0.5)}},
+        )
 
     first = jax.tree.map(lambda x: x[0], rows(0, 1))
     replay = ring.make(spec, first, first[2]["core"])

@@ -300,6 +300,19 @@ def test_a_late_priority_touches_nothing_newer():
     assert len(set(old % replay._tree.capacity) & set(replay._items.key % replay._tree.capacity))
 
 
+def test_keys_of_a_long_run():
+    """Which are larger than 32 bits hold."""
+    replay, games = make(), Games(0, columns=1, longest=500)
+    replay._next = 10**12
+    while not len(replay):
+        replay.add(0, games.trajectory(6))
+    _, keys = replay.sample(1, np.random.default_rng(0))
+    assert keys.dtype == np.int64
+    assert keys[0] // replay._tree.capacity >= 10**12
+    replay.update(keys, np.array([3.0]))
+    assert replay._tree.priorities()[keys[0] % replay._tree.capacity] == 3.0
+
+
 def test_priorities():
     """New ones are the highest there are; the exponent counts; what is not finite changes nothing;
     the odds are those of the draw."""

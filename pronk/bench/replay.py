@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,9 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process occupies."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    """Bytes of memory that this process occupies; where the system does not say, 0."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else 0
 
 
 class _Games:

@@ -203,7 +203,8 @@ class Replay:
         for sequence in sequences:
             if items.places.free == 0:
                 self._evict()
-            (slot,) = places = items.places.take(1)
+            places = items.places.take(1)
+            slot = int(places[0])
             items.places.hold(places)
             items.places.epoch[slot] = self.epoch
             items.key[slot] = self._next * self._tree.capacity + slot
@@ -211,7 +212,7 @@ class Replay:
             self._rows.places.hold(items.rows[slot])
             self._tree.set(places, np.array([top or 1.0]))
             if self.spec.eviction == "fifo":
-                self._order.append(int(slot))
+                self._order.append(slot)
             self._next += 1
 
     def _make_room(self, rows: int, frames: dict[int, int]) -> None:

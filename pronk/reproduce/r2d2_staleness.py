@@ -265,7 +265,8 @@ def _over_seeds(found: list[dict[str, Any]], strategy: str, key: str) -> _Interv
     for run in found:
         if run["strategy"] == strategy:
             late = run["rows"][len(run["rows"]) // 2 :]
-            values.append(np.nanmean([row[key] for row in late]))
+            known = [row[key] for row in late if not np.isnan(row[key])]
+            values.append(np.mean(known) if known else np.nan)
     rng = np.random.default_rng(0)
     means = rng.choice(values, size=(10_000, len(values))).mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
