@@ -193,6 +193,7 @@ def test_sequences_are_pieces_of_episodes(seed, cut, longest, compress):
             replay.add(source, t)
     assert replay.transitions == len(seen)
     covered: list[int] = []
+    ends: list[int] = []
     for item in everything(replay) if len(replay) else ():
         n, row = item["transitions"], item["name"]
         begin = row[burn_in] % 1000
@@ -222,6 +223,8 @@ def test_sequences_are_pieces_of_episodes(seed, cut, longest, compress):
             expected = [game.frame(max(int(at) - k, 0)) for k in (2, 1, 0)]
             np.testing.assert_array_equal(frames, expected)
         covered += inside[:-1].tolist()
+        ends.append(inside[-1])
+    assert len(set(ends)) == len(ends)  # each brings something new
     # What is missing belongs to the last episodes, which are running.
     running = {game.column: game.episode for source in games for game in source.games}
     finished = [n for n in seen if n // 1000 % 1000 < running[n // 1_000_000] - 1]

@@ -170,8 +170,8 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         )
         state = core.state
         if config.burn_in:
-            # Learnt from is only what comes after: no gradient reaches back (section 3).
-            _, state = forward(jax.lax.stop_gradient(params), before[0], before[1], state)
+            _, state = forward(params, before[0], before[1], state)
+        # Learnt from is only what comes after: no gradient reaches back (section 3).
         return forward(params, after[0], after[1], jax.lax.stop_gradient(state))[0]
 
     def errors(

@@ -147,8 +147,7 @@ class Replay:
                 self._sources[source] = _Source(self.cut, width)
         store, state = self._rows, self._sources[source]
         shared = {
-            i: stack.shared(leaves[i], first[:-1], state.last.get(i))
-            for i, stack in store.stacks.items()
+            i: stack.shared(leaves[i], state.last.get(i)) for i, stack in store.stacks.items()
         }
         frames = {i: stack.wanted(shared[i]) for i, stack in store.stacks.items()}
         with self._lock:

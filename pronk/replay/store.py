@@ -132,16 +132,15 @@ class Stacks:
         self.places = Places(capacity)
         self.of_row = np.zeros((rows, self.depth), np.int32)
 
-    def shared(self, x: Array, first: Array, before: Array | None) -> Array:
+    def shared(self, x: Array, before: Array | None) -> Array:
         """Whether each row of x `[T, B, k, H, W]` continues the one before, bool `[T, B]`.
 
         before: row -1, `[B, k, H, W]`.
         """
-        result = np.zeros(first.shape, np.bool_)
+        result = np.zeros(x.shape[:2], np.bool_)
         for t in range(len(x)):
             if before is not None:
-                same = (x[t, :, :-1] == before[:, 1:]).all(axis=(1, 2, 3))
-                result[t] = same & ~first[t]
+                result[t] = (x[t, :, :-1] == before[:, 1:]).all(axis=(1, 2, 3))
             before = x[t]
         return result
 
