@@ -117,12 +117,20 @@ class Shallow(nn.Module):
 
 
 class Nature(nn.Module):
-    """The three convolutions of DQN (Mnih et al. 2015): uint8 `[N, H, W, C]` to `[N, F]`."""
+    """The three convolutions of DQN (Mnih et al. 2015): uint8 `[N, H, W, C]` to `[N, F]`.
+
+    Raises UserError for images too small for them.
+    """
 
     dtype: Any = jnp.float32  # of what is computed; parameters are float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if min(x.shape[1:3]) < 36:
+            raise UserError(
+                f"images of {x.shape[1]} × {x.shape[2]} are too small for `--torso` nature, which"
+                " needs 36 × 36: use --torso auto."
+            )
         for i, (features, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
             kernel = self.param(f"conv{i}_kernel", _init, (size, size, x.shape[-1], features))
             bias = self.param(f"conv{i}_bias", nn.initializers.zeros, (features,))
@@ -249,6 +257,11 @@ def reset(state: PyTree, first: Array) -> PyTree:
     return jax.tree.map(leaf, state)
 
 
+def _remembered(features: Array, reward: Array, last_action: Array) -> Array:
+    """What a core sees at each row, `[T, B, F]`."""
+    return jnp.concatenate([features, reward[..., None], last_action], axis=-1)
+
+
 class ActorCritic(nn.Module):
     """Encoder, optional recurrent core, policy and value heads.
 
@@ -282,9 +295,8 @@ class ActorCritic(nn.Module):
         flat = jax.tree.map(lambda x: x.reshape(steps * batch, *x.shape[2:]), observation)
         features = Encoder(**encoder, name="encoder")(flat).reshape(steps, batch, -1)
         if self.core != "none":
-            inputs = jnp.concatenate([features, reward[..., None], last_action], axis=-1)
             core = ResettableCore(self.core, self.core_size, name="core")
-            features, state = core(inputs, first, state)
+            features, state = core(_remembered(features, reward, last_action), first, state)
         # Small policy weights make the first policy nearly uniform.
         small = nn.initializers.orthogonal(0.01)
         policy = nn.Dense(self.num_params, kernel_init=small, name="policy")(features)
@@ -322,9 +334,8 @@ class DuelingQ(nn.Module):
         )
         features = encoder(flat).reshape(steps, batch, -1)
         if self.core != "none":
-            inputs = jnp.concatenate([features, reward[..., None], last_action], axis=-1)
             core = ResettableCore(self.core, self.core_size, name="core")
-            features, state = core(inputs, first, state)
+            features, state = core(_remembered(features, reward, last_action), first, state)
 
         def head(name: str, width: int) -> Array:
             x = features

@@ -233,6 +233,10 @@ FUSED = {
     ("settings", "message"),
     [
         ({"env": "Pendulum-v1"}, "r2d2 has a value for each action"),
+        (
+            {"env": "ALE/Breakout-v5", "torso": "nature", "env_args": {"img_height": 30}},
+            "images of 30 × 84 are too small for `--torso` nature",
+        ),
         ({"overlap": 10, "sequence_length": 10}, "`--overlap` is 10; expected from 0 to less than"),
         ({"architecture": "a3c"}, "learns from what actors have just done"),
         ({"replay_ratio": 0.0}, "`--replay-ratio` is 0.0; expected a number above zero"),

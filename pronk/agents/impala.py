@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pronk import distributions, losses, networks, returns
+from pronk import distributions, losses, networks, returns, transforms
 from pronk.configs.impala import Config
 from pronk.types import Agent, Array, Batch, Carry, EnvSpec, Key, LearnerState, PyTree, TimeStep
 
@@ -57,9 +57,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         return Core(state, jnp.zeros((batch, distribution.num_features), jnp.float32))
 
     def scaled(reward: Array) -> Array:
-        reward = reward * config.reward_scale
-        clip = config.reward_clip
-        return jnp.clip(reward, -clip, clip) if clip else reward
+        return transforms.clip_reward(reward * config.reward_scale, config.reward_clip)
 
     def forward(
         params: PyTree, timestep: TimeStep, last_action: Array, state: PyTree

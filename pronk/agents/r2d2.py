@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pronk import networks, returns, transforms
+from pronk import distributions, networks, returns, transforms
 from pronk.configs.r2d2 import Config
 from pronk.errors import UserError
 from pronk.types import (
@@ -31,9 +31,6 @@ from pronk.types import (
     ReplaySpec,
     TimeStep,
 )
-
-# The value of forbidden actions: finite, so that no target becomes infinite.
-FORBIDDEN = -1e9
 
 
 class Core(NamedTuple):
@@ -78,7 +75,7 @@ def action_values(
             params, timestep.observation, h.apply(reward), last_action, timestep.first, state
         )
         if timestep.action_mask is not None:
-            q = jnp.where(timestep.action_mask, q, FORBIDDEN)
+            q = jnp.where(timestep.action_mask, q, distributions.MASKED)
         return q, state
 
     return network, forward
@@ -221,14 +218,15 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             correction = batch.probabilities ** -hyper["importance_exponent"]
             correction /= correction.max()
         objective = jnp.mean(correction * of_sequence)
+        steps = weight.sum()
         return objective, (
             priority,
             {
                 "loss/value": objective,
-                "q_mean": jnp.sum(q * weight) / weight.sum(),
-                "td_error": jnp.sum(size) / weight.sum(),
+                "q_mean": jnp.sum(q * weight) / jnp.maximum(steps, 1.0),
+                "td_error": jnp.sum(size) / jnp.maximum(steps, 1.0),
                 "importance_weight": correction.mean(),
-                "steps": weight.sum(),
+                "steps": steps,
             },
         )
 

@@ -122,6 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Small problems.
     "small": {
+        "torso": "auto",
         "hidden": (64,),
         "core_size": 64,
         "head": 64,

@@ -18,7 +18,7 @@ import numpy as np
 
 from pronk.errors import UserError
 from pronk.replay.sequences import Cut, Sequence, Stream
-from pronk.replay.store import CompressedFrames, Places, RawFrames, Rows
+from pronk.replay.store import CompressedFrames, Places, RawFrames, Rows, without_core
 from pronk.replay.sum_tree import SumTree
 from pronk.types import Array, Batch, PyTree, ReplaySpec, TimeStep, Trajectory
 
@@ -113,7 +113,7 @@ class Replay:
         # Episodes shorter than a sequence make more of them than one per stride.
         slots = 1 + 4 * spec.capacity // self.cut.stride
         self._tree = SumTree(slots)
-        rows, core = _without_core(*example)
+        rows, core = without_core(example)
         observations = len(jax.tree.leaves(example[0].observation))
         self._rows = Rows(spec.capacity, rows, observations, spec.compress)
         self._items = _Items(slots, self.cut, core)
@@ -138,7 +138,7 @@ class Replay:
         trajectory: leaves `[T + 1, B, ...]`, NumPy; row T comes again as row 0 of the next one of
         this source. Raises UserError if the running episodes alone fill the memory.
         """
-        rows, core = _without_core(trajectory.timestep, trajectory.action, trajectory.extras)
+        rows, core = without_core(trajectory[:3])
         leaves = [x[:-1] for x in jax.tree.leaves(rows)]
         first = np.asarray(trajectory.timestep.first)
         steps, width = first.shape[0] - 1, first.shape[1]
@@ -360,12 +360,3 @@ class Replay:
             ("items", self._items.places, self._items),
             *((f"frames{i}", stack.places, stack.frames) for i, stack in stacks),
         ]
-
-
-def _without_core(
-    timestep: TimeStep, action: PyTree, extras: dict[str, PyTree]
-) -> tuple[tuple[TimeStep, PyTree, dict[str, PyTree]], PyTree]:
-    """The three without the recurrent states, and these."""
-    extras = dict(extras)
-    core = extras.pop("core", ())
-    return (timestep, action, extras), core

@@ -42,6 +42,9 @@ class Stream:
 
     def __init__(self, cut: Cut):
         self.cut = cut
+        self._begin_episode()
+
+    def _begin_episode(self) -> None:
         self.rows: list[int] = []  # places, from row `begin` of the episode on
         self.begin = 0
         self.start = 0  # the row where the next sequence begins
@@ -79,7 +82,7 @@ class Stream:
         last = self.end - 1
         found = [self._sequence(last)] if last > self.covered else []
         done = self.rows
-        self.__init__(self.cut)
+        self._begin_episode()
         return found, done
 
     def save(self) -> PyTree:

@@ -64,10 +64,6 @@ class RawFrames:
         """`[n, ...]` for places `[n]`."""
         return self._frames.take(places, axis=0)
 
-    def bytes(self, places: Array) -> int:
-        """What the frames there take."""
-        return len(places) * self._frames[0].nbytes
-
     def contents(self, places: Array) -> dict[str, Array]:
         """For a file; `take_up` is the reverse."""
         return {"frames": self._frames[places]}
@@ -97,10 +93,6 @@ class CompressedFrames:
         for i, j in enumerate(inverse):
             result[i] = np.frombuffer(unpacked[j], np.uint8).reshape(self._shape)
         return result
-
-    def bytes(self, places: Array) -> int:
-        """What the frames there take."""
-        return sum(len(self._frames[place]) for place in places)
 
     def contents(self, places: Array) -> dict[str, Array]:
         """For a file; `take_up` is the reverse."""
@@ -225,3 +217,11 @@ class Rows:
         """What is at places `[T, B]`, leaves `[T, B, ...]`, copied."""
         leaves = [c.get(rows) if isinstance(c, Stacks) else c[rows] for c in self.columns]
         return jax.tree.unflatten(self._structure, leaves)
+
+
+def without_core(rows: PyTree) -> tuple[PyTree, PyTree]:
+    """(timestep, action, extras) without the recurrent states in `extras["core"]`, and these."""
+    timestep, action, extras = rows
+    extras = dict(extras)
+    core = extras.pop("core", ())
+    return (timestep, action, extras), core

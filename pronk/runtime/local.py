@@ -24,7 +24,25 @@ from pronk.runtime.workers import Asynchronous, Unroller, Waits, Workers
 from pronk.types import LearnerState, PyTree
 
 
-class LocalRuntime(Asynchronous):
+class OneLearner(Asynchronous):
+    """What asynchronous runtimes share whose one learner has its batches made by a thread."""
+
+    learner: Learner
+    _batches: Workers
+
+    def close(self) -> None:
+        """Stop the actors and release their environments."""
+        super().close()
+        self._batches.close()
+        self.learner.close()
+
+    @property
+    def learner_state(self) -> LearnerState:
+        """The newest state of the learner."""
+        return self.learner.state
+
+
+class LocalRuntime(OneLearner):
     """Asynchronous actors in threads around one learner (IMPALA)."""
 
     def __init__(
@@ -62,17 +80,6 @@ class LocalRuntime(Asynchronous):
         update = self.learner.update(*self._next(self._batches))
         self.learner.publish()
         return update
-
-    def close(self) -> None:
-        """Stop the actors and release their environments."""
-        super().close()
-        self._batches.close()
-        self.learner.close()
-
-    @property
-    def learner_state(self) -> LearnerState:
-        """The newest state of the learner."""
-        return self.learner.state
 
 
 class SynchronousRuntime:

@@ -6,7 +6,6 @@ Synchronous (deterministic runs), they take turns.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +18,10 @@ from pronk.errors import UserError
 from pronk.replay import Limiter, Replay, SegmentLog
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
-from pronk.runtime.learner import Learner, Prepared, agent_steps
-from pronk.runtime.local import SynchronousRuntime
-from pronk.runtime.workers import Asynchronous, Closed, Unroller, Workers
-from pronk.types import Array, LearnerState, PyTree
+from pronk.runtime.learner import Learner, Prepared, agent_steps, report
+from pronk.runtime.local import OneLearner, SynchronousRuntime
+from pronk.runtime.workers import Closed, Unroller, Workers
+from pronk.types import Array, PyTree
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped
 
@@ -113,16 +112,10 @@ def _set_rng_state(rng: np.random.Generator, saved: Array) -> None:
 
 def only_seen(seen: Sequence[Seen]) -> Update:
     """What is reported where nothing was learnt."""
-    return Update(
-        metrics={},
-        steps=sum(s.steps for s in seen),
-        episodes=[episode for s in seen for episode in s.unroll.episodes],
-        policy_lag=math.nan,
-        warnings=[warning for s in seen for warning in s.unroll.warnings],
-    )
+    return report({}, sum(s.steps for s in seen), np.nan, [s.unroll for s in seen])
 
 
-class ReplayRuntime(Asynchronous):
+class ReplayRuntime(OneLearner):
     """Actors in threads around a replay, from which one learner learns."""
 
     def __init__(
@@ -190,13 +183,6 @@ class ReplayRuntime(Asynchronous):
         self._closing.set()
         self._begun.set()
         super().close()
-        self._batches.close()
-        self.learner.close()
-
-    @property
-    def learner_state(self) -> LearnerState:
-        """The newest state of the learner."""
-        return self.learner.state
 
 
 class SynchronousReplayRuntime(SynchronousRuntime):

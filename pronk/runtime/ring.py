@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pronk.replay.store import without_core
 from pronk.types import Array, Batch, Key, PyTree, ReplaySpec, Trajectory
 
 
@@ -79,11 +80,3 @@ def draw(ring: Ring, key: Key, size: int) -> Batch:
     rows = jax.tree.map(lambda x: jnp.moveaxis(x[at], 0, 1), ring.rows)
     core = jax.tree.map(lambda x: x[at], ring.core)
     return Batch(Trajectory(*rows, core=core, version=ring.version[at]))
-
-
-def without_core(rows: PyTree) -> tuple[PyTree, PyTree]:
-    """(timestep, action, extras) without the recurrent states, and these."""
-    timestep, action, extras = rows
-    extras = dict(extras)
-    core = extras.pop("core")
-    return (timestep, action, extras), core
