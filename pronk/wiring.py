@@ -233,12 +233,13 @@ def make_runtime(
         runtime: Runtime
         if agent.replay is not None:
             assert learner is not None
-            memory = Memory(
-                Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args))),
-                SegmentLog(plan.run_dir / "replay", config.keep),
-                batch_size=batch_size,
-                seed=derived_seed(config.seed, REPLAY_KEY, life),
-            )
+            replay = Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args)))
+            log = None
+            if agent.replay.saved:
+                log = SegmentLog(replay, plan.run_dir / "replay", config.keep)
+                unfinished.callback(log.close)
+            seed = derived_seed(config.seed, REPLAY_KEY, life)
+            memory = Memory(replay, log, batch_size=batch_size, seed=seed)
             if config.deterministic:
                 runtime = SynchronousReplayRuntime(learner, actors, memory)
             else:

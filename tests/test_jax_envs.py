@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pronk.envs import cartpole, catch, memory_cue
+import pronk.envs
+from pronk.envs import cartpole, catch, memory_cue, orchard
 from pronk.envs.jax_env import JaxEnv, JaxVectorEnv, Slots, advance, start
 from pronk.errors import UserError
 from pronk.types import Array, EnvSpec, Episode, TimeStep
@@ -93,6 +94,7 @@ ENVS = {
     "catch": catch.make(rows=4, columns=3),
     "memory_cue": memory_cue.make(delay=2, cues=3),
     "cartpole": cartpole.make(max_steps=12),
+    "orchard": orchard.make(rows=3, columns=3, seen=1, lives=2, falls=4),
 }
 every_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS.keys())
 
@@ -360,6 +362,97 @@ def test_memory_cue_shows_once_asks_once_and_pays_once(delay: int):
     np.testing.assert_array_equal(timestep.reward[-1], actions[-1] == cue)
 
 
+# Orchard
+
+
+def orchard_state(env, *, fruits, picker, t=0, lives=3):
+    state, _ = env.reset(jax.random.key(0))
+    return state._replace(
+        t=jnp.int32(t), fruits=jnp.array(fruits), picker=jnp.int32(picker), lives=jnp.int32(lives)
+    )
+
+
+def test_orchard_by_hand():
+    env = orchard.make(rows=3, columns=4, seen=1, lives=2, falls=2)
+    key, right, stay = jax.random.key(0), jnp.int32(2), jnp.int32(1)
+    state = orchard_state(env, fruits=[0, 3], picker=2, lives=2)
+    state, board, reward, terminated, truncated = env.step(state, right, key)
+    np.testing.assert_array_equal(board, [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])  # unseen
+    assert (reward, terminated, truncated) == (0, False, False)
+    state, board, reward, terminated, truncated = env.step(state, right, key)  # against the wall
+    assert (reward, terminated, truncated) == (10, False, False)
+    assert (int(state.lives), bool(state.lost)) == (2, False)
+    assert sorted(board[0][board[0] > 0]) == [0.5, 1]  # the next two, and never in one place
+    np.testing.assert_array_equal(board[2], [0, 0, 0, 1])
+    common = state._replace(fruits=jnp.array([3, 0]), t=jnp.int32(3))
+    state, _, *rest = env.step(common, stay, key)
+    assert rest == [1, False, True]  # the last fall
+    nothing = common._replace(fruits=jnp.array([1, 0]))
+    state, _, *rest = env.step(nothing, stay, key)
+    assert (*rest, bool(state.lost)) == (0, False, True, True)
+    state, _, *rest = env.step(nothing._replace(lives=jnp.int32(1)), stay, key)
+    assert (*rest, bool(state.lost)) == (0, True, False, True)  # the end, not the limit
+
+
+def test_orchards_fruits_never_share_a_column():
+    env = orchard.make(columns=3)
+    state, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 600))
+    pairs, counts = np.unique(np.asarray(state.fruits), axis=0, return_counts=True)
+    assert len(pairs) == 6
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert counts.min() > 60
+
+
+@pytest.mark.parametrize("life_loss", [True, "roll"])
+def test_a_lost_life_ends_the_return(life_loss):
+    """The games are the same; only what is said of them differs, as with Atari's."""
+    plain, lives = orchard.make(), orchard.make(life_loss=life_loss)
+    key, actions = jax.random.key(1), random_actions(plain, 150, 16)
+    slots, a = unroll(plain, key, range(16), actions)
+    _, b = unroll(lives, key, range(16), actions)
+    lost = slots.state.lost & ~a.first
+    assert (lost & ~a.terminated).any()
+    np.testing.assert_array_equal(a.observation, b.observation)
+    np.testing.assert_array_equal(b.terminated, a.terminated | lost)
+    np.testing.assert_array_equal(b.truncated, a.truncated)
+    follows = np.concatenate([np.zeros_like(lost[:1]), lost[:-1]]) & (life_loss is True)
+    np.testing.assert_array_equal(b.first, a.first | follows)
+    np.testing.assert_array_equal(b.reward, np.where(b.first, 0, a.reward))
+    played = [JaxVectorEnv(env, 16, seed=4) for env in (plain, lives)]
+    for env in played:
+        env.reset()
+        for action in actions:
+            env.step(action)
+    whole, counted = (env.episodes() for env in played)
+    assert whole == counted
+    assert len(whole) > 16
+
+
+def test_a_lost_life_is_restored():
+    env = orchard.make(lives=50, life_loss=True)
+    a, b = (JaxVectorEnv(env, 8, seed=1) for _ in range(2))
+    a.reset()
+    while not a.step(np.ones(8, np.int32)).terminated.any():
+        pass
+    b.restore(a.state())
+    after = a.step(np.ones(8, np.int32))
+    assert after.first.any()
+    jax.tree.map(np.testing.assert_array_equal, after, b.step(np.ones(8, np.int32)))
+
+
+def test_orchard_as_scored_has_no_ends_but_the_games():
+    args = {"life_loss": True}
+    scored = pronk.envs.make("pronk/Orchard-v0", 8, env_args=args, evaluate=True)
+    taught = pronk.envs.make("pronk/Orchard-v0", 8, env_args=args)
+    ends = {scored: 0, taught: 0}
+    for env in ends:
+        env.reset()
+        for _ in range(60):
+            ends[env] += int(env.step(np.ones(8, np.int32)).terminated.sum())
+        assert len(env.episodes()) * (1 if env is scored else 2) <= ends[env]
+    assert ends[scored] < ends[taught]
+
+
 # CartPole
 
 
@@ -412,10 +505,16 @@ def test_cartpole_without_velocities():
         (catch.make, {"columns": 0}),
         (memory_cue.make, {"delay": 0}),
         (memory_cue.make, {"cues": 1}),
+        (orchard.make, {"rows": 1}),
+        (orchard.make, {"columns": 1}),
+        (orchard.make, {"seen": 9}),
+        (orchard.make, {"lives": 0}),
+        (orchard.make, {"falls": 0}),
+        (orchard.make, {"life_loss": "rol"}),
         (cartpole.make, {"max_steps": 0}),
     ],
 )
 def test_bad_values_are_named(make, wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(UserError, match=f"{name}={value}"):
+    with pytest.raises(UserError, match=f"{name}={value!r}"):
         make(**wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pronk.errors import UserError
-from pronk.replay import Limiter, Replay, SumTree
+from pronk.replay import Limiter, Replay, SegmentLog, SumTree, log
+from pronk.replay import replay as memory
 from pronk.types import ReplaySpec, TimeStep, Trajectory
 
 # The sum-tree.
@@ -413,6 +415,77 @@ def test_many_threads_at_once():
     assert not errors
     check_counts(replay)
     assert replay.sampled > 0
+
+
+# The log.
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(memory, "PLACES_PER_PART", 24)
+    monkeypatch.setattr(log, "_POLL", 0.001)
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("eviction", ["fifo", "lowest-priority"])
+def test_what_was_saved_is_restored(tmp_path, small_segments, eviction, compress):
+    """At any save, with episodes running and most of what was written earlier forgotten."""
+    changes = {"capacity": 300, "eviction": eviction, "compress": compress}
+    replay, games = make(**changes), Games(0, columns=2, longest=30)
+    kept = SegmentLog(replay, tmp_path, keep=2)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        for _ in range(rng.integers(1, 30)):
+            replay.add(0, games.trajectory(7))
+            keys = replay._items.key[replay._items.key >= 0]
+            replay.update(keys, rng.random(len(keys)))
+        tree = kept.save()
+        again = make(**changes)
+        restored = SegmentLog(again, tmp_path, keep=2)
+        restored.restore(tree, episodes=True)
+        restored.close()
+        check_counts(again)
+        jax.tree.map(np.testing.assert_array_equal, everything(again), everything(replay))
+        assert again._tree.total == pytest.approx(replay._tree.total)
+        following = games.trajectory(7)
+        for each in (replay, again):
+            each.add(0, following)
+        jax.tree.map(np.testing.assert_array_equal, everything(again), everything(replay))
+    kept.close()
+
+
+def test_segments_are_written_while_it_goes_on(tmp_path, small_segments):
+    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
+    kept = SegmentLog(replay, tmp_path, keep=2)
+    for _ in range(20):
+        replay.add(0, games.trajectory(7))
+    until(lambda: all(len(places.unsaved()) < 24 for _, places, _ in replay._stores()))
+    with kept._lock:
+        written = len(list(tmp_path.iterdir()))
+    assert written > 8
+    tree = kept.save()
+    assert len(tree["segments"]) - written <= 4  # one for what is left of each kind
+    kept.close()
+
+
+def test_a_segment_that_cannot_be_written_is_told_by_the_next_save(tmp_path, small_segments):
+    (tmp_path / "file").write_text("")
+    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
+    kept = SegmentLog(replay, tmp_path / "file", keep=2)
+    for _ in range(20):
+        replay.add(0, games.trajectory(7))
+    until(lambda: not kept._writer.is_alive())
+    (tmp_path / "file").unlink()  # it could be written now, but what was lost is lost
+    with pytest.raises(UserError, match="file"):
+        kept.save()
+    kept.close()
 
 
 class Counts:

@@ -11,6 +11,7 @@ import pytest
 
 from pronk import cli
 from pronk.agents import r2d2
+from pronk.reproduce import r2d2_ablations as ablations
 from pronk.reproduce import r2d2_staleness as study
 from pronk.wiring import ActorFactory, build, initial_state
 
@@ -93,6 +94,34 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
     assert len(rows) > 4
     memory = (tmp_path / "r2d2-memory.csv").read_text().splitlines()
     assert len(memory) == 1 + 4 * 2
+
+
+def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "GAMES", 2)
+    args = ["reproduce", "r2d2-ablations", "--seeds", "1", "--steps", "1500"]
+    args += ["--output", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    cli.main(args)
+    assert "Feed-Forward" in capsys.readouterr().out
+    configs = {}
+    for variant in ablations.VARIANTS:
+        config = json.loads((tmp_path / "runs" / f"{variant}-0-1500" / "config.json").read_text())
+        configs[variant] = {**config["agent_config"], **config["env_args"]}
+    assert configs["R2D2"]["discount"] == 0.997
+    for variant, changed in ablations.VARIANTS.items():
+        expected = {**configs["R2D2"], **changed, **changed.get("env_args", {})}
+        expected.pop("env_args", None)
+        assert configs[variant] == expected
+    rows = (tmp_path / "r2d2-ablations-greedy.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(ablations.VARIANTS)
+    curves = (tmp_path / "r2d2-ablations.csv").read_text().splitlines()
+    assert {row.split(",")[0] for row in curves[1:]} == set(ablations.VARIANTS)
+    # What is done is not done again.
+    (tmp_path / "runs" / "roll-0-1500.json").unlink()
+    train, trained = ablations._train, []
+    monkeypatch.setattr(ablations, "_train", lambda *given: trained.append(given) or train(*given))
+    cli.main(args)
+    assert [given[1] for given in trained] == ["roll"]
+    assert (tmp_path / "r2d2-ablations-greedy.csv").read_text().splitlines() == rows
 
 
 @pytest.mark.parametrize(

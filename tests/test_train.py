@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import pronk
+from pronk.checkpoint import Checkpointer
 from pronk.errors import UserError
 from pronk.plan import resolve
 from pronk.policy import inspect
@@ -34,32 +35,66 @@ def digest(run_dir: Path) -> str:
     return inspect(run_dir)["learner_sha256"]
 
 
-EXACT = {
-    "jax-fused": ("pronk/Catch-v0", {"runtime": "fused"}, 1000),
-    "jax-local": ("pronk/Catch-v0", {"runtime": "local"}, 1000),
-    "jax-gru": ("pronk/CartPole-v1", {"runtime": "local", "core": "gru", "core_size": 8}, 1000),
-    "cartpole-lstm": ("CartPole-v1", {"core": "lstm", "core_size": 8}, 1000),
-    "cartpole-workers": ("CartPole-v1", {"env_workers": 2}, 1000),
-    "pendulum": ("Pendulum-v1", {"actors": 1}, 600),
-    "atari": ("ALE/Breakout-v5", {"envs": 2, "batch_size": 2, "hidden": (16,)}, 600),
+R2D2: dict[str, Any] = {
+    "sequence_length": 6, "overlap": 3, "burn_in": 2, "core_size": 4, "head": 8,
+    "replay_minimum": 20, "replay_capacity": 400,
+}  # fmt: skip
+FUSED = {"runtime": "fused"}
+LOCAL = {"runtime": "local"}
+GRU, LSTM = ({"core": core, "core_size": 8} for core in ("gru", "lstm"))
+ATARI = {"envs": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
+# The conformance table: every agent under every runtime, and what else it is made of. Add each new
+# agent.
+EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "impala-fused": ("impala", "pronk/Catch-v0", FUSED, 1000),
+    "impala-local": ("impala", "pronk/Catch-v0", LOCAL, 1000),
+    "impala-gru": ("impala", "pronk/CartPole-v1", {**LOCAL, **GRU}, 1000),
+    "impala-lstm": ("impala", "CartPole-v1", LSTM, 1000),
+    "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
+    "impala-pendulum": ("impala", "Pendulum-v1", {"actors": 1}, 600),
+    "impala-atari": ("impala", "ALE/Breakout-v5", {"envs": 2, "batch_size": 2}, 600),
+    "r2d2-fused": ("r2d2", "pronk/Catch-v0", {**FUSED, "replay_ratio": 2.0}, 1500),
+    "r2d2-fused-memory": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "replay_ratio": 1.0}, 1500),
+    "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
+    "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
+    "r2d2-life-loss": ("r2d2", "pronk/Orchard-v0", {**LOCAL, "env_args": {"life_loss": True}}, 900),
+    "r2d2-atari": ("r2d2", "ALE/Breakout-v5", ATARI, 600),
+    "r2d2-compressed": ("r2d2", "ALE/Breakout-v5", {**ATARI, "replay_compress": True}, 600),
 }
+
+
+def everything_saved(run_dir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint but for where the replay happens to keep its contents."""
+    loaded = Checkpointer(run_dir / "checkpoints").load()
+    assert loaded is not None
+    where = ("replay/segments/", "replay/next_segment", "replay/sources/")
+    return {k: v for k, v in loaded._arrays.items() if not k.startswith(where)}
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
-    env, settings, steps = EXACT[name]
-    settings = {"deterministic": True, "seed": 3, **settings}
-    whole = train(env, tmp_path / "whole", steps, **settings)
-    paused = train(env, tmp_path / "parts", steps, stop_after=steps // 2, **settings)
-    assert paused["status"] == "paused"
-    assert steps // 2 <= paused["agent_steps"] < steps
-    rest = train(env, tmp_path / "parts", steps, **settings)
-    assert digest(tmp_path / "whole") == digest(tmp_path / "parts")
+    """With what environments, actors and a replay are in the middle of."""
+    agent, env, settings, steps = EXACT[name]
+    tiny = TINY | (R2D2 if agent == "r2d2" else {})
+    settings = {**tiny, "hidden": (16,), "deterministic": True, "seed": 3, **settings}
+
+    def train(run_dir: Path, **changes: Any) -> dict[str, Any]:
+        return pronk.train(agent, env, run_dir=run_dir, steps=steps, **{**settings, **changes})
+
+    whole = train(tmp_path / "whole")
+    for part in (steps // 3, 2 * steps // 3):
+        paused = train(tmp_path / "parts", stop_after=part)
+        assert paused["status"] == "paused"
+        assert part <= paused["agent_steps"] < steps
+    rest = train(tmp_path / "parts")
+    expected, found = (everything_saved(tmp_path / d) for d in ("whole", "parts"))
+    assert any(k.startswith("replay/") for k in found) == (agent == "r2d2" and "fused" not in name)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
     timing = {"wall_seconds", "steps_per_second", "run_dir", "bound_by"}
     assert {k: v for k, v in whole.items() if k not in timing} == {
         k: v for k, v in rest.items() if k not in timing
     }
-    other = train(env, tmp_path / "other", steps, **{**settings, "seed": 4})
+    other = train(tmp_path / "other", seed=4)
     assert other["status"] == "finished"
     assert digest(tmp_path / "other") != digest(tmp_path / "whole")
 

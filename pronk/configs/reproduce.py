@@ -22,4 +22,20 @@ class Staleness:
     """Two seeds and a third of the steps: some minutes."""
 
 
-EXPERIMENTS = {"r2d2-staleness": Staleness}
+@dataclass(frozen=True)
+class Ablations:
+    """R2D2 without one of its parts each, and with a lost life as an end."""
+
+    seeds: int = 3
+    """Runs of each variant."""
+    steps: int = 150_000
+    """Agent steps per run."""
+    output: Path = Path("runs") / "r2d2-ablations"
+    """Where the runs are kept; interrupted, the same command goes on."""
+    results: Path = Path("runs") / "r2d2-ablations"
+    """Where the tables (CSV) and the picture (PNG) are written."""
+    quick: bool = False
+    """One seed and a third of the steps: some minutes."""
+
+
+EXPERIMENTS = {"r2d2-ablations": Ablations, "r2d2-staleness": Staleness}

@@ -31,6 +31,7 @@ _JAX = {
     "pronk/CartPole-v1": "cartpole",
     "pronk/Catch-v0": "catch",
     "pronk/MemoryCue-v0": "memory_cue",
+    "pronk/Orchard-v0": "orchard",
 }
 _PROBE_STEPS = 40
 _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it
@@ -96,12 +97,10 @@ def make(
     ):
         if value < least:
             raise UserError(f"`{name}` is {value}, expected at least {least}")
-    args = dict(env_args or {})
+    args = as_scored(env, env_args) if evaluate else dict(env_args or {})
     if is_atari(env):
         from pronk.envs.atari import AtariEnvs
 
-        if evaluate:
-            args["life_loss"] = False
         return AtariEnvs(
             env,
             num_envs,
@@ -155,6 +154,14 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
         return own.spec
     factory = gym_factory(env, args)
     return gym_spec(factory, factory.name)
+
+
+def as_scored(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`env_args` with which games are counted and filmed: a lost life is no end."""
+    args = dict(env_args or {})
+    if is_atari(env) or "life_loss" in args:
+        args["life_loss"] = False
+    return args
 
 
 def is_atari(env: EnvLike) -> TypeGuard[str]:

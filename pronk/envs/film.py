@@ -32,7 +32,7 @@ class Film(NamedTuple):
 
 def make(env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None) -> Film:
     """A game to film, played as in evaluation; raises UserError where it can't be rendered."""
-    args = dict(env_args or {})
+    args = envs.as_scored(env, env_args)
     if envs.is_atari(env):
         return _atari(env, seed, args)
     own = envs.jax_env_of(env, args)
@@ -53,7 +53,6 @@ class _Twins:
     def __init__(self, env: str, seed: int, args: dict[str, Any]):
         from pronk.envs.atari import AtariEnvs
 
-        args = {**args, "life_loss": False}
         whole = {**args, "grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
         # One seed per episode, so that the two stay together from episode to episode.
         self._seen = AtariEnvs(env, 1, seed=seed, replayable=True, **args)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,10 @@ class JaxEnv(NamedTuple):
     action_mask: Callable[[PyTree], Array] | None = None  # (state) -> bool [actions]
     stochastic: bool = False
     render: Callable[[PyTree], Array] | None = None  # (state) -> uint8 [H, W, 3]
+    # (state) -> bool []: the step that led here cost a life. What that ends is as in `AtariEnvs`:
+    # nothing, the return and the memory (True), or the return alone ("roll").
+    life_lost: Callable[[PyTree], Array] | None = None
+    life_loss: bool | Literal["roll"] = False
 
 
 class Slots(NamedTuple):
@@ -46,6 +50,7 @@ class Slots(NamedTuple):
     key: Key  # typed key [B], the slot's own for its whole life
     episode: Array  # int32 [B], 0 for the first
     done: Array  # bool [B], the episode has ended: the next `advance` begins another
+    lost: Array  # bool [B], a life was lost and the next row shall be `first`
     episode_return: Array  # float32 [B], raw
     episode_length: Array  # int32 [B], steps taken, which is also the step within the episode
 
@@ -61,7 +66,7 @@ def start(env: JaxEnv, key: Key, env_ids: Array) -> tuple[Slots, TimeStep]:
     count, flag = jnp.zeros(num, jnp.int32), jnp.zeros(num, bool)
     total = jnp.zeros(num, jnp.float32)
     state, observation = _reset(env, keys, count)
-    slots = Slots(state, keys, count, flag, total, count)
+    slots = Slots(state, keys, count, flag, flag, total, count)
     return slots, _timestep(env, state, observation, total, flag, flag, ~flag)
 
 
@@ -85,15 +90,20 @@ def advance(env: JaxEnv, slots: Slots, action: Array) -> tuple[Slots, TimeStep]:
 
     # Most steps end no episode, and the random bits of a reset can cost more than the step.
     state, observation = jax.lax.cond(jnp.any(begins), with_resets, lambda: (state, observation))
+    lost, first = jnp.zeros_like(begins), jnp.logical_or(begins, slots.lost)
+    if env.life_lost is not None and env.life_loss:
+        lost = jax.vmap(env.life_lost)(state) & ~begins
     slots = Slots(
         state,
         slots.key,
         episode,
         terminated | truncated,
+        lost if env.life_loss is True else slots.lost,
         jnp.where(begins, 0, slots.episode_return + reward),
         jnp.where(begins, 0, slots.episode_length + 1),
     )
-    return slots, _timestep(env, state, observation, reward, terminated, truncated, begins)
+    shown = jnp.where(first, 0, reward)
+    return slots, _timestep(env, state, observation, shown, terminated | lost, truncated, first)
 
 
 # An episode's key is fold_in(slot key, episode). Its reset uses child 0 and its steps children
@@ -175,7 +185,7 @@ class JaxVectorEnv:
         """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead."""
         self._unseen = None
         timestep = jax.tree.map(np.asarray, self._execute(action))
-        ended = np.flatnonzero(timestep.terminated | timestep.truncated)
+        ended = np.flatnonzero(self._slots.done)
         if ended.size:
             returns = np.asarray(self._slots.episode_return)
             lengths = np.asarray(self._slots.episode_length)

@@ -1,10 +1,12 @@
 """A replay on disk: a log of segments, each of which is written once.
 
-    DIRECTORY/000012-0003-1f2e3d4c.safetensors    part 3 of what was new at the 13th save
+    DIRECTORY/00000012-1f2e3d4c.safetensors    the 13th part that was saved
 
-A segment is forced to disk before the checkpoint that names it, with its SHA-256, is written: what
-is there under no checkpoint's name, from a save that was cut short, is never read. A segment of
-which nothing is needed any more is deleted when no checkpoint that is kept can name it.
+A thread writes what is new whenever there is enough of it for a segment, so that little is left to
+do for a checkpoint. A segment is forced to disk before the checkpoint that names it, with its
+SHA-256, is written: what is there under no checkpoint's name, because the process was killed
+between, is never read. A segment of which nothing is needed any more is deleted when no checkpoint
+that is kept can name it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,57 +27,91 @@ from pronk.files import cannot_write, fsync_directory, write_and_sync
 from pronk.replay.replay import Part, Replay
 from pronk.types import PyTree
 
-_NAME = re.compile(r"([0-9]{6})-[0-9]{4}-[0-9a-f]{8}")
+_NAME = re.compile(r"([0-9]{8})-[0-9a-f]{8}")
+_POLL = 1.0  # seconds between looks at whether there is enough for a segment
 
 
 class SegmentLog:
-    """The segments of one run's replay; `keep`, the number of checkpoints that are kept."""
+    """The segments of one run's `replay`; `keep`, the number of checkpoints that are kept."""
 
-    def __init__(self, directory: Path, keep: int):
-        self.directory = directory
+    def __init__(self, replay: Replay, directory: Path, keep: int):
+        self.replay, self.directory = replay, directory
         self._sums: dict[str, np.ndarray] = {}  # SHA-256 of the segments needed, by name
         self._named: deque[set[str]] = deque(maxlen=keep + 1)  # by the last checkpoints
+        self._lock = threading.Lock()  # held by whoever writes
+        self._failure: OSError | None = None
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._run, name="replay-log", daemon=True)
+        self._writer.start()
 
-    def save(self, replay: Replay) -> PyTree:
-        """Write what is new; returns what the checkpoint must hold. Raises UserError."""
-        tree, parts, needed = replay.save()
-        epoch = int(tree["epoch"]) - 1
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for i, part in enumerate(parts):
-                arrays = {f"{part.store}/places": part.places} | {
-                    f"{part.store}/{k}": v for k, v in part.contents.items()
-                }
-                data = safetensors.numpy.save(arrays)
-                name = f"{epoch:06d}-{i:04d}-{secrets.token_hex(4)}"
-                write_and_sync(self._path(name), data)
-                self._sums[name] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-            fsync_directory(self.directory)
-            self._sums = {k: v for k, v in self._sums.items() if _epoch(k) in needed}
-            self._named.append(set(self._sums))
-            self._clean()
-        except OSError as error:
-            raise cannot_write(self.directory, error) from error
-        return tree | {"segments": dict(self._sums)}
+    def save(self) -> PyTree:
+        """Write what is new; returns what the checkpoint must hold. Raises UserError where this or
+        an earlier segment could not be written."""
+        with self._lock:
+            try:
+                if self._failure is not None:
+                    raise self._failure
+                tree, parts, needed = self.replay.save()
+                for part in parts:
+                    self._write(part)
+                self._sums = {k: v for k, v in self._sums.items() if _number(k) in needed}
+                self._named.append(set(self._sums))
+                self._clean()
+            except OSError as error:
+                raise cannot_write(self.directory, error) from error
+            return tree | {"segments": dict(self._sums)}
 
-    def restore(self, replay: Replay, tree: PyTree, *, episodes: bool) -> None:
+    def restore(self, tree: PyTree, *, episodes: bool) -> None:
         """Fill an empty replay with what `save` returned; see `Replay.restore`.
 
         Raises UserError, having changed nothing, where a segment is missing or damaged.
         """
         sums = dict(tree["segments"])
-        for name, expected in sums.items():
-            self._read(name, expected)  # all of them, before anything is changed
-        replay.restore(tree, self._parts(sums), episodes=episodes)
-        self._sums = sums
-        self._named.append(set(sums))
+        with self._lock:
+            for name, expected in sums.items():
+                self._read(name, expected)  # all of them, before anything is changed
+            self.replay.restore(tree, self._parts(sums), episodes=episodes)
+            self._sums = sums
+            self._named.append(set(sums))
 
-    def _parts(self, sums: dict[str, np.ndarray]) -> Iterator[tuple[int, Part]]:
+    def close(self) -> None:
+        """Write no more."""
+        self._closing.set()
+        self._writer.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.wait(_POLL):
+                while not self._closing.is_set() and self._write_full():
+                    pass
+        except OSError as error:
+            self._failure = error  # told by the next `save`
+
+    def _write_full(self) -> bool:
+        """Write a segment if there is enough for one, and whether there was."""
+        with self._lock:
+            part = self.replay.full_part()
+            if part is not None:
+                self._write(part)
+        return part is not None
+
+    def _write(self, part: Part) -> None:
+        arrays = {f"{part.store}/places": part.places} | {
+            f"{part.store}/{k}": v for k, v in part.contents.items()
+        }
+        data = safetensors.numpy.save(arrays)
+        name = f"{part.segment:08d}-{secrets.token_hex(4)}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_and_sync(self._path(name), data)
+        fsync_directory(self.directory)
+        self._sums[name] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+
+    def _parts(self, sums: dict[str, np.ndarray]) -> Iterator[Part]:
         for name in sorted(sums):
             arrays = safetensors.numpy.load(self._read(name, sums[name]))
             (store,) = {k.partition("/")[0] for k in arrays}
             contents = {k.partition("/")[2]: v for k, v in arrays.items()}
-            yield _epoch(name), Part(store, contents.pop("places"), contents)
+            yield Part(_number(name), store, contents.pop("places"), contents)
 
     def _read(self, name: str, expected: np.ndarray) -> bytes:
         path = self._path(name)
@@ -99,5 +136,5 @@ class SegmentLog:
         return self.directory / f"{name}.safetensors"
 
 
-def _epoch(name: str) -> int:
+def _number(name: str) -> int:
     return int(name.partition("-")[0])

@@ -22,13 +22,14 @@ from pronk.replay.store import CompressedFrames, Places, RawFrames, Rows, withou
 from pronk.replay.sum_tree import SumTree
 from pronk.types import Array, Batch, PyTree, ReplaySpec, TimeStep, Trajectory
 
-# Contents are saved in parts of so many frames, so that no large copy of them is made.
-PLACES_PER_PART = 1 << 14
+# Contents are saved in parts of so many places, so that no large copy of them is made.
+PLACES_PER_PART = 1 << 12
 
 
 class Part(NamedTuple):
-    """Contents of a replay for a file."""
+    """Contents of a replay for one segment of its log."""
 
+    segment: int
     store: str
     places: Array  # int32 [n]
     contents: dict[str, Array]
@@ -96,6 +97,9 @@ class _Items:
         return [self.rows, self.transitions, self.version, *cores]
 
 
+_Holder = Rows | _Items | RawFrames | CompressedFrames
+
+
 class Replay:
     """Sequences of `spec`, drawn in proportion to (their priority) ^ `spec.priority_exponent`.
 
@@ -119,7 +123,7 @@ class Replay:
         self._items = _Items(slots, self.cut, core)
         self._order: deque[int] = deque()  # the slots of sequences, oldest first, if that matters
         self._sources: dict[int, _Source] = {}
-        self.epoch = 0  # how often it was saved
+        self._segments = 0  # parts saved
         self._next = 0  # serial number of the next sequence
         self.inserted = 0  # sequences, in all
         self.sampled = 0
@@ -162,10 +166,8 @@ class Replay:
         state.last_rows = places[-1]
         with self._lock:
             store.places.hold(places.reshape(-1))
-            store.places.epoch[places] = self.epoch
-            for i, stack in store.stacks.items():
+            for stack in store.stacks.values():
                 stack.places.hold(stack.of_row[places].reshape(-1))
-                stack.places.epoch[new[i]] = self.epoch
             count = 0
             for b, stream in enumerate(state.streams):
                 for sequences, done in self._cut(stream, places[:, b], first[:-1, b], core, b):
@@ -205,7 +207,6 @@ class Replay:
             places = items.places.take(1)
             slot = int(places[0])
             items.places.hold(places)
-            items.places.epoch[slot] = self.epoch
             items.key[slot] = self._next * self._tree.capacity + slot
             items.put(slot, sequence, version)
             self._rows.places.hold(items.rows[slot])
@@ -290,25 +291,33 @@ class Replay:
             here &= np.isfinite(priorities)
             self._tree.set(slots[here], priorities[here])
 
-    # Saved and restored: what was written since the last time, and a little that says what counts.
+    # Saved and restored: contents once, when they are new, and a little that says what counts.
+
+    def full_part(self) -> Part | None:
+        """Contents that are in no segment yet, if there are enough of one kind for a whole one."""
+        with self._lock:
+            for name, places, holder in self._stores():
+                new = places.unsaved()
+                if len(new) >= PLACES_PER_PART:
+                    return self._part(name, places, holder, new[:PLACES_PER_PART])
+        return None
 
     def save(self) -> tuple[PyTree, list[Part], set[int]]:
-        """What is here, without the contents; the contents that are new since the last call; and
-        the epochs, calls of this, whose contents are still needed."""
+        """What is here, without the contents; those contents that are in no segment yet; and the
+        numbers of the segments that are still needed."""
         with self._lock:
-            now, self.epoch = self.epoch, self.epoch + 1
             parts = []
             needed: set[int] = set()
             for name, places, holder in self._stores():
-                needed |= set(np.unique(places.epoch[places.held > 0]).tolist())
-                new = np.flatnonzero((places.held > 0) & (places.epoch == now)).astype(np.int32)
+                new = places.unsaved()
                 for begin in range(0, len(new), PLACES_PER_PART):
                     some = new[begin : begin + PLACES_PER_PART]
-                    parts.append(Part(name, some, holder.contents(some)))
+                    parts.append(self._part(name, places, holder, some))
+                needed |= set(np.unique(places.segment[places.held > 0]).tolist())
             slots = np.flatnonzero(self._items.key >= 0)
             counts = [self._next, self.inserted, self.sampled, self.stale, self.transitions]
             tree = {
-                "epoch": np.int64(self.epoch),
+                "next_segment": np.int64(self._segments),
                 "counts": np.array(counts, np.int64),
                 "slots": slots,
                 "keys": self._items.key[slots],
@@ -318,24 +327,31 @@ class Replay:
             }
         return tree, parts, needed
 
-    def restore(self, tree: PyTree, parts: Iterable[tuple[int, Part]], *, episodes: bool) -> None:
-        """Be what `save` told; `parts` with their epochs, in order. Call it before anything else.
+    def _part(self, name: str, places: Places, holder: _Holder, some: Array) -> Part:
+        part = Part(self._segments, name, some, holder.contents(some))
+        places.segment[some] = part.segment
+        self._segments += 1
+        return part
+
+    def restore(self, tree: PyTree, parts: Iterable[Part], *, episodes: bool) -> None:
+        """Be what `save` told; `parts` in the order of their segments. Call it before anything
+        else.
 
         episodes: whether the running episodes go on; otherwise what they had is dropped, but for
         the sequences that were complete.
         """
         stores = {name: (places, holder) for name, places, holder in self._stores()}
-        for epoch, part in parts:
+        for part in parts:
             places, holder = stores[part.store]
             holder.take_up(part.places, part.contents)
-            places.epoch[part.places] = epoch
+            places.segment[part.places] = part.segment
         items, slots = self._items, tree["slots"]
         items.key[slots] = tree["keys"]
         self._tree.set(slots, tree["priorities"])
         items.places.restore((items.key >= 0).astype(np.int32), tree["free"])
         if self.spec.eviction == "fifo":
             self._order.extend(slots[np.argsort(tree["keys"])].tolist())
-        self.epoch = int(tree["epoch"])
+        self._segments = int(tree["next_segment"])
         self._next, self.inserted, self.sampled, self.stale, self.transitions = (
             int(x) for x in tree["counts"]
         )
@@ -353,7 +369,7 @@ class Replay:
             np.add.at(shown, stack.of_row[held > 0].reshape(-1), 1)
             stack.places.restore(shown)
 
-    def _stores(self) -> list[tuple[str, Places, Rows | _Items | RawFrames | CompressedFrames]]:
+    def _stores(self) -> list[tuple[str, Places, _Holder]]:
         stacks = self._rows.stacks.items()
         return [
             ("rows", self._rows.places, self._rows),

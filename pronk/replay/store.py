@@ -16,14 +16,20 @@ class Places:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.held = np.zeros(capacity, np.int32)
-        self.epoch = np.zeros(capacity, np.int32)  # in which each was written last: see `log`
+        self.segment = np.full(capacity, -1, np.int32)  # of the log that has it; -1: none has
         self._stack = np.arange(capacity, dtype=np.int32)[::-1].copy()
         self.free = capacity
 
     def take(self, count: int) -> Array:
         """So many free places, int32 `[count]`, not held yet; the caller makes sure of `free`."""
         self.free -= count
-        return self._stack[self.free : self.free + count].copy()
+        taken = self._stack[self.free : self.free + count].copy()
+        self.segment[taken] = -1
+        return taken
+
+    def unsaved(self) -> Array:
+        """What is held and in no segment, int32 `[n]`."""
+        return np.flatnonzero((self.held > 0) & (self.segment < 0)).astype(np.int32)
 
     def hold(self, places: Array) -> None:
         """Once more, for each time that a place is named."""

@@ -18,8 +18,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
-import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +28,9 @@ import numpy as np
 
 from pronk.agents import r2d2
 from pronk.configs.reproduce import Staleness
-from pronk.files import write_json_atomically
 from pronk.plan import Plan, resolve
 from pronk.replay import Limiter, Replay
+from pronk.reproduce.common import Interval, interval, once
 from pronk.runtime.actor import Player
 from pronk.runtime.learner import Learner
 from pronk.types import Array, PyTree, Trajectory
@@ -57,19 +56,14 @@ def run(settings: Staleness) -> str:
     configure_jax()
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=2, steps=settings.steps // 3)
-    settings.output.mkdir(parents=True, exist_ok=True)
     settings.results.mkdir(parents=True, exist_ok=True)
     found = []
     for seed in range(settings.seeds):
         for strategy in STRATEGIES:
             name = f"{strategy.replace(' ', '-')}-{seed}-{settings.steps}.json"
             path = settings.output / name
-            if not path.exists():
-                start = time.perf_counter()
-                result = _train(strategy, seed, settings.steps)
-                write_json_atomically(path, result)
-                print(f"{strategy}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-            found.append(json.loads(path.read_text()))
+            work = partial(_train, strategy, seed, settings.steps)
+            found.append(once(path, work))
     return _write(found, settings.results)
 
 
@@ -245,32 +239,19 @@ def _write(found: list[dict[str, Any]], results: Path) -> str:
     lines = ["strategy               ΔQ first (mean, 95 % interval)   ΔQ last"]
     for strategy in STRATEGIES:
         first, last = (_over_seeds(found, strategy, k) for k in ("first", "last"))
-        lines.append(
-            f"{strategy:22} {first.mean:.4f} [{first.low:.4f}, {first.high:.4f}]        "
-            f"{last.mean:.4f} [{last.low:.4f}, {last.high:.4f}]"
-        )
+        lines.append(f"{strategy:22} {first!s:32} {last}")
     return "\n".join([*lines, str(results / "r2d2-staleness.png")])
 
 
-class _Interval(NamedTuple):
-    mean: float
-    low: float
-    high: float
-
-
-def _over_seeds(found: list[dict[str, Any]], strategy: str, key: str) -> _Interval:
-    """Mean over seeds of the mean over the second half of training, with a 95 % bootstrap
-    interval."""
+def _over_seeds(found: list[dict[str, Any]], strategy: str, key: str) -> Interval:
+    """Over seeds, of the mean over the second half of training."""
     values = []
     for run in found:
         if run["strategy"] == strategy:
             late = run["rows"][len(run["rows"]) // 2 :]
             known = [row[key] for row in late if not np.isnan(row[key])]
             values.append(np.mean(known) if known else np.nan)
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, size=(10_000, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return _Interval(float(np.mean(values)), float(low), float(high))
+    return interval(values)
 
 
 def _draw(found: list[dict[str, Any]], path: Path) -> None:

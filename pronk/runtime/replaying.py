@@ -41,9 +41,9 @@ class Drawn(NamedTuple):
 
 
 class Memory:
-    """A replay with its limiter, the random numbers of its draws, and its log on disk."""
+    """A replay with its limiter, the random numbers of its draws, and its log if it is saved."""
 
-    def __init__(self, replay: Replay, log: SegmentLog, *, batch_size: int, seed: int):
+    def __init__(self, replay: Replay, log: SegmentLog | None, *, batch_size: int, seed: int):
         self.replay, self._log, self._batch_size = replay, log, batch_size
         self.limiter = Limiter(
             replay,
@@ -74,21 +74,26 @@ class Memory:
 
     def state(self) -> dict[str, PyTree]:
         """What to save, having written what is new to the log."""
-        if not self.replay.spec.saved:
+        if self._log is None:
             return {}
-        return {"replay": self._log.save(self.replay) | {"rng": _rng_state(self._rng)}}
+        return {"replay": self._log.save() | {"rng": _rng_state(self._rng)}}
 
     def restore(self, loaded: Loaded, *, episodes: bool) -> list[str]:
         """Be as saved, with or without the running episodes; says what could not be."""
         tree = loaded.tree("replay")
-        if tree is None:
+        if tree is None or self._log is None:
             return ["the replay is filled anew, because it was not saved."]
         try:
-            self._log.restore(self.replay, tree, episodes=episodes)
+            self._log.restore(tree, episodes=episodes)
         except UserError as error:
             return [f"warning: the replay is filled anew, because {error}."]
         _set_rng_state(self._rng, tree["rng"])
         return []
+
+    def close(self) -> None:
+        """Write no more to the log."""
+        if self._log is not None:
+            self._log.close()
 
 
 def _rng_state(rng: np.random.Generator) -> Array:
@@ -183,6 +188,7 @@ class ReplayRuntime(OneLearner):
         self._closing.set()
         self._begun.set()
         super().close()
+        self.memory.close()
 
 
 class SynchronousReplayRuntime(SynchronousRuntime):
@@ -212,3 +218,8 @@ class SynchronousReplayRuntime(SynchronousRuntime):
         told = super().restore(loaded)
         # Episodes go on only where the environments do.
         return told + self._memory.restore(loaded, episodes=not told)
+
+    def close(self) -> None:
+        """Release the environments."""
+        super().close()
+        self._memory.close()
