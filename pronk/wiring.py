@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
 from pronk.runtime.replaying import Memory, ReplayRuntime, SynchronousReplayRuntime
+from pronk.runtime.supervise import Restarts, Supervised
 from pronk.types import Agent, Device, EnvSpec, Key, LearnerState, PyTree, ReplaySpec, TimeStep
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
@@ -119,6 +121,7 @@ class ActorFactory:
             replayable=config.deterministic,
             fault_log=self.plan.run_dir / "env_faults.log",
             max_faults=config.max_env_faults,
+            hang_after=config.hang_after / 2,  # before the actor is taken for hung
         )
         key = jax.random.fold_in(key, self.index)
         env_ids = np.arange(first, first + self.num_envs, dtype=np.int32)
@@ -184,6 +187,8 @@ def make_runtime(
         None if architecture.gradients else Learner(agent, state, devices, batch_size=batch_size)
     )
 
+    restarts = Restarts(config.max_restarts, plan.run_dir / "actor_faults.log", config.hang_after)
+
     def make_actors(
         num_actors: int, num_envs: int, server: InferenceServer | None = None
     ) -> list[Any]:
@@ -191,11 +196,20 @@ def make_runtime(
         with contextlib.ExitStack() as unfinished:
             for i in range(num_actors):
                 factory = ActorFactory(plan, env, i, num_actors, num_envs, life)
-                if config.actor_kind == "process":
-                    made.append(ActorProcess(factory, f"actor {i}"))
-                else:
-                    made.append(factory(agent, server))
-                unfinished.callback(made[-1].close)
+                name = f"actor {i}"
+
+                # Bound now: the loop goes on.
+                def make(life: int, factory: ActorFactory = factory, name: str = name) -> Any:
+                    factory = dataclasses.replace(factory, life=life)
+                    if config.actor_kind == "process":
+                        return ActorProcess(factory, name)
+                    return factory(agent, server)
+
+                actor = make(life)
+                unfinished.callback(actor.close)
+                # What is saved with its actors' states can't go on without exactly these.
+                exact = config.deterministic or architecture.synchronous
+                made.append(actor if exact else Supervised(make, name, restarts, actor))
             unfinished.pop_all()  # the caller's to close
         return made
 
@@ -224,7 +238,7 @@ def make_runtime(
         server = InferenceServer(agent, key, learner.behaviour, batching, config.actor_cores)
         stack.callback(server.close)
     actors = make_actors(num_actors, num_envs, server)
-    how = getattr(actors[0], "placement", "in processes of their own")
+    how = actors[0].placement
     plural = "s" if num_actors > 1 else ""
     tell(f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments, {how}")
     with contextlib.ExitStack() as unfinished:

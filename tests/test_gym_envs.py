@@ -54,6 +54,8 @@ class Counting(gym.Env):
                 raise RuntimeError("broken joint")
             if self.trouble == "exit":
                 os._exit(3)
+            if self.trouble == "hang":
+                time.sleep(600)
             if self.trouble == "nan":
                 observation = np.array([np.nan, 0.0])
             if self.trouble == "shape":
@@ -493,6 +495,24 @@ def test_a_killed_worker_is_replaced_and_its_episodes_truncated():
         os.kill(pids(env)[0], signal.SIGKILL)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="exit code -9"):
             env.step([0] * 4)
+    finally:
+        env.close()
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced():
+    """A slow one is not: the others' steps are waited for."""
+    args = {"trouble": "hang", "at": 2}
+    env = envs.make(Counting, 2, workers=2, max_faults=4, env_args=args, hang_after=4.0)
+    try:
+        before = pids(env)  # type: ignore[arg-type]
+        env.reset()
+        assert not env.step([0] * 2).truncated.any()
+        t = env.step([0] * 2)
+        assert t.truncated.all()
+        assert not set(pids(env)) & set(before)  # type: ignore[arg-type]
+        (one, _) = env.warnings()
+        assert "their worker process did not answer for 4 s and was killed" in one
+        assert env.step([0] * 2).first.all()
     finally:
         env.close()
 

@@ -417,6 +417,23 @@ def test_many_threads_at_once():
     assert replay.sampled > 0
 
 
+def test_what_a_source_had_begun_may_be_forgotten():
+    replay, games = make(capacity=3000), Games(0, columns=2, longest=100)
+    for _ in range(4):
+        replay.add(7, games.trajectory(9))
+    before = everything(replay)
+    assert before
+    replay.forget(7)
+    check_counts(replay)
+    jax.tree.map(np.testing.assert_array_equal, everything(replay), before)
+    held = replay._rows.places.held.sum()
+    assert replay.add(7, games.trajectory(9)) == 0  # it comes too late
+    assert replay._rows.places.held.sum() == held
+    replay.add(8, Games(1, columns=2, longest=100).trajectory(9))
+    check_counts(replay)
+    assert len(everything(replay)) > len(before)
+
+
 # The log.
 
 

@@ -239,7 +239,7 @@ def test_local_learns_and_closes():
     assert runtime.learner_state.steps == sum(steps) == 3 * catch_steps(0, 12, 4)
     runtime.close()
     assert all(a.closed for a in actors)
-    assert not any(t.is_alive() for t in runtime._workers._threads)
+    assert not any(t.thread.is_alive() for t in runtime._workers._threads)
     count = [a.count for a in actors]
     time.sleep(0.05)
     assert count == [a.count for a in actors]

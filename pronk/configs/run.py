@@ -60,6 +60,12 @@ class RunConfig:
     """Processes per actor that step its environments; 0: none. [measured: for slow environments]"""
     max_env_faults: int = 10
     """Environment failures survived, by restarting the environment, before the run stops."""
+    max_restarts: int = 10
+    """Actors that died, crashed or hung and were made again, before the run stops. With
+    --deterministic, and in a2c architectures: none."""
+    hang_after: float = 300.0
+    """Seconds without a step after which an actor is taken for hung, given up and made again. For
+    `--env-workers`, half of that without an answer."""
     checkpoint_every: float = 120.0
     """Seconds between checkpoints."""
     keep: int = 3
@@ -80,5 +86,6 @@ class RunConfig:
 FREE = (
     *("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet"),
     *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
+    *("max_restarts", "hang_after"),
     *("actor_cores", "actor_device", "learner_device"),
 )

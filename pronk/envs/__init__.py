@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -74,6 +75,7 @@ def make(
     evaluate: bool = False,
     fault_log: Path | None = None,
     max_faults: int = 10,
+    hang_after: float = math.inf,
 ) -> VectorEnv:
     """`num_envs` environments stepped together, numbered from `first_env_id`.
 
@@ -82,7 +84,7 @@ def make(
     timing one of them, and `placement` says what was decided. `threads` is for Atari.
     `replayable` declares that episodes can be repeated from their seed and actions, which makes
     `state()` exact. `evaluate` makes a lost life no end. For `fault_log` and `max_faults` see
-    `SerialVectorEnv`.
+    `SerialVectorEnv`; `hang_after` is of worker processes, in seconds.
 
     Raises `UserError` for what can't be made: an unknown id, arguments that the environment does
     not accept, a package that is missing, a space that isn't supported.
@@ -129,6 +131,7 @@ def make(
         "replayable": replayable,
         "fault_log": fault_log,
         "max_faults": max_faults,
+        "hang_after": hang_after,
     }
     if workers:
         made = ProcessVectorEnv(

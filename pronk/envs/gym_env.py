@@ -6,6 +6,7 @@ imports jax, so that workers start quickly.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class SlotConfig(NamedTuple):
     first_env_id: int
     replayable: bool
     max_faults: int
+    hang_after: float  # seconds without an answer after which a worker process is replaced
 
 
 class SlotVectorEnv:
@@ -94,11 +96,12 @@ class SlotVectorEnv:
         replayable: bool = False,
         fault_log: Path | None = None,
         max_faults: int = 10,
+        hang_after: float = math.inf,
     ):
         self.spec = spec
         self.num_envs = num_envs
         self._config = SlotConfig(
-            factory, spec, num_envs, seed, first_env_id, replayable, max_faults
+            factory, spec, num_envs, seed, first_env_id, replayable, max_faults, hang_after
         )
         self._fault_log = fault_log
         self._num_faults = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import signal
 import time
@@ -29,6 +30,8 @@ class _Worker:
     def __init__(self, config: SlotConfig, memory: str, lo: int, hi: int):
         context = multiprocessing.get_context("spawn")  # fork deadlocks once jax has started
         self.lo, self.hi = lo, hi
+        self._patience = config.hang_after
+        self._hung = False
         self._sent = 0
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -48,6 +51,12 @@ class _Worker:
         self._process.join(_CLOSE_SECONDS)
         return self._process.exitcode
 
+    def fate(self) -> str:
+        """What became of the process."""
+        if self._hung:
+            return f"their worker process did not answer for {self._patience:g} s and was killed"
+        return f"their worker process ended with exit code {self.exitcode}"
+
     def send(self, command: str, payload: Any = None) -> None:
         """A dead worker is noticed by `receive`."""
         self._sent += 1
@@ -55,10 +64,15 @@ class _Worker:
             self._connection.send((self._sent, command, payload))
 
     def receive(self) -> Any | None:
-        """The answer to the last command, or None where the process has ended."""
+        """The answer to the last command, or None where the process has ended, or hung and was
+        killed."""
         while True:
             # The sentinel too: a child of the environment's may hold the pipe open.
-            ready = wait([self._connection, self._process.sentinel])
+            patience = self._patience if math.isfinite(self._patience) else None
+            ready = wait([self._connection, self._process.sentinel], patience)
+            if not ready:
+                self._hung = True
+                self._process.kill()
             if self._connection not in ready:
                 return None
             try:
@@ -134,7 +148,7 @@ class ProcessVectorEnv(SlotVectorEnv):
     """Gymnasium environments stepped by `workers` processes, each with a contiguous chunk.
 
     Arguments, episodes and errors are those of `SerialVectorEnv`; `factory` must be picklable. A
-    worker that dies is replaced and counts as one fault; its episodes are truncated.
+    worker that dies, or hangs, is replaced and counts as one fault; its episodes are truncated.
     """
 
     def __init__(
@@ -228,7 +242,7 @@ class ProcessVectorEnv(SlotVectorEnv):
         while True:
             first = self._config.first_env_id + dead.lo
             where = f"slots {dead.lo} to {dead.hi - 1} (environments from {first})"
-            cause = f"their worker process ended with exit code {dead.exitcode}"
+            cause = dead.fate()
             dead.end(time.monotonic())
             self._note([Fault(where, cause, "")])
             self._repair(chunk)

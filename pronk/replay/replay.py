@@ -123,6 +123,7 @@ class Replay:
         self._items = _Items(slots, self.cut, core)
         self._order: deque[int] = deque()  # the slots of sequences, oldest first, if that matters
         self._sources: dict[int, _Source] = {}
+        self._ended: set[int] = set()  # sources that were forgotten
         self._segments = 0  # parts saved
         self._next = 0  # serial number of the next sequence
         self.inserted = 0  # sequences, in all
@@ -147,6 +148,8 @@ class Replay:
         first = np.asarray(trajectory.timestep.first)
         steps, width = first.shape[0] - 1, first.shape[1]
         with self._lock:
+            if source in self._ended:
+                return 0
             if source not in self._sources:
                 self._sources[source] = _Source(self.cut, width)
         store, state = self._rows, self._sources[source]
@@ -178,6 +181,14 @@ class Replay:
             self.inserted += count
             self.transitions += int(first[1:].size - first[1:].sum())
         return count
+
+    def forget(self, source: int) -> None:
+        """What `source` had begun is dropped, and what it may still bring is not taken up."""
+        with self._lock:
+            self._ended.add(source)
+            if source in self._sources:
+                for stream in self._sources.pop(source).streams:
+                    self._rows.release(np.array(stream.rows, np.int32))
 
     def _cut(
         self, stream: Stream, places: Array, first: Array, core: PyTree, column: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +87,8 @@ class Actor:
         self._player = player
         self._unroll = unroll
         self._row: Row | None = None  # row T of the previous unroll
+        self.beats = 0  # rows acted in
+        self.beat: Callable[[], None] = lambda: None  # called for each, too
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
         """T steps with the parameters `behaviour` of update `version`."""
@@ -106,6 +108,8 @@ class Actor:
             stepped = time.perf_counter()
             row = self._player.act(behaviour, timestep)
             _write(buffers, t, (row.timestep, row.action, row.extras))
+            self.beats += 1
+            self.beat()
             env_seconds += stepped - start
             act_seconds += time.perf_counter() - stepped
         timestep, action, extras = buffers

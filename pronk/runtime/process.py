@@ -23,6 +23,7 @@ import numpy as np
 from pronk import shared_memory
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
+from pronk.runtime.supervise import Lost
 from pronk.types import Array, PyTree, Trajectory
 
 
@@ -68,9 +69,11 @@ def _read(memory: SharedMemory, places: PyTree) -> PyTree:
 class ActorProcess:
     """Calls `make_actor` in a spawned process and unrolls it there.
 
-    make_actor: picklable. Raises UserError if the process dies or fails; what it raised is
-    reported with its traceback, or as it is where it was a UserError.
+    make_actor: picklable. What the process raises is raised here, with its traceback, or as it is
+    where it was a UserError.
     """
+
+    placement = "in processes of their own"
 
     def __init__(self, make_actor: Callable[[], Actor], name: str):
         try:
@@ -83,18 +86,34 @@ class ActorProcess:
         context = multiprocessing.get_context("spawn")  # forking after jax has started deadlocks
         self._name = name
         self._pipe, theirs = context.Pipe()
+        self._memories: list[SharedMemory] = []
+        self._beats = Placed(0, (), "int64")
+        self._beats.view(self._memory(8))[...] = 0
         self._process = context.Process(
-            target=_main, args=(theirs, make_actor), name=name, daemon=True
+            target=_main,
+            args=(theirs, make_actor, self._memories[0].name, self._beats),
+            name=name,
+            daemon=True,
         )
         self._process.start()
         theirs.close()
-        self._memories: list[SharedMemory] = []
+        self._killed: Lost | None = None
         self._params: tuple[SharedMemory, PyTree] | None = None
         self._trajectory: tuple[SharedMemory, PyTree] | None = None
         self._finalizer = weakref.finalize(self, _release, self._memories, self._pipe)
 
+    @property
+    def beats(self) -> int:
+        """Rows acted in; the other process counts them in shared memory."""
+        return int(self._beats.view(self._memories[0])) if self._memories else 0
+
+    def kill(self, cause: Lost) -> None:
+        """End the process at once; whoever waits for its unroll is told the cause."""
+        self._killed = cause
+        self._process.kill()
+
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
-        """As `Actor.unroll`, in the other process."""
+        """As `Actor.unroll`, in the other process. Raises Lost where that has died."""
         behaviour = jax.tree.map(np.asarray, behaviour)
         if self._params is None:
             places, size = _layout(behaviour)
@@ -142,9 +161,9 @@ class ActorProcess:
             raise RuntimeError(f"{self._name} failed:\n{message[1]}")
         return message
 
-    def _death(self) -> UserError:
+    def _death(self) -> Lost:
         self._process.join(timeout=5)
-        return UserError(
+        return self._killed or Lost(
             f"{self._name} (process {self._process.pid}) died with exit code"
             f" {self._process.exitcode}; what was learnt is saved, and the same command goes on"
             " from there."
@@ -159,14 +178,21 @@ def _release(memories: list[SharedMemory], pipe: Connection) -> None:
         memory.unlink()
 
 
-def _main(pipe: Connection, make_actor: Callable[[], Actor]) -> None:
+def _main(pipe: Connection, make_actor: Callable[[], Actor], memory: str, beats: Placed) -> None:
     """The other process: obeys until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the learner's process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    block = shared_memory.attach(memory)
     actor: Actor | None = None
     try:
         actor = make_actor()
+
+        def beat() -> None:
+            view = beats.view(block)
+            view += 1
+
+        actor.beat = beat
         _obey(pipe, actor)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

@@ -20,7 +20,8 @@ from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.learner import Learner, Prepared, agent_steps, report
 from pronk.runtime.local import OneLearner, SynchronousRuntime
-from pronk.runtime.workers import Closed, Unroller, Workers
+from pronk.runtime.supervise import Supervised
+from pronk.runtime.workers import Closed, Workers
 from pronk.types import Array, PyTree
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped
@@ -126,13 +127,12 @@ class ReplayRuntime(OneLearner):
     def __init__(
         self,
         learner: Learner,
-        actors: Sequence[Unroller],
+        actors: Sequence[Supervised],
         memory: Memory,
         *,
         actor_cores: int | None = None,
     ):
         self.learner, self.memory = learner, memory
-        self._numbers = {id(actor): i for i, actor in enumerate(actors)}
         self._closing = threading.Event()
         self._begun = threading.Event()  # by the first update: until then, replay can be restored
         # What waits for the learner here is small, and no reason for actors to wait.
@@ -140,7 +140,7 @@ class ReplayRuntime(OneLearner):
         # One more thread, so that the next batch is ready when an update is done.
         self._batches = Workers([self._draw], "batcher")
 
-    def _insert(self, actor: Unroller) -> Seen:
+    def _insert(self, actor: Supervised) -> Seen:
         self._begun.wait()
         start = time.perf_counter()
         self._wait_until(self.memory.limiter.may_insert)
@@ -148,7 +148,10 @@ class ReplayRuntime(OneLearner):
         version, behaviour = self.learner.latest
         unroll = actor.unroll(behaviour, version)
         self._waits.acted(unroll)
-        return self.memory.insert(self._numbers[id(actor)], unroll)
+        while actor.ended:
+            self.memory.replay.forget(actor.ended.pop())
+        # What one life began, no other continues.
+        return self.memory.insert(actor.life, unroll)
 
     def _draw(self) -> Drawn:
         self._begun.wait()

@@ -9,15 +9,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from pronk.checkpoint import Loaded
+from pronk.errors import UserError
 from pronk.runtime.actor import Unroll
 from pronk.runtime.cores import settle_on
+from pronk.runtime.supervise import Supervised, Unroller
 from pronk.types import PyTree
 
 # Items that may wait for the learner: one more makes actors wait, so that policies lag little.
 QUEUE_SIZE = 1
+WATCH_EVERY = 1.0  # seconds
 
 
 class Waits:
@@ -67,6 +70,11 @@ class Closed(Exception):
     """Whoever waited for threads that were stopped is told by this."""
 
 
+class _Thread(NamedTuple):
+    thread: threading.Thread
+    given_up: threading.Event
+
+
 class Workers:
     """Threads that call their `produce` for ever; what it returns waits in a queue.
 
@@ -86,18 +94,36 @@ class Workers:
         self._queue: queue.Queue[Any] = queue.Queue(size)
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._work, args=(produce,), name=f"{name}-{i}", daemon=True)
-            for i, produce in enumerate(producers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._name = name
+        self.dropped = 0  # items of threads that were given up
+        self._threads = [self._started(i, produce) for i, produce in enumerate(producers)]
 
-    def _work(self, produce: Callable[[], Any]) -> None:
+    def _started(self, i: int, produce: Callable[[], Any]) -> _Thread:
+        given_up = threading.Event()
+        thread = threading.Thread(
+            target=self._work, args=(produce, given_up), name=f"{self._name}-{i}", daemon=True
+        )
+        thread.start()
+        return _Thread(thread, given_up)
+
+    def replace(self, i: int, produce: Callable[[], Any]) -> None:
+        """Give up thread i, which hangs, and begin another. Should it ever wake up, what it brings
+        is dropped and counted."""
+        self._threads[i].given_up.set()
+        self._threads[i] = self._started(i, produce)
+
+    def fail(self, error: BaseException) -> None:
+        """Have whoever gets the next item told of `error`."""
+        self._error = error
+
+    def _work(self, produce: Callable[[], Any], given_up: threading.Event) -> None:
         try:
             self._begin()
             while not self._stop.is_set():
                 item = produce()
+                if given_up.is_set():
+                    self.dropped += 1
+                    return
                 start = time.perf_counter()
                 while not self._stop.is_set():
                     try:
@@ -109,7 +135,8 @@ class Workers:
         except Closed:
             pass
         except BaseException as error:
-            self._error = error
+            if not given_up.is_set():
+                self._error = error
 
     def check(self) -> None:
         """Raise what one of the threads raised, or Closed once they were stopped."""
@@ -142,34 +169,25 @@ class Workers:
     def close(self) -> None:
         """Stop the threads, each after what it is producing."""
         self._stop.set()
-        for thread in self._threads:
+        for thread, _ in self._threads:
             thread.join(timeout=60)
-
-
-class Unroller(Protocol):
-    """What a runtime needs of an actor, in this process or another."""
-
-    def unroll(self, behaviour: PyTree, version: int) -> Unroll: ...
-    def close(self) -> None: ...
-
-
-AnyActor = TypeVar("AnyActor", bound=Unroller)
 
 
 class Asynchronous:
     """What runtimes share whose actors never wait for one another: `produce` is called for ever,
-    for each actor in a thread of its own."""
+    for each actor in a thread of its own. Those that are supervised are watched."""
 
     drained = True  # what actors are in the middle of is no part of what was committed
 
     def __init__(
         self,
-        actors: Sequence[AnyActor],
-        produce: Callable[[AnyActor], Any],
+        actors: Sequence[Unroller],
+        produce: Callable[[Any], Any],
         actor_cores: int | None = None,
         queue_size: int = QUEUE_SIZE,
     ):
-        self._actors = actors
+        self._actors: list[Any] = list(actors)
+        self._produce = produce
         self._waits = Waits(len(actors))
         self._workers = Workers(
             [functools.partial(produce, actor) for actor in actors],
@@ -178,6 +196,22 @@ class Asynchronous:
             settle_on(actor_cores),
             queue_size,
         )
+        self._closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        """Look now and then whether an actor hangs."""
+        try:
+            while not self._closed.wait(WATCH_EVERY):
+                for i, actor in enumerate(self._actors):
+                    if not isinstance(actor, Supervised) or not (seconds := actor.hangs()):
+                        continue
+                    if (successor := actor.give_up(seconds)) is not None:
+                        self._actors[i] = successor
+                        self._workers.replace(i, functools.partial(self._produce, successor))
+        except UserError as error:  # one too many
+            self._workers.fail(error)
 
     def _next(self, source: Workers) -> Any:
         """What `source` has next for the learner."""
@@ -204,6 +238,8 @@ class Asynchronous:
 
     def close(self) -> None:
         """Stop the actors and release their environments."""
+        self._closed.set()
+        self._watcher.join()
         self._workers.close()
         for actor in self._actors:
             actor.close()

@@ -1,0 +1,274 @@
+"""What dies, crashes or hangs is made again, within a budget, and nothing of it is learnt twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import pronk
+from pronk import agents, envs
+from pronk.configs.impala import Config
+from pronk.errors import UserError
+from pronk.runtime import supervise, workers
+from pronk.runtime.actor import Actor, Player
+from pronk.runtime.learner import Learner
+from pronk.runtime.local import LocalRuntime
+from pronk.runtime.supervise import Lost, Restarts, Supervised
+
+CONFIG = Config(unroll=6, batch_size=2, hidden=(8,))
+ENV = "pronk/Catch-v0"
+AGENT = agents.make("impala", CONFIG, envs.spec_of(ENV), horizon=1000)
+KEY = jax.random.key(0)
+
+
+def learner() -> Learner:
+    return Learner(AGENT, jax.jit(AGENT.init)(KEY), batch_size=2)
+
+
+class Fragile(Actor):
+    """An actor of Catch to whom `fate` is done before each unroll."""
+
+    def __init__(self, fate: Any = lambda: None):
+        player = Player(AGENT, KEY, np.arange(2, dtype=np.int32), 2)
+        super().__init__(player, envs.make(ENV, 2), unroll=CONFIG.unroll)
+        self.fate, self.closed = fate, False
+
+    def unroll(self, behaviour, version):
+        self.fate()
+        return super().unroll(behaviour, version)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+class Script:
+    """Makes actors, to each of whom what comes next in `fates` is done: None, or an error."""
+
+    def __init__(self, *fates: list[Any]):
+        self.fates = list(fates)
+        self.made: list[Fragile] = []
+        self.lives: list[int] = []
+
+    def __call__(self, life: int) -> Fragile:
+        fates = iter(self.fates.pop(0))
+
+        def fate() -> None:
+            error = next(fates)
+            if error is not None:
+                raise error
+
+        self.lives.append(life)
+        self.made.append(Fragile(fate))
+        return self.made[-1]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(supervise, "BACKOFF", 0.01)
+    monkeypatch.setattr(workers, "WATCH_EVERY", 0.05)
+
+
+@pytest.fixture
+def restarts(tmp_path) -> Restarts:
+    return Restarts(2, tmp_path / "faults.log", silent_after=0.5)
+
+
+def unroll(actor: Supervised):
+    return actor.unroll(learner().behaviour(), 0)
+
+
+def test_a_lost_life_is_followed_by_another(restarts):
+    script = Script([None, Lost("it died")], [None, KeyError("crash")], [None, None])
+    actor = Supervised(script, "actor 7", restarts)
+    seen = [unroll(actor) for _ in range(4)]
+    assert [len(u.warnings) for u in seen] == [0, 1, 1, 0]
+    assert seen[1].warnings == ["actor 7: it died; it begins again (1 of 2)"]
+    assert "KeyError" in seen[2].warnings[0]
+    assert all(u.trajectory.timestep.first[0].all() for u in seen[:3])  # each in new episodes
+    assert [a.closed for a in script.made] == [True, True, False]
+    assert len({*script.lives}) == 3
+    assert script.lives == [*actor.ended, actor.life]
+    log = restarts.log.read_text()
+    assert "actor 7: it died" in log
+    assert "Traceback" in log
+    assert "crash" in log
+
+
+def test_the_budget_is_for_all_actors(restarts):
+    one, two = (
+        Supervised(Script(*[[None, Lost("it died")]] * 3), name, restarts) for name in ("a", "b")
+    )
+    for _ in range(2):
+        unroll(one)
+        unroll(two)
+    with pytest.raises(UserError, match=r"lost 3 times, and `--max-restarts` is 2.* The last: a"):
+        unroll(one)
+
+
+def test_what_fails_at_once_is_not_tried_again(restarts):
+    """It would fail again: a mistake is told as it is."""
+    with pytest.raises(KeyError):
+        unroll(Supervised(Script([KeyError("crash")]), "a", restarts))
+    actor = Supervised(Script([None, UserError("a wrong flag")]), "a", restarts)
+    unroll(actor)
+    with pytest.raises(UserError, match="a wrong flag"):
+        unroll(actor)
+    assert restarts.count == 0
+    actor = Supervised(Script([None, Lost("x")], [Lost("x")], [Lost("x")]), "a", restarts)
+    unroll(actor)
+    with pytest.raises(Lost):
+        unroll(actor)
+    assert restarts.count == 2
+
+
+def test_a_thread_that_hangs_is_given_up(restarts):
+    """Another goes on in its place; what it says when it wakes up is dropped."""
+    wake, stuck = threading.Event(), threading.Event()
+    made: list[Fragile] = []
+
+    def make(life: int) -> Fragile:
+        count = iter(range(10**9))
+        number = len(made)
+
+        def fate() -> None:
+            if number == 0 and next(count) == 3:
+                stuck.set()
+                wake.wait(60)
+
+        made.append(Fragile(fate))
+        return made[-1]
+
+    actor = Supervised(make, "actor 0", restarts, make(0))
+    runtime = LocalRuntime(learner(), [actor], batch_size=2)
+    told: list[str] = []
+    try:
+        deadline = time.monotonic() + 60
+        while len(made) < 2 or len(told) < 1:
+            assert time.monotonic() < deadline
+            told += runtime.update().warnings
+        assert stuck.is_set()
+        assert told == ["actor 0: it has not made a step for 1 s; it begins again (1 of 2)"]
+        before = int(runtime.learner_state.updates)
+        wake.set()
+        while not runtime._workers.dropped:
+            assert time.monotonic() < deadline
+            runtime.update()
+        assert runtime.learner_state.updates > before
+        assert restarts.count == 1
+    finally:
+        wake.set()
+        runtime.close()
+    assert made[1].closed
+
+
+def test_who_waits_for_the_learner_does_not_hang(restarts):
+    actor = Supervised(Script([None] * 1000), "actor 0", restarts)
+    runtime = LocalRuntime(learner(), [actor], batch_size=2)
+    try:
+        runtime.update()
+        time.sleep(1.0)  # the queue is full, and nobody takes from it
+        for _ in range(3):
+            assert not runtime.update().warnings
+    finally:
+        runtime.close()
+    assert restarts.count == 0
+
+
+TINY: dict[str, Any] = {
+    "actor_kind": "process", "actors": 2, "envs": 2, "unroll": 10, "batch_size": 2, "hidden": (8,),
+    "log_every": 0.2, "quiet": True,
+}  # fmt: skip
+R2D2 = {"sequence_length": 8, "overlap": 4, "burn_in": 2, "core_size": 4, "head": 8,
+        "replay_minimum": 10, "replay_capacity": 2000, "replay_ratio": 0.5}  # fmt: skip
+
+
+def harm_actors(
+    run_dir: Path, what: signal.Signals, times: int, survives: bool, errors: list[Any]
+) -> None:
+    """Do this to an actor's process when the run goes on, so many times; then end a run that
+    survives that."""
+    metrics, log = run_dir / "metrics.jsonl", run_dir / "actor_faults.log"
+    deadline = time.monotonic() + 200
+
+    def lines(path: Path) -> int:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        return path.read_text().count("\n") if path.exists() else 0
+
+    try:
+        harmed: set[int] = set()
+        for i in range(times):
+            seen = lines(metrics)
+            while lines(metrics) < seen + 3:
+                pass
+            alive: list[int] = []
+            while not alive:  # what lists them is not made for threads
+                lines(log)
+                with contextlib.suppress(Exception):
+                    children = [p for p in multiprocessing.active_children() if p.pid is not None]
+                    alive = [p.pid for p in children if p.name == f"actor {i % 2}"]
+                    alive = [pid for pid in alive if pid not in harmed]
+            harmed.add(alive[0])
+            os.kill(alive[0], what)
+            while lines(log) < i + 1:
+                pass
+        seen = lines(metrics)
+        while survives and lines(metrics) < seen + 3:
+            pass
+    except BaseException as error:
+        errors.append(error)
+    if survives or errors:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextlib.contextmanager
+def harmed_actors(run_dir: Path, what: signal.Signals, times: int, survives: bool = True):
+    errors: list[Any] = []
+    thread = threading.Thread(target=harm_actors, args=(run_dir, what, times, survives, errors))
+    thread.start()
+    yield
+    thread.join()
+    assert not errors, errors
+
+
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+def test_processes_may_be_killed_while_training_goes_on(tmp_path, agent, capfd):
+    settings = TINY | (R2D2 if agent == "r2d2" else {})
+    with harmed_actors(tmp_path, signal.SIGKILL, 3):
+        summary = pronk.train(agent, "CartPole-v1", run_dir=tmp_path, **settings)
+    assert summary["status"] == "interrupted"
+    assert pronk.load(tmp_path).steps == summary["agent_steps"]
+    assert capfd.readouterr().out.count("it begins again") >= 2  # told with its next unroll
+    assert (tmp_path / "actor_faults.log").read_text().count("exit code -9") == 3
+    records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("steps", "updates", "episodes"):
+        counts = [record[name] for record in records]
+        assert counts == sorted(counts), name
+    assert not [p for p in multiprocessing.active_children() if p.name.startswith("actor")]
+    assert not list(Path("/dev/shm").glob(f"pronk-{os.getpid()}-*"))
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(tmp_path):
+    with harmed_actors(tmp_path, signal.SIGSTOP, 1):
+        summary = pronk.train("impala", "CartPole-v1", run_dir=tmp_path, hang_after=5.0, **TINY)
+    assert summary["status"] == "interrupted"
+    assert "actor 0: it has not made a step for 5 s" in (tmp_path / "actor_faults.log").read_text()
+
+
+def test_a_run_that_loses_too_many_stops_saved_and_says_why(tmp_path):
+    wrong = pytest.raises(UserError, match=r"`--max-restarts` is 1.*actor_faults\.log")
+    with harmed_actors(tmp_path, signal.SIGKILL, 2, survives=False), wrong:
+        pronk.train("impala", "CartPole-v1", run_dir=tmp_path, max_restarts=1, **TINY)
+    assert pronk.load(tmp_path).steps > 0
