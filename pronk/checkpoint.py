@@ -40,7 +40,7 @@ import safetensors
 import safetensors.numpy
 
 from pronk.errors import UserError
-from pronk.files import cannot_write, fsync_directory, plain, write_and_sync
+from pronk.files import cannot_write, fsync_directory, plain, write_and_sync, write_atomically
 from pronk.types import PyTree
 
 SCHEMA = 1
@@ -321,6 +321,15 @@ class Loaded:
             f"{expected} is expected; use the agent, environment and settings it was saved with, "
             "or start a new run in another directory"
         )
+
+
+def write_arrays(path: Path, trees: Mapping[str, PyTree], meta: Mapping[str, str]) -> None:
+    """One safetensors file of every array of `trees`, named as in checkpoints, and texts with it.
+
+    Raises UserError where it cannot be written.
+    """
+    arrays, _, _ = _to_host(trees)
+    write_atomically(path, safetensors.numpy.save(arrays, dict(meta)))
 
 
 def digest(tree: PyTree) -> str:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
-from pronk.checkpoint import Checkpointer, Loaded
+from pronk.checkpoint import Checkpointer, Loaded, write_arrays
 from pronk.errors import UserError
 from pronk.evaluate import evaluate
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
 from pronk.runtime.base import Runtime, Update
-from pronk.types import LearnerState
+from pronk.types import Batch, LearnerState
 from pronk.wiring import (
     EVALUATION_KEY,
     build,
@@ -78,6 +78,7 @@ class _Run:
         self.recent: deque[float] = deque(maxlen=100)  # returns of the last games
         self.wall_seconds = 0.0  # of earlier lives
         self.lag_sum, self.lag_count = 0.0, 0
+        self.batch: Sequence[Batch] = ()  # that was learnt from last
         self.started = time.perf_counter()
 
     def go(self) -> dict[str, Any]:
@@ -154,6 +155,7 @@ class _Run:
                     monitor.message(f"warning: {warning}")
                 if not update.metrics:
                     continue  # nothing was learnt yet
+                self.batch = update.batch
                 if meter is None:
                     jax.block_until_ready(update.metrics)
                     seconds = time.perf_counter() - self.started
@@ -219,12 +221,18 @@ class _Run:
         updates = record["updates"] - self.updates
         skipped = record["skipped_updates"] - self.skipped
         self.updates, self.skipped = record["updates"], record["skipped_updates"]
-        if skipped >= max(updates, MAX_SKIPPED):
-            raise UserError(
-                f"the last {skipped} updates were left out because their gradients were not"
-                " finite, so nothing is learnt any more. The parameters from before are saved;"
-                " look for huge rewards or observations, or lower the learning rate."
-            )
+        if skipped < max(updates, MAX_SKIPPED):
+            return
+        kept = "The fused runtime keeps no batch to look at: --runtime local does."
+        if self.batch:
+            path = self.run_dir / "diverged.safetensors"
+            write_arrays(path, {"batch": list(self.batch)}, {"updates": str(self.updates)})
+            kept = f"The last batch is in {path}."
+        raise UserError(
+            f"the last {skipped} updates were left out because their gradients were not finite, so"
+            f" nothing is learnt any more. The parameters from before are saved. {kept} Look for"
+            " huge rewards or observations, or lower the learning rate."
+        )
 
     def _counters(self) -> dict[str, Any]:
         return {

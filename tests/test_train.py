@@ -15,6 +15,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import pronk
 from pronk.checkpoint import Checkpointer
@@ -319,8 +320,12 @@ class Huge(Troubled):
 
 
 def test_a_run_whose_gradients_are_never_finite_stops_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"not finite.* batch is in .*diverged\.safetensors"):
         train(Huge, tmp_path, 2_000_000, actors=1, log_every=0.5, activation="relu")
+    batch = safetensors.numpy.load_file(tmp_path / "diverged.safetensors")
+    seen = [x for name, x in batch.items() if name.endswith("timestep/observation")]
+    assert sum(x.shape[1] for x in seen) == TINY["batch_size"]
+    assert all((x == np.float32(1e30)).any() for x in seen)
     loaded = pronk.load(tmp_path, env=Huge)
     assert all(np.isfinite(x).all() for x in _leaves(loaded.behaviour))
 

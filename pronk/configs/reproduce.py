@@ -28,7 +28,7 @@ class Ablations:
 
     seeds: int = 3
     """Runs of each variant."""
-    steps: int = 300_000
+    steps: int = 200_000
     """Agent steps per run."""
     output: Path = Path("runs") / "r2d2-ablations"
     """Where the runs are kept; interrupted, the same command goes on."""

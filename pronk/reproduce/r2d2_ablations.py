@@ -21,12 +21,14 @@ from pronk.policy import load
 from pronk.reproduce.common import interval, once
 from pronk.training import train
 
-ENV = "pronk/Orchard-v0"
+ENV, ENV_ARGS = "pronk/Orchard-v0", {"rows": 6, "columns": 5}
 COMMON = {
+    "env_args": ENV_ARGS,
     "runtime": "local",
     "actors": 1,
     "envs": 8,
     "replay_ratio": 8.0,
+    "learning_rate": 1e-3,
     "discount": 0.997,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,8 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Clipped": {"reward_clip": 1.0, "rescaling": "none"},
     "Discount": {"discount": 0.99},
     "Feed-Forward": {"core": "none"},
-    "reset": {"env_args": {"life_loss": True}},
-    "roll": {"env_args": {"life_loss": "roll"}},
+    "reset": {"env_args": {**ENV_ARGS, "life_loss": True}},
+    "roll": {"env_args": {**ENV_ARGS, "life_loss": "roll"}},
 }
 GAMES = 100  # of the greedy evaluation
 
@@ -113,7 +115,7 @@ def _draw(found: list[dict[str, Any]], path: Path) -> None:
     left.set_xlabel("agent steps")
     left.set_ylabel("return, exploring (band: all seeds)")
     left.legend(fontsize=8)
-    right.set_xticks(range(len(VARIANTS)), VARIANTS)
+    right.set_xticks(range(len(VARIANTS)), [name.replace("-", "-\n") for name in VARIANTS])
     right.set_ylabel("greedy return after training (95 % intervals)")
     for axis in (left, right):
         axis.grid(alpha=0.3)

@@ -77,4 +77,5 @@ class A3CRuntime(Asynchronous):
         lag = self._updates - unroll.trajectory.version
         self._updates += 1
         self._latest = self._snapshot()
-        return report(metrics, agent_steps(unroll.trajectory), lag, [unroll])
+        update = report(metrics, agent_steps(unroll.trajectory), lag, [unroll])
+        return update._replace(batch=[Batch(unroll.trajectory)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pronk.checkpoint import Loaded
-from pronk.types import Array, Device, Episode, LearnerState, PyTree
+from pronk.types import Array, Batch, Device, Episode, LearnerState, PyTree
 
 
 class Devices(NamedTuple):
@@ -28,6 +28,7 @@ class Update(NamedTuple):
     policy_lag: float  # mean, in updates
     warnings: Sequence[str] = ()  # what a person should be told
     feedback: PyTree = ()  # of `Agent.learn`, for where the batch came from
+    batch: Sequence[Batch] = ()  # what was learnt from, in parts, where it can be had
 
 
 class Runtime(Protocol):

@@ -83,7 +83,8 @@ class Learner:
             found = list(self._threads.map(self._gradients_of, prepared.parts))
             self.state, feedback, metrics = self._apply(self.state, found)
         self.updates += 1
-        return report(metrics, prepared.steps, lag, unrolls)._replace(feedback=feedback)
+        update = report(metrics, prepared.steps, lag, unrolls)
+        return update._replace(feedback=feedback, batch=prepared.parts)
 
     def _gradients_of(self, part: Batch) -> PyTree:
         return jax.block_until_ready(self._gradients(self.state, part))
