@@ -332,6 +332,41 @@ def write_arrays(path: Path, trees: Mapping[str, PyTree], meta: Mapping[str, str
     write_atomically(path, safetensors.numpy.save(arrays, dict(meta)))
 
 
+class ArrayFile:
+    """A file of `write_arrays`, of which only the header has been read: `meta` and the arrays'
+    names, dtypes and shapes. Raises UserError where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                self.meta: dict[str, str] = file.metadata() or {}
+                self._found: dict[str, str] = {}
+                for name in file.keys():  # noqa: SIM118  (it is no dict)
+                    entry = file.get_slice(name)
+                    dtype = _DTYPES.get(entry.get_dtype(), entry.get_dtype())
+                    self._found[name] = f"{dtype}{list(entry.get_shape())}"
+        except OSError as error:
+            raise UserError(f"cannot read `{path}`: {error.strerror or error}") from None
+        except safetensors.SafetensorError as error:
+            raise UserError(f"`{path}` is no safetensors file: {error}") from None
+
+    def read(self, name: str, template: PyTree) -> PyTree:
+        """The tree `name`, which must be as `template` to the last name, shape and dtype: otherwise
+        UserError, before any array is made."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+        wanted = {_leaf_name(_escape(name), path): _describe(leaf) for path, leaf in leaves}
+        for leaf in sorted(wanted.keys() | self._found.keys()):
+            found, expected = self._found.get(leaf, "nothing"), wanted.get(leaf, "nothing")
+            if found != expected:
+                raise UserError(
+                    f"`{self.path}` does not fit: at `{leaf}` it holds {found} where {expected} is"
+                    " expected; it is of another network, or was changed."
+                )
+        arrays = safetensors.numpy.load_file(self.path)
+        return jax.tree_util.tree_unflatten(structure, [arrays[leaf] for leaf in wanted])
+
+
 def digest(tree: PyTree) -> str:
     """SHA-256, in hex, of the names, dtypes, shapes and bytes of all leaves in order of name.
 

@@ -23,9 +23,10 @@ usage: pronk COMMAND ...
 Distributed deep reinforcement learning: IMPALA and every agent of its family.
 
   train AGENT ENV    train an agent; the same command again resumes
-  eval RUN           play games with a trained agent and report the score
+  eval RUN           play games with a trained agent, or an exported one, and report the score
   record RUN         film a game (MP4 or GIF)
   plot RUN [RUN ..]  draw learning curves (PNG)
+  export RUN FILE    what acts, as one safetensors file to give to others
   inspect RUN        configuration, counters and a digest of a run
   list               agents, environments, and what each agent supports
   bench NAME         how fast this machine trains, and what bounds it
@@ -152,7 +153,7 @@ class EvalArguments:
     """What follows `pronk eval`."""
 
     run: Positional[Path]
-    """A run's directory."""
+    """A run's directory, or what `pronk export` wrote."""
     episodes: int = 30
     """Games to play."""
     sample: bool = False
@@ -201,9 +202,9 @@ class RecordArguments:
     """What follows `pronk record`."""
 
     run: Positional[Path]
-    """A run's directory."""
+    """A run's directory, or what `pronk export` wrote."""
     output: Path | None = None
-    """The film, .mp4 or .gif. [RUN/film.mp4]"""
+    """The film, .mp4 or .gif. [RUN/film.mp4, or film.mp4 beside the file]"""
     episodes: int = 1
     """Games to film."""
     max_steps: int = 10_000
@@ -225,7 +226,8 @@ def record(args: list[str]) -> None:
     from pronk.policy import load
     from pronk.record import record as film
 
-    output = parsed.output or parsed.run / "film.mp4"
+    beside = parsed.run.parent if parsed.run.is_file() else parsed.run
+    output = parsed.output or beside / "film.mp4"
     returns = film(
         load(parsed.run),
         output,
@@ -275,6 +277,28 @@ def plot(args: list[str]) -> None:
             csv=parsed.csv,
         )
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    """What follows `pronk export`."""
+
+    run: Positional[Path]
+    """A run's directory."""
+    output: Positional[Path]
+    """The file, .safetensors."""
+
+
+def export(args: list[str]) -> None:
+    """`pronk export RUN FILE`."""
+    description = "Write the newest policy of a run to one file."
+    parsed = _parse(ExportArguments, "export", args, description=description)
+    if parsed.output.suffix != ".safetensors":
+        raise UserError(f"`{parsed.output}` is no name for it; expected one ending .safetensors.")
+    from pronk.policy import export as write
+
+    steps = write(parsed.run, parsed.output)
+    print(f"{parsed.output}: the policy after {steps:,} steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,6 +431,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "record": record,
     "plot": plot,
+    "export": export,
     "inspect": inspect,
     "list": list_known,
     "bench": benchmark,

@@ -60,7 +60,18 @@ class Plan:
         """The plan of the run in `run_dir`; raises UserError where there is none."""
         path = Path(run_dir) / "config.json"
         try:
-            saved = json.loads(path.read_text())
+            return Plan.parse(path.read_text(), str(path))
+        except FileNotFoundError:
+            raise UserError(
+                f"'{run_dir}' holds no run: there is no {path}. Give the directory of a run made by"
+                " `pronk train`."
+            ) from None
+
+    @staticmethod
+    def parse(text: str, source: str) -> Plan:
+        """The plan whose `as_json` is `text`; raises UserError naming `source` where it isn't."""
+        try:
+            saved = json.loads(text)
             run: dict[str, Any] = {
                 k: Path(v) if k in ("run_dir", "init_from") and v else v
                 for k, v in saved["run"].items()
@@ -75,14 +86,9 @@ class Plan:
                 config_module(saved["agent"]).Config(**config),
                 saved["env_args"],
             )
-        except FileNotFoundError:
-            raise UserError(
-                f"'{run_dir}' holds no run: there is no {path}. Give the directory of a run made by"
-                " `pronk train`."
-            ) from None
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} can't be read as a run's configuration ({error}); it was damaged, or"
+                f"{source} can't be read as a run's configuration ({error}); it was damaged, or"
                 " written by another version of pronk."
             ) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ import jax
 import numpy as np
 
 from pronk import envs
-from pronk.checkpoint import Checkpointer, Loaded, digest
+from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
 from pronk.errors import UserError
 from pronk.evaluate import Evaluation, evaluate
+from pronk.files import cannot_write
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
 from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep
@@ -125,24 +127,63 @@ class Policy:
         return result
 
 
-def load(run_dir: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
-    """The policy of the newest valid checkpoint in `run_dir`.
+def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
+    """The policy of a run's newest valid checkpoint, or of a file that `export` wrote.
 
     env: needed only where the run was trained on a factory rather than an id. Raises UserError
     where there is no run, no valid checkpoint, or one that doesn't fit.
     """
     configure_jax()
-    plan = Plan.load(Path(run_dir))
-    loaded = newest(Path(run_dir))
+    path = Path(path)
+    exported = ArrayFile(path) if path.is_file() else None
+    plan = Plan.load(path) if exported is None else exported_plan(exported)
+    if exported is not None and env is None and ":" in plan.env:
+        raise UserError(
+            f"`{path}` asks to import the module of its environment, '{plan.env}', and was perhaps"
+            " written by somebody else. If you trust that module, say so from Python:"
+            f" pronk.load(path, env='{plan.env}')."
+        )
     env = plan.env if env is None else env
     if isinstance(env, str) and env.endswith("()"):
         raise UserError(
-            f"'{run_dir}' was trained on the function {plan.env}, which its name alone doesn't"
-            " bring back; from Python, give it: pronk.load(run, env=function)."
+            f"'{path}' was trained on the function {plan.env}, which its name alone doesn't bring"
+            " back; from Python, give it: pronk.load(path, env=function)."
         )
+    loaded = newest(path) if exported is None else None
     spec, agent = build(plan, env)
-    state: LearnerState = loaded.restore("learner", initial_state(plan, agent))
-    return Policy(plan, env, spec, agent, state, loaded.steps)
+    state = initial_state(plan, agent)
+    if loaded is not None:
+        return Policy(plan, env, spec, agent, loaded.restore("learner", state), loaded.steps)
+    assert exported is not None
+    state = state._replace(params=exported.read("params", state.params))
+    return Policy(plan, env, spec, agent, state, int(exported.meta["steps"]))
+
+
+def exported_plan(file: ArrayFile) -> Plan:
+    """The plan in a file that `export` wrote; raises UserError where there is none."""
+    if not {"plan", "steps"} <= file.meta.keys() or not file.meta["steps"].isdecimal():
+        raise UserError(
+            f"`{file.path}` holds no policy: give a run's directory, or what `pronk export` wrote."
+        )
+    return Plan.parse(file.meta["plan"], str(file.path))
+
+
+def export(run_dir: Path, output: Path) -> int:
+    """Write what acts, the network's parameters, with its configuration to one safetensors file to
+    be given to others; returns its agent steps. Raises UserError where that can't be done."""
+    plan, loaded = Plan.load(run_dir), newest(run_dir)
+    learner = loaded.tree("learner")
+    assert isinstance(learner, dict)
+    described = plan.as_json()
+    # What is of this machine is nobody else's business.
+    described["run"] |= {"run_dir": None, "init_from": None}
+    meta = {"plan": json.dumps(described), "steps": str(loaded.steps)}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(output, error) from None
+    write_arrays(output, {"params": learner["params"]}, meta)
+    return loaded.steps
 
 
 def newest(run_dir: Path) -> Loaded:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
-from pronk.checkpoint import Checkpointer, Loaded, write_arrays
+from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
 from pronk.errors import UserError
 from pronk.evaluate import evaluate
 from pronk.files import cannot_write, write_json_atomically
@@ -346,16 +346,22 @@ def _next_multiple(steps: int, every: int | None) -> int | None:
     return None if every is None else (steps // every + 1) * every
 
 
-def _params_of(run_dir: Path, state: LearnerState) -> Any:
-    """The parameters of another run, which must have the same shapes."""
-    loaded: Loaded | None = Checkpointer(Path(run_dir) / "checkpoints").load()
+def _params_of(path: Path, state: LearnerState) -> Any:
+    """The parameters of another run, or exported ones, which must have the same shapes."""
+    if Path(path).is_file():
+        params = ArrayFile(Path(path)).read("params", state.params)
+        return jax.tree.map(jnp.asarray, params)
+    loaded: Loaded | None = Checkpointer(Path(path) / "checkpoints").load()
     if loaded is None:
-        raise UserError(f"`--init-from` '{run_dir}' holds no checkpoint; give a run's directory.")
+        raise UserError(
+            f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file that"
+            " `pronk export` wrote."
+        )
     params = (loaded.tree("learner") or {}).get("params")
     expected = jax.tree.map(lambda x: (x.shape, x.dtype), state.params)
     if jax.tree.map(lambda x: (x.shape, x.dtype), params) != expected:
         raise UserError(
-            f"the parameters of `--init-from` '{run_dir}' do not fit: another network, or an"
+            f"the parameters of `--init-from` '{path}' do not fit: another network, or an"
             " environment with other spaces. Use the network settings of that run."
         )
     return jax.tree.map(jnp.asarray, params)

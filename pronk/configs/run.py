@@ -77,7 +77,7 @@ class RunConfig:
     eval_episodes: int = 10
     """Episodes per evaluation."""
     init_from: Path | None = None
-    """Start from the parameters of this run (fine-tuning)."""
+    """Start from the parameters of this run, or of what `pronk export` wrote (fine-tuning)."""
     quiet: bool = False
     """Print messages only."""
 

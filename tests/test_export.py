@@ -1,0 +1,156 @@
+"""A policy in one file: what is in it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+import pronk
+from pronk import cli
+from pronk.errors import UserError
+
+TINY: dict[str, Any] = {
+    "envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True, "runtime": "local",
+    "actors": 1,
+}  # fmt: skip
+R2D2 = {"core_size": 4, "head": 4, "replay_minimum": 5, "replay_saved": False}
+
+
+@pytest.fixture(scope="module", params=["impala", "r2d2"])
+def run(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "run"
+    settings = TINY | (R2D2 if request.param == "r2d2" else {})
+    pronk.train(request.param, "pronk/Catch-v0", steps=600, run_dir=path, **settings)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(run) -> Path:
+    path = run.parent / "there" / "policy.safetensors"
+    cli.main(["export", str(run), str(path)])
+    return path
+
+
+def changed(path: Path, to: Path, change: Any) -> Path:
+    """A copy whose arrays and texts `change` has had."""
+    with safetensors.safe_open(path, "numpy") as file:
+        meta, arrays = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    change(arrays, meta)
+    to.write_bytes(safetensors.numpy.save(arrays, meta))
+    return to
+
+
+def test_it_acts_as_the_run_does(run, exported, capsys):
+    a, b = pronk.load(run), pronk.load(exported)
+    jax.tree.map(np.testing.assert_array_equal, a.behaviour, b.behaviour)
+    assert a.steps == b.steps
+    assert a.evaluate(episodes=6).mean_return == b.evaluate(episodes=6).mean_return
+    cli.main(["eval", str(exported), "--episodes", "4", "--json"])
+    assert json.loads(capsys.readouterr().out)["steps"] == a.steps
+
+
+def test_nothing_of_this_machine_is_in_it(run, exported):
+    with safetensors.safe_open(exported, "numpy") as file:
+        assert str(run.parent) not in json.dumps(file.metadata())
+        assert all(name.startswith("params/") for name in file.keys())  # noqa: SIM118
+
+
+def test_training_can_begin_with_it(exported, tmp_path):
+    plan = pronk.load(exported).plan
+    settings = TINY | (R2D2 if plan.agent == "r2d2" else {}) | {"learning_rate": 1e-12}
+    pronk.train(plan.agent, "pronk/Catch-v0", steps=300, run_dir=tmp_path, init_from=exported,
+                **settings)  # fmt: skip
+    begun, had = pronk.load(tmp_path).behaviour, pronk.load(exported).behaviour
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), begun, had)
+
+
+def reshape(arrays, meta):
+    name = sorted(arrays)[-1]
+    arrays[name] = np.zeros((3, 1), np.float32)
+
+
+def add(arrays, meta):
+    arrays["params/more"] = np.zeros(1, np.float32)
+
+
+def remove(arrays, meta):
+    arrays.pop(sorted(arrays)[0])
+
+
+def retype(arrays, meta):
+    name = sorted(arrays)[0]
+    arrays[name] = arrays[name].astype(np.float16)
+
+
+def no_plan(arrays, meta):
+    meta.pop("plan")
+
+
+def no_number(arrays, meta):
+    meta["steps"] = "many"
+
+
+def bad_plan(arrays, meta):
+    meta["plan"] = meta["plan"][:50]
+
+
+def of_a_module(arrays, meta):
+    plan = json.loads(meta["plan"])
+    plan["env"] = "a_module_of_mine:Catch-v0"
+    meta["plan"] = json.dumps(plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (reshape, r"does not fit: at `params/.*` it holds float32\[3, 1\] where float32\["),
+        (add, r"`params/more` it holds float32\[1\] where nothing is expected"),
+        (remove, "it holds nothing where float32"),
+        (retype, "it holds float16"),
+        (no_plan, "holds no policy"),
+        (no_number, "holds no policy"),
+        (bad_plan, "can't be read as a run's configuration"),
+        (of_a_module, "asks to import the module of its environment"),
+    ],
+)
+def test_what_does_not_fit_is_refused(exported, tmp_path, change, message):
+    path = changed(exported, tmp_path / "changed.safetensors", change)
+    with pytest.raises(UserError, match=message):
+        pronk.load(path)
+
+
+def test_a_shape_beyond_the_file_is_refused_before_anything_is_made(exported, tmp_path):
+    data = exported.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = next(k for k in header if k != "__metadata__")
+    header[name]["shape"] = [1 << 40]
+    text = json.dumps(header).encode()
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(UserError, match="no safetensors file"):
+        pronk.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 60, -1])
+def test_a_damaged_file_is_refused(exported, tmp_path, keep):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(exported.read_bytes()[:keep])
+    with pytest.raises(UserError, match="no safetensors file"):
+        pronk.load(path)
+
+
+def test_a_wrong_name_is_told(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(run), str(tmp_path / "policy.npz")])
+    assert "expected one ending .safetensors" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(tmp_path / "nowhere"), str(tmp_path / "policy.safetensors")])
+    assert "holds no run" in capsys.readouterr().err
