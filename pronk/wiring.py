@@ -149,13 +149,15 @@ def make_runtime(
     runtime. Raises UserError for settings that do not go together.
     """
     config, batch_size = plan.run, plan.agent_config.batch_size
-    devices = Devices(
-        find_device("--actor-device", config.actor_device),
-        find_device("--learner-device", config.learner_device),
-    )
+    devices = _devices(plan)
     if _is_fused(plan, env, agent):
         jax_env = envs.jax_env_of(env, plan.env_args)
         assert jax_env is not None
+        if isinstance(devices.learner, jax.sharding.NamedSharding):
+            raise UserError(
+                "the fused runtime learns on one device: give one `--learner-device`, or use"
+                " --runtime local."
+            )
         if config.actor_device is not None:
             raise UserError(
                 "the fused runtime acts where it learns: give `--learner-device` alone, or use"
@@ -259,6 +261,11 @@ def make_runtime(
             else:
                 runtime = ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
         elif learner is None:
+            if isinstance(devices.learner, jax.sharding.NamedSharding):
+                raise UserError(
+                    "`--architecture a3c` applies one actor's gradient at a time: give one"
+                    " `--learner-device`."
+                )
             runtime = A3CRuntime(agent, state, actors, devices, config.actor_cores)
         elif architecture.synchronous or config.deterministic:
             runtime = SynchronousRuntime(
@@ -276,10 +283,30 @@ def make_runtime(
     return runtime
 
 
-def find_device(flag: str, name: str | None) -> Device | None:
+def _devices(plan: Plan) -> Devices:
+    """Those that the plan names; raises UserError where they are not there, or can't be shared."""
+    config = plan.run
+    actor = None
+    if config.actor_device is not None:
+        actor = find_device("--actor-device", config.actor_device)
+    if config.learner_device is None:
+        return Devices(actor)
+    found = [find_device("--learner-device", name) for name in config.learner_device.split(",")]
+    if len(found) == 1:
+        return Devices(actor, found[0])
+    batch_size = plan.agent_config.batch_size
+    if len(set(found)) < len(found) or batch_size % len(found):
+        raise UserError(
+            f"`--learner-device` is {config.learner_device}; expected different devices, by whose"
+            f" number `--batch-size` {batch_size} can be divided."
+        )
+    mesh = jax.sharding.Mesh(np.array(found), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return Devices(found[0] if actor is None else actor, everywhere)
+
+
+def find_device(flag: str, name: str) -> Device:
     """The device that a user calls `cpu`, `gpu` or `gpu:1`; raises UserError if there is none."""
-    if name is None:
-        return None
     platform, _, index = name.partition(":")
     try:
         return jax.devices(platform)[int(index or 0)]

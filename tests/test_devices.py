@@ -57,7 +57,7 @@ for architecture in sys.argv[1:]:
         if not fused:
             for actor in runtime._actors:
                 if not architecture.endswith("dynamic-batch"):  # the server hands NumPy over
-                    on(actor._player.carry, acts)
+                    on(actor._actor._player.carry, acts)
 """
 
 
@@ -71,11 +71,90 @@ def test_everything_is_where_it_was_asked_for(architectures: list[str]) -> None:
     )
 
 
+SEVERAL_LEARNERS = """
+import sys
+import jax
+import numpy as np
+from pronk.bench.timing import random_batch
+from pronk.plan import resolve
+from pronk.runtime.learner import Learner
+from pronk.wiring import _devices, build, initial_state
+
+replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head": 4}
+plan = resolve(
+    sys.argv[1], "pronk/Catch-v0", runtime="local", batch_size=8, hidden=(8,), unroll=6,
+    core="lstm", core_size=4, learning_rate=0.01, epsilon=0.1,
+    learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
+    **(replayed if sys.argv[1] == "r2d2" else {}),
+)
+spec, agent = build(plan, plan.env)
+state = initial_state(plan, agent)
+batches = []
+for i in range(3):
+    batch = random_batch(agent, spec, state, 6, 8)
+    trajectory = batch.trajectory
+    if sys.argv[1] == "r2d2":
+        extras = {"probability": trajectory.extras["probability"]}
+        probabilities = np.random.default_rng(i).uniform(0.1, 1, 8).astype(np.float32)
+        batch = batch._replace(
+            trajectory=trajectory._replace(extras=extras), core=trajectory.core,
+            probabilities=probabilities,
+        )
+    batches.append(batch)
+states, priorities = [], []
+for devices in ((), (_devices(plan),)):
+    learner = Learner(agent, initial_state(plan, agent), *devices, batch_size=8)
+    learner.parts = 1
+    for batch in batches:
+        update = learner.update(learner.prepare([batch]), [])
+    learner.publish()
+    states.append(jax.tree.map(np.asarray, learner.state._replace(key=())))
+    priorities.append(jax.tree.map(np.asarray, update.feedback))
+    learner.close()
+leaves = [x for x in jax.tree.leaves(learner.state.params)]
+assert all(len(x.devices()) == 4 and x.is_fully_replicated for x in leaves)
+shared = jax.tree.leaves(learner.prepare(batches[:1]).parts[0])
+assert all(x.addressable_shards[0].data.size * 4 == x.size for x in shared)
+assert len(jax.tree.leaves(learner.latest[1])[0].devices()) == 1  # where actors act
+before = jax.tree.map(np.asarray, initial_state(plan, agent).params)
+moved = max(abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, states[0].params))))
+assert moved > 1e-3, moved
+close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+jax.tree.map(close, *states)
+jax.tree.map(close, *priorities)
+"""
+FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+
+
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+def test_several_learners_update_as_one_with_the_whole_batch(agent) -> None:
+    command = [sys.executable, "-c", SEVERAL_LEARNERS, agent]
+    subprocess.run(command, env=FOUR, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+def test_training_with_several_learners(agent, tmp_path: Path) -> None:
+    """They are saved as one, and one goes on."""
+    flags = ["--runtime", "local", "--actors", "1", "--envs", "4", "--batch-size", "4", "--quiet"]
+    flags += ["--hidden", "8", "--unroll", "5", "--run-dir", str(tmp_path), "--steps", "4000"]
+    if agent == "r2d2":
+        flags += ["--core-size", "4", "--head", "4", "--replay-minimum", "5"]
+    command = [sys.executable, "-m", "pronk", "train", agent, "pronk/Catch-v0", *flags]
+    several = [*command, "--learner-device", "cpu:0,cpu:1", "--stop-after", "2000"]
+    subprocess.run(several, env=FOUR, check=True, timeout=300)
+    half = pronk.load(tmp_path).steps
+    assert 2000 <= half < 4000
+    subprocess.run(command, check=True, timeout=300)
+    assert pronk.load(tmp_path).steps >= 4000
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"learner_device": "tpu"}, "`--learner-device` is 'tpu'.*cpu:0"),
         ({"actor_device": "cpu:7"}, "`--actor-device` is 'cpu:7'.*cpu:0"),
+        ({"learner_device": "cpu:0,cpu:0"}, "expected different devices"),
+        ({"learner_device": "cpu:0,tpu"}, "`--learner-device` is 'tpu'"),
         ({"actor_device": "cpu:x"}, "`--actor-device` is 'cpu:x'"),
         ({"actor_device": "cpu", "runtime": "fused"}, "acts where it learns"),
     ],

@@ -55,7 +55,8 @@ class RunConfig:
     actor_device: str | None = None
     """Where the network acts: cpu, gpu, gpu:1 … [where JAX computes by default]"""
     learner_device: str | None = None
-    """Where the network learns. [where JAX computes by default]"""
+    """Where the network learns; several, as in gpu:0,gpu:1, share each batch. [where JAX computes
+    by default]"""
     env_workers: int | None = None
     """Processes per actor that step its environments; 0: none. [measured: for slow environments]"""
     max_env_faults: int = 10

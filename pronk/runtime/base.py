@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from jax.sharding import NamedSharding
+
 from pronk.checkpoint import Loaded
 from pronk.types import Array, Batch, Device, Episode, LearnerState, PyTree
 
 
 class Devices(NamedTuple):
-    """Where the network acts and where it learns; None is where JAX would put it."""
+    """Where the network acts and where it learns; None is where JAX would put it.
+
+    Several devices that share each batch are a replicated `NamedSharding` over a mesh of one axis,
+    `data`.
+    """
 
     actor: Device | None = None
-    learner: Device | None = None
+    learner: Device | NamedSharding | None = None
 
 
 ANYWHERE = Devices()

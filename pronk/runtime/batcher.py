@@ -26,6 +26,14 @@ def concatenate(parts: list[Trajectory]) -> Trajectory:
     )
 
 
+def over_axes(rows: Any, slots: Any, batch: Batch) -> Batch:
+    """`rows` in the place of each array of `batch` that is `[T + 1, B, ...]`, and `slots` of each
+    that is `[B, ...]`."""
+    trajectory = _per_axis(lambda _: rows, lambda _: slots, batch.trajectory)
+    others = jax.tree.map(lambda _: slots, batch._replace(trajectory=()))  # type: ignore[arg-type]
+    return others._replace(trajectory=trajectory)
+
+
 def _per_axis(
     rows: Callable[..., Array], slots: Callable[..., Array], *trajectories: Trajectory
 ) -> Trajectory:

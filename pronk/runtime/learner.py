@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pronk.runtime.actor import Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
+from pronk.runtime.batcher import over_axes
 from pronk.runtime.cores import usable
 from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
 
@@ -34,21 +36,31 @@ class Learner:
     A batch comes whole or in `parts`. On a CPU each core computes the gradient of its own part, in
     a thread: XLA shares the work of one gradient among cores only where a single operation is
     large, and most are not. Whole, an update costs less and leaves cores to others.
+
+    Where `devices.learner` are several, each has a copy of the state and a part of the batch's
+    columns, and XLA adds up what they find (synchronous data parallelism, figure 1 of the IMPALA
+    paper on the right): the update is that of the whole batch, to rounding.
     """
 
     def __init__(
         self, agent: Agent, state: LearnerState, devices: Devices = ANYWHERE, *, batch_size: int
     ):
         self._devices = devices
-        # On a CPU there is no bus to cross: the update reads the actors' memory.
-        self._far = (devices.learner or jax.devices()[0]).platform != "cpu"
+        self._shared: NamedSharding | None = None
+        if isinstance(devices.learner, NamedSharding):
+            self._shared, self._far = devices.learner, True
+        else:
+            # On a CPU there is no bus to cross: the update reads the actors' memory.
+            self._far = (devices.learner or jax.devices()[0]).platform != "cpu"
         self.parts = 1
         if not self._far and agent.gradients is not None:
             most = min(usable(), MAX_PARTS)
             self.parts = max(n for n in range(1, most + 1) if batch_size % n == 0)
         self.state: LearnerState = jax.device_put(state, devices.learner)
         # The update may reuse the state's memory, because actors get a copy of what they need.
-        self._learn = jax.jit(agent.learn, donate_argnums=0)
+        # What several devices have found is the same in all of them; None: as XLA has it.
+        found = None if self._shared is None else (self._shared, None, self._shared)
+        self._learn = jax.jit(agent.learn, donate_argnums=0, out_shardings=found)
         self._gradients: Any = jax.jit(agent.gradients) if agent.gradients else None
 
         def apply(state: LearnerState, parts: list[PyTree]) -> tuple[LearnerState, PyTree, PyTree]:
@@ -66,9 +78,18 @@ class Learner:
         update."""
         steps = sum(agent_steps(part.trajectory) for part in parts)
         version = np.concatenate([part.trajectory.version for part in parts])
-        if self._far:
+        if self._shared is not None:
+            parts = [jax.device_put(part, self._sharding(part)) for part in parts]
+        elif self._far:
             parts = jax.device_put(parts, self._devices.learner)
         return Prepared(parts, steps, version)
+
+    def _sharding(self, batch: Batch) -> Batch:
+        """Of a batch's arrays: every device has a part of the columns."""
+        assert self._shared is not None
+        mesh = self._shared.mesh
+        rows, slots = (NamedSharding(mesh, PartitionSpec(*p)) for p in ((None, "data"), ("data",)))
+        return over_axes(rows, slots, batch)
 
     def update(self, prepared: Prepared, unrolls: Sequence[Unroll]) -> Update:
         """Learn from a batch; the report has what `unrolls`, which came meanwhile, brought.
