@@ -79,14 +79,16 @@ class Plan:
             config: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in saved["agent_config"].items()
             }
+            if not isinstance(saved["env"], str):
+                raise TypeError("its environment is no name")
             return Plan(
                 saved["agent"],
                 saved["env"],
                 RunConfig(**run),
                 config_module(saved["agent"]).Config(**config),
-                saved["env_args"],
+                dict(saved["env_args"]),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{source} can't be read as a run's configuration ({error}); it was damaged, or"
                 " written by another version of pronk."

@@ -97,7 +97,10 @@ class _Run:
             state = loaded.restore("learner", state)
             self._take_up(loaded.meta)
         elif self.config.init_from is not None:
-            state = state._replace(params=_params_of(self.config.init_from, state))
+            params = _params_of(self.config.init_from, state)
+            state = state._replace(params=params)
+            if isinstance(state.aux, dict) and "target" in state.aux:
+                state = state._replace(aux=state.aux | {"target": jax.tree.map(jnp.copy, params)})
         # At the last record: all updates, and those left out for a gradient that was not finite.
         self.updates, self.skipped = int(state.updates), int(state.skipped)
         write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
@@ -251,6 +254,7 @@ class _Run:
             seed=derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
             env_args=self.plan.env_args,
             workers=config.env_workers,
+            hang_after=config.hang_after,
             threads=os.cpu_count() or 1,
             evaluate=True,
             fault_log=self.run_dir / "env_faults.log",

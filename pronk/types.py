@@ -80,7 +80,8 @@ class LearnerState(NamedTuple):
     steps: Array  # uint32 [], agent steps learnt from (dummies not counted)
     skipped: Array  # int32 [], updates left out because a gradient was not finite
     key: Key
-    aux: PyTree = ()  # targets, statistics: whatever else the agent keeps
+    # Whatever else the agent keeps: statistics, and a dict's `target`, a copy of earlier `params`.
+    aux: PyTree = ()
 
 
 class ReplaySpec(NamedTuple):

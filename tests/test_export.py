@@ -67,8 +67,9 @@ def test_training_can_begin_with_it(exported, tmp_path):
     settings = TINY | (R2D2 if plan.agent == "r2d2" else {}) | {"learning_rate": 1e-12}
     pronk.train(plan.agent, "pronk/Catch-v0", steps=300, run_dir=tmp_path, init_from=exported,
                 **settings)  # fmt: skip
-    begun, had = pronk.load(tmp_path).behaviour, pronk.load(exported).behaviour
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), begun, had)
+    begun, had = (pronk.load(p).learner_state for p in (tmp_path, exported))
+    for params in (begun.params, *([begun.aux["target"]] if plan.agent == "r2d2" else [])):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, had.params)
 
 
 def reshape(arrays, meta):
@@ -101,6 +102,14 @@ def bad_plan(arrays, meta):
     meta["plan"] = meta["plan"][:50]
 
 
+def deep_plan(arrays, meta):
+    meta["plan"] = "[" * 100_000
+
+
+def no_env(arrays, meta):
+    meta["plan"] = json.dumps(json.loads(meta["plan"]) | {"env": 3})
+
+
 def of_a_module(arrays, meta):
     plan = json.loads(meta["plan"])
     plan["env"] = "a_module_of_mine:Catch-v0"
@@ -117,6 +126,8 @@ def of_a_module(arrays, meta):
         (no_plan, "holds no policy"),
         (no_number, "holds no policy"),
         (bad_plan, "can't be read as a run's configuration"),
+        (deep_plan, "can't be read as a run's configuration"),
+        (no_env, "can't be read as a run's configuration"),
         (of_a_module, "asks to import the module of its environment"),
     ],
 )

@@ -500,7 +500,6 @@ def test_a_killed_worker_is_replaced_and_its_episodes_truncated():
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced():
-    """A slow one is not: the others' steps are waited for."""
     args = {"trouble": "hang", "at": 2}
     env = envs.make(Counting, 2, workers=2, max_faults=4, env_args=args, hang_after=4.0)
     try:

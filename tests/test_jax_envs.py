@@ -511,6 +511,7 @@ def test_cartpole_without_velocities():
         (orchard.make, {"lives": 0}),
         (orchard.make, {"falls": 0}),
         (orchard.make, {"life_loss": "rol"}),
+        (orchard.make, {"life_loss": 1}),
         (cartpole.make, {"max_steps": 0}),
     ],
 )

@@ -505,6 +505,50 @@ def test_a_segment_that_cannot_be_written_is_told_by_the_next_save(tmp_path, sma
     kept.close()
 
 
+def test_nothing_is_saved_after_a_part_was_lost(tmp_path, monkeypatch):
+    """The replay counts it as saved: a checkpoint would name what is nowhere."""
+    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
+    kept = SegmentLog(replay, tmp_path, keep=2)
+    for _ in range(20):
+        replay.add(0, games.trajectory(7))
+    write = log.write_and_sync
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log, "write_and_sync", full)
+    with pytest.raises(UserError, match="No space left"):
+        kept.save()
+    monkeypatch.setattr(log, "write_and_sync", write)
+    with pytest.raises(UserError, match=r"an earlier part .*No space left"):
+        kept.save()
+    kept.close()
+
+
+def test_an_older_log_is_refused_before_anything_is_changed(tmp_path):
+    replay = make()
+    kept = SegmentLog(replay, tmp_path, keep=2)
+    with pytest.raises(UserError, match="another version"):
+        kept.restore({"epoch": np.int64(3), "segments": {}}, episodes=True)
+    assert len(replay) == 0
+    kept.close()
+
+
+def test_a_source_may_be_forgotten_while_it_adds(monkeypatch):
+    replay, games = make(capacity=3000), Games(0, columns=2, longest=100)
+    for _ in range(4):
+        replay.add(7, games.trajectory(9))
+    write = replay._rows.write
+
+    def meanwhile(*given):
+        write(*given)
+        replay.forget(7)
+
+    monkeypatch.setattr(replay._rows, "write", meanwhile)
+    assert replay.add(7, games.trajectory(9)) == 0
+    check_counts(replay)
+
+
 class Counts:
     """What a limiter watches."""
 

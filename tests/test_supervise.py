@@ -119,21 +119,25 @@ def test_the_budget_is_for_all_actors(restarts):
 
 def test_what_fails_at_once_is_not_tried_again(restarts):
     """It would fail again: a mistake is told as it is."""
+    restarts.most = 9
     with pytest.raises(KeyError):
         unroll(Supervised(Script([KeyError("crash")]), "a", restarts))
+    with pytest.raises(UserError, match="a: it died, before it had brought anything"):
+        unroll(Supervised(Script([Lost("it died")]), "a", restarts))
     actor = Supervised(Script([None, UserError("a wrong flag")]), "a", restarts)
     unroll(actor)
     with pytest.raises(UserError, match="a wrong flag"):
         unroll(actor)
-    assert restarts.count == 0
+    assert restarts.count == 2
     actor = Supervised(Script([None, Lost("x")], [Lost("x")], [Lost("x")]), "a", restarts)
     unroll(actor)
-    with pytest.raises(Lost):
+    with pytest.raises(UserError, match="a: x, before"):
         unroll(actor)
-    assert restarts.count == 2
+    assert restarts.log.read_text().count("a: x\n") == 3  # the one that ended it, too
 
 
-def test_a_thread_that_hangs_is_given_up(restarts):
+@pytest.mark.parametrize("wakes", ["well", "with an error"])
+def test_a_thread_that_hangs_is_given_up(restarts, wakes):
     """Another goes on in its place; what it says when it wakes up is dropped."""
     wake, stuck = threading.Event(), threading.Event()
     made: list[Fragile] = []
@@ -146,6 +150,8 @@ def test_a_thread_that_hangs_is_given_up(restarts):
             if number == 0 and next(count) == 3:
                 stuck.set()
                 wake.wait(60)
+                if wakes == "with an error":
+                    raise TimeoutError
 
         made.append(Fragile(fate))
         return made[-1]
@@ -167,10 +173,31 @@ def test_a_thread_that_hangs_is_given_up(restarts):
             runtime.update()
         assert runtime.learner_state.updates > before
         assert restarts.count == 1
+        assert len(made) == 2
+        assert made[0].closed
     finally:
         wake.set()
         runtime.close()
     assert made[1].closed
+
+
+def test_closing_begins_no_life(restarts):
+    """What ends because the runtime closes is not lost."""
+    stuck, wake = threading.Event(), threading.Event()
+
+    def fate() -> None:
+        stuck.set()
+        wake.wait(60)
+        raise Lost("it was closed")
+
+    script = Script([None])
+    actor = Supervised(script, "actor 0", restarts, Fragile(fate))
+    runtime = LocalRuntime(learner(), [actor], batch_size=2)
+    stuck.wait(60)
+    threading.Timer(0.3, wake.set).start()
+    runtime.close()
+    assert restarts.count == 0
+    assert not script.made
 
 
 def test_who_waits_for_the_learner_does_not_hang(restarts):

@@ -59,8 +59,7 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
     "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
     "r2d2-life-loss": ("r2d2", "pronk/Orchard-v0", {**LOCAL, "env_args": {"life_loss": True}}, 900),
-    "r2d2-atari": ("r2d2", "ALE/Breakout-v5", ATARI, 600),
-    "r2d2-compressed": ("r2d2", "ALE/Breakout-v5", {**ATARI, "replay_compress": True}, 600),
+    "r2d2-atari": ("r2d2", "ALE/Breakout-v5", {**ATARI, "replay_compress": True}, 400),
 }
 
 

@@ -233,7 +233,7 @@ class AtariEnvs:
     ):
         settings = _settings(name, settings)
         self._life_loss = settings.pop("life_loss")
-        if self._life_loss not in (True, False, "roll"):
+        if not isinstance(self._life_loss, bool) and self._life_loss != "roll":
             raise UserError(
                 f"`env_args` of '{name}' has life_loss={self._life_loss!r}; expected true, false or"
                 " roll."

@@ -53,7 +53,7 @@ def make(
             f" falls={falls}; it needs at least 2 rows and columns, fruits seen in 1 to {rows}"
             " rows, a life and a fall."
         )
-    if life_loss not in (True, False, "roll"):
+    if not isinstance(life_loss, bool) and life_loss != "roll":
         raise UserError(f"Orchard was given life_loss={life_loss!r}; expected true, false or roll.")
     spec = EnvSpec(
         "pronk/Orchard-v0", spaces.Box(0, 1, (rows, columns), np.float32), spaces.Discrete(3)

@@ -22,6 +22,7 @@ from pronk.errors import UserError
 from pronk.types import EnvSpec
 
 _CLOSE_SECONDS = 2.0
+_SLICE = 1.0  # seconds of waiting at a time
 
 
 class _Worker:
@@ -63,14 +64,19 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._connection.send((self._sent, command, payload))
 
-    def receive(self) -> Any | None:
-        """The answer to the last command, or None where the process has ended, or hung and was
-        killed."""
+    def receive(self, deadline: float = math.inf) -> Any | None:
+        """The answer to the last command, or None where the process has ended, or has not answered
+        by the `deadline` (`time.monotonic`) and was killed."""
         while True:
+            before = time.monotonic()
             # The sentinel too: a child of the environment's may hold the pipe open.
-            patience = self._patience if math.isfinite(self._patience) else None
-            ready = wait([self._connection, self._process.sentinel], patience)
+            ready = wait([self._connection, self._process.sentinel], _SLICE)
             if not ready:
+                slept = time.monotonic() - before
+                if slept > 5 * _SLICE:  # this process was stopped itself, and perhaps all of them
+                    deadline += slept
+                if time.monotonic() < deadline:
+                    continue
                 self._hung = True
                 self._process.kill()
             if self._connection not in ready:
@@ -217,11 +223,12 @@ class ProcessVectorEnv(SlotVectorEnv):
         np.copyto(self._shared.action, self._rows.action)
         np.copyto(self._shared.done, self._rows.done)
         workers = self._processes.workers
+        deadline = self._deadline(command)
         for worker in workers:
             worker.send(command, payload and payload[worker.lo : worker.hi])
         answers: list[Any] = []
         for k, worker in enumerate(workers):
-            result = worker.receive()
+            result = worker.receive(deadline)
             if result is None:
                 result = self._revive(k, command, payload)
             answers.extend(result[0])
@@ -264,7 +271,12 @@ class ProcessVectorEnv(SlotVectorEnv):
         for theirs, ours in zip(self._shared.arrays, self._rows.arrays, strict=True):
             theirs[chunk] = ours[chunk]
 
-    @staticmethod
-    def _ask(worker: _Worker, command: str, payload: Any = None) -> Any | None:
+    def _deadline(self, command: str) -> float:
+        # Restoring repeats whole episodes, and may take its time.
+        if command in ("state", "restore"):
+            return math.inf
+        return time.monotonic() + self._config.hang_after
+
+    def _ask(self, worker: _Worker, command: str, payload: Any = None) -> Any | None:
         worker.send(command, payload)
-        return worker.receive()
+        return worker.receive(self._deadline(command))

@@ -37,9 +37,13 @@ class SegmentLog:
     def __init__(self, replay: Replay, directory: Path, keep: int):
         self.replay, self.directory = replay, directory
         self._sums: dict[str, np.ndarray] = {}  # SHA-256 of the segments needed, by name
-        self._named: deque[set[str]] = deque(maxlen=keep + 1)  # by the last checkpoints
+        # By the last checkpoints, of which the newest may not be on disk yet.
+        self._named: deque[set[str]] = deque(maxlen=keep + 2)
         self._lock = threading.Lock()  # held by whoever writes
-        self._failure: OSError | None = None
+        # While parts are taken from the replay and not written yet: it counts them as saved, so
+        # that no checkpoint may follow where this failed.
+        self._torn = False
+        self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._run, name="replay-log", daemon=True)
         self._writer.start()
@@ -48,16 +52,22 @@ class SegmentLog:
         """Write what is new; returns what the checkpoint must hold. Raises UserError where this or
         an earlier segment could not be written."""
         with self._lock:
+            if self._torn:
+                raise UserError(
+                    f"an earlier part of the replay could not be written to `{self.directory}`"
+                    f" ({self._failure or 'interrupted'}); the last checkpoint stands."
+                )
             try:
-                if self._failure is not None:
-                    raise self._failure
+                self._torn = True
                 tree, parts, needed = self.replay.save()
                 for part in parts:
                     self._write(part)
+                self._torn = False
                 self._sums = {k: v for k, v in self._sums.items() if _number(k) in needed}
                 self._named.append(set(self._sums))
                 self._clean()
             except OSError as error:
+                self._failure = error
                 raise cannot_write(self.directory, error) from error
             return tree | {"segments": dict(self._sums)}
 
@@ -66,6 +76,8 @@ class SegmentLog:
 
         Raises UserError, having changed nothing, where a segment is missing or damaged.
         """
+        if "next_segment" not in tree:
+            raise UserError("it was saved by another version of pronk")
         sums = dict(tree["segments"])
         with self._lock:
             for name, expected in sums.items():
@@ -84,15 +96,19 @@ class SegmentLog:
             while not self._closing.wait(_POLL):
                 while not self._closing.is_set() and self._write_full():
                     pass
-        except OSError as error:
+        except BaseException as error:
             self._failure = error  # told by the next `save`
 
     def _write_full(self) -> bool:
         """Write a segment if there is enough for one, and whether there was."""
         with self._lock:
+            if self._torn:
+                return False
+            self._torn = True
             part = self.replay.full_part()
             if part is not None:
                 self._write(part)
+            self._torn = False
         return part is not None
 
     def _write(self, part: Part) -> None:

@@ -168,6 +168,11 @@ class Replay:
             state.last[i] = leaves[i][-1].copy()
         state.last_rows = places[-1]
         with self._lock:
+            if source in self._ended:  # meanwhile; what the new rows share may be gone already
+                store.places.give_back(places.reshape(-1))
+                for i, stack in store.stacks.items():
+                    stack.places.give_back(new[i])
+                return 0
             store.places.hold(places.reshape(-1))
             for stack in store.stacks.values():
                 stack.places.hold(stack.of_row[places].reshape(-1))

@@ -39,9 +39,13 @@ class Places:
         """Once less; returns those that are free now."""
         np.subtract.at(self.held, places, 1)
         gone = np.unique(places[self.held[places] == 0])
-        self._stack[self.free : self.free + len(gone)] = gone
-        self.free += len(gone)
+        self.give_back(gone)
         return gone
+
+    def give_back(self, places: Array) -> None:
+        """Free places that nobody holds: after `take`, if they are not needed."""
+        self._stack[self.free : self.free + len(places)] = places
+        self.free += len(places)
 
     def order(self) -> Array:
         """The free places in the order in which `take` would give them, the last first."""

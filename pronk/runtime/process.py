@@ -12,7 +12,7 @@ import signal
 import traceback
 import weakref
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
@@ -152,6 +152,9 @@ class ActorProcess:
 
     def _hear(self) -> tuple[Any, ...]:
         try:
+            # The sentinel too: a child of the environment's may hold the pipe open.
+            if self._pipe not in wait([self._pipe, self._process.sentinel]):
+                raise EOFError
             message = self._pipe.recv()
         except (EOFError, OSError):
             raise self._death() from None
@@ -164,9 +167,7 @@ class ActorProcess:
     def _death(self) -> Lost:
         self._process.join(timeout=5)
         return self._killed or Lost(
-            f"{self._name} (process {self._process.pid}) died with exit code"
-            f" {self._process.exitcode}; what was learnt is saved, and the same command goes on"
-            " from there."
+            f"its process {self._process.pid} died with exit code {self._process.exitcode}"
         )
 
 

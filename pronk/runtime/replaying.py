@@ -20,8 +20,8 @@ from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.learner import Learner, Prepared, agent_steps, report
 from pronk.runtime.local import OneLearner, SynchronousRuntime
-from pronk.runtime.supervise import Supervised
-from pronk.runtime.workers import Closed, Workers
+from pronk.runtime.supervise import Closed, Supervised
+from pronk.runtime.workers import Workers
 from pronk.types import Array, PyTree
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped

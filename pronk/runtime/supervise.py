@@ -26,6 +26,10 @@ FRUITLESS = 3  # lives in a row that brought nothing: the next would not, either
 STARTING = 600.0  # seconds that a life may take to its first step: it imports and compiles
 
 
+class Closed(Exception):
+    """Whoever waited for threads that were stopped, or is no more wanted, is told by this."""
+
+
 class Lost(UserError):
     """A process has died, or was killed because it hung: another may go on."""
 
@@ -97,6 +101,7 @@ class Supervised:
         self._fruitless = 0  # lives in a row
         self._told: list[str] = []
         self._unrolling = False
+        self._unwanted = False  # given up, or closing: it must not begin again
         self._heard = (0, 0.0)  # beats, and when they were new
         self._lock = threading.Lock()  # while the actor is looked at, or replaced
 
@@ -107,36 +112,55 @@ class Supervised:
             return 0 if self._actor is None else self._actor.beats
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
-        """As the actor's, in as many lives as that takes."""
+        """As the actor's, in as many lives as that takes. Raises Closed once it was given up."""
         while True:
             try:
                 self._unrolling = True
                 if self._actor is None:
                     self._actor = self._make(self.life)
                 unroll = self._actor.unroll(behaviour, version)
-            except UserError as error:
-                if not isinstance(error, Lost):
-                    raise
-                self._begin_again(error)
-                continue
             except Exception as error:
+                if self._unwanted:
+                    raise self._parting() from error
+                if isinstance(error, UserError) and not isinstance(error, Lost):
+                    raise
                 self._begin_again(error)
                 continue
             finally:
                 self._unrolling = False
+            if self._unwanted:
+                raise self._parting()
             self._done, self._fruitless = True, 0
             told, self._told = self._told, []
             return unroll._replace(warnings=[*told, *unroll.warnings])
 
-    def _begin_again(self, error: BaseException) -> None:
+    def _parting(self) -> Closed:
+        self._release()
+        return Closed()
+
+    def _begin_again(self, error: Exception) -> None:
         self._fruitless += 1
-        if not self._done or self._fruitless >= FRUITLESS:
-            raise error
         self._told.append(self._restarts.spend(self.name, error))
+        if not self._done or self._fruitless >= FRUITLESS:
+            if isinstance(error, Lost):
+                raise UserError(
+                    f"{self.name}: {error}, before it had brought anything; see"
+                    f" {self._restarts.log}. What was learnt is saved, and the same command goes on"
+                    " from there."
+                ) from None
+            raise error
         self._release()
         self.ended.append(self.life)
         self.life = secrets.randbits(31)
         time.sleep(min(BACKOFF * 2 ** (self._fruitless - 1), LONGEST_BACKOFF))
+
+    def stop(self) -> None:
+        """Begin no further life."""
+        self._unwanted = True
+
+    def heard(self) -> None:
+        """Count its silence from now on."""
+        self._heard = (0, 0.0)
 
     def hangs(self) -> float:
         """Seconds for which it has been silent in an unroll, if these are too many; else 0. To be
@@ -154,14 +178,17 @@ class Supervised:
         self._heard = (0, 0.0)
         cause = Lost(f"it has not made a step for {seconds:.0f} s")
         with self._lock:
+            if self._actor is None:
+                return None  # it is between lives
             kill = getattr(self._actor, "kill", None)
             if kill is not None:
                 kill(cause)
                 return None
+        self._unwanted = True
         successor = Supervised(self._make, self.name, self._restarts)
-        successor._done = self._done
+        successor._done, successor._fruitless = self._done, self._fruitless + 1
         successor.ended = [*self.ended, self.life]
-        successor._told = [self._restarts.spend(self.name, cause)]
+        successor._told = [*self._told, self._restarts.spend(self.name, cause)]
         return successor
 
     def close(self) -> None:

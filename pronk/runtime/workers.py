@@ -15,7 +15,7 @@ from pronk.checkpoint import Loaded
 from pronk.errors import UserError
 from pronk.runtime.actor import Unroll
 from pronk.runtime.cores import settle_on
-from pronk.runtime.supervise import Supervised, Unroller
+from pronk.runtime.supervise import Closed, Supervised, Unroller
 from pronk.types import PyTree
 
 # Items that may wait for the learner: one more makes actors wait, so that policies lag little.
@@ -64,10 +64,6 @@ class Waits:
         if self.queue >= self.learner:
             return "learner"
         return "environments" if self.env >= self.act else "inference"
-
-
-class Closed(Exception):
-    """Whoever waited for threads that were stopped is told by this."""
 
 
 class _Thread(NamedTuple):
@@ -133,7 +129,7 @@ class Workers:
                         continue
                 self._waited(time.perf_counter() - start)
         except Closed:
-            pass
+            self.dropped += given_up.is_set()
         except BaseException as error:
             if not given_up.is_set():
                 self._error = error
@@ -169,8 +165,9 @@ class Workers:
     def close(self) -> None:
         """Stop the threads, each after what it is producing."""
         self._stop.set()
+        deadline = time.monotonic() + 60
         for thread, _ in self._threads:
-            thread.join(timeout=60)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class Asynchronous:
@@ -202,10 +199,18 @@ class Asynchronous:
 
     def _watch(self) -> None:
         """Look now and then whether an actor hangs."""
+        looked = time.monotonic()
         try:
             while not self._closed.wait(WATCH_EVERY):
+                # If this process was stopped itself, nobody could make a step.
+                stopped = time.monotonic() - looked > 10 * WATCH_EVERY
+                looked = time.monotonic()
                 for i, actor in enumerate(self._actors):
-                    if not isinstance(actor, Supervised) or not (seconds := actor.hangs()):
+                    if not isinstance(actor, Supervised):
+                        continue
+                    if stopped:
+                        actor.heard()
+                    if not (seconds := actor.hangs()):
                         continue
                     if (successor := actor.give_up(seconds)) is not None:
                         self._actors[i] = successor
@@ -240,6 +245,9 @@ class Asynchronous:
         """Stop the actors and release their environments."""
         self._closed.set()
         self._watcher.join()
+        for actor in self._actors:
+            if isinstance(actor, Supervised):
+                actor.stop()
         self._workers.close()
         for actor in self._actors:
             actor.close()
