@@ -238,6 +238,7 @@ def make_runtime(
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), life)
         key = jax.random.fold_in(key, num_actors)  # actor i has i
         server = InferenceServer(agent, key, learner.behaviour, batching, config.actor_cores)
+        restarts.hopeless = server.failed
         stack.callback(server.close)
     actors = make_actors(num_actors, num_envs, server)
     how = actors[0].placement

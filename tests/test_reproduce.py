@@ -98,13 +98,13 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablations, "GAMES", 2)
-    args = ["reproduce", "r2d2-ablations", "--seeds", "1", "--steps", "1200"]
+    args = ["reproduce", "r2d2-ablations", "--seeds", "1", "--steps", "2000"]
     args += ["--output", str(tmp_path / "runs"), "--results", str(tmp_path)]
     cli.main(args)
     assert "Feed-Forward" in capsys.readouterr().out
     configs = {}
     for variant in ablations.VARIANTS:
-        config = json.loads((tmp_path / "runs" / f"{variant}-0-1200" / "config.json").read_text())
+        config = json.loads((tmp_path / "runs" / f"{variant}-0-2000" / "config.json").read_text())
         configs[variant] = {**config["agent_config"], **config["env_args"]}
     assert configs["R2D2"]["discount"] == 0.997
     for variant, changed in ablations.VARIANTS.items():
@@ -116,7 +116,7 @@ def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, cap
     curves = (tmp_path / "r2d2-ablations.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in curves[1:]} == set(ablations.VARIANTS)
     # What is done is not done again.
-    (tmp_path / "runs" / "roll-0-1200.json").unlink()
+    (tmp_path / "runs" / "roll-0-2000.json").unlink()
     train, trained = ablations._train, []
     monkeypatch.setattr(ablations, "_train", lambda *given: trained.append(given) or train(*given))
     cli.main(args)

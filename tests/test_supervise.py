@@ -136,6 +136,16 @@ def test_what_fails_at_once_is_not_tried_again(restarts):
     assert restarts.log.read_text().count("a: x\n") == 3  # the one that ended it, too
 
 
+def test_where_all_have_lost_what_they_need_none_is_blamed(restarts):
+    """Such as the inference server."""
+    actor = Supervised(Script([None, ValueError("no such layer")]), "a", restarts)
+    unroll(actor)
+    restarts.hopeless = lambda: True
+    with pytest.raises(ValueError, match="no such layer"):
+        unroll(actor)
+    assert restarts.count == 0
+
+
 @pytest.mark.parametrize("wakes", ["well", "with an error"])
 def test_a_thread_that_hangs_is_given_up(restarts, wakes):
     """Another goes on in its place; what it says when it wakes up is dropped."""

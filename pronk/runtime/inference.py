@@ -90,6 +90,10 @@ class InferenceServer:
         rows = slice(answer.start, answer.start + timestep.reward.shape[0])
         return answer.structure.unflatten([x[rows] for x in answer.leaves])
 
+    def failed(self) -> bool:
+        """Whether it ended by an error, which `act` raises."""
+        return self._error is not None
+
     def close(self) -> None:
         """Stop serving; whoever waits gets an error. Safe to call twice."""
         self._requests.put(None)

@@ -51,11 +51,13 @@ class Unroller(Protocol):
 class Restarts:
     """How many lives the actors of a run have lost, and may; how each ended is written to `log`.
 
-    silent_after: seconds without a step after which an actor is taken for hung.
+    silent_after: seconds without a step after which an actor is taken for hung. `hopeless` says
+    whether what all actors need has failed, so that none can go on.
     """
 
     def __init__(self, most: int, log: Path, silent_after: float):
         self.most, self.log, self.silent_after = most, log, silent_after
+        self.hopeless: Callable[[], bool] = lambda: False
         self.count = 0
         self._lock = threading.Lock()
 
@@ -122,7 +124,8 @@ class Supervised:
             except Exception as error:
                 if self._unwanted:
                     raise self._parting() from error
-                if isinstance(error, UserError) and not isinstance(error, Lost):
+                mistake = isinstance(error, UserError) and not isinstance(error, Lost)
+                if mistake or self._restarts.hopeless():
                     raise
                 self._begin_again(error)
                 continue
