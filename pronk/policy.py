@@ -136,7 +136,7 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy
     configure_jax()
     path = Path(path)
     exported = ArrayFile(path) if path.is_file() else None
-    plan = Plan.load(path) if exported is None else exported_plan(exported)
+    plan = Plan.load(path) if exported is None else _exported_plan(exported)
     if exported is not None and env is None and ":" in plan.env:
         raise UserError(
             f"`{path}` asks to import the module of its environment, '{plan.env}', and was perhaps"
@@ -159,7 +159,7 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy
     return Policy(plan, env, spec, agent, state, int(exported.meta["steps"]))
 
 
-def exported_plan(file: ArrayFile) -> Plan:
+def _exported_plan(file: ArrayFile) -> Plan:
     """The plan in a file that `export` wrote; raises UserError where there is none."""
     if not {"plan", "steps"} <= file.meta.keys() or not file.meta["steps"].isdecimal():
         raise UserError(

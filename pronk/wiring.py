@@ -95,7 +95,8 @@ class ActorFactory:
     index: int
     actors: int
     num_envs: int
-    life: int  # agent steps at which this life of the run began
+    # Agent steps at which this life of the run began; a random number if the actor is made again.
+    life: int
 
     def __call__(self, agent: Agent | None = None, server: InferenceServer | None = None) -> Actor:
         """The actor with its own environments, seeds and random key.

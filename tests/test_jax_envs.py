@@ -403,10 +403,11 @@ def test_orchards_fruits_never_share_a_column():
     assert counts.min() > 60
 
 
+@pytest.mark.parametrize("rows", [8, 2])
 @pytest.mark.parametrize("life_loss", [True, "roll"])
-def test_a_lost_life_ends_the_return(life_loss):
+def test_a_lost_life_ends_the_return(life_loss, rows):
     """The games are the same; only what is said of them differs, as with Atari's."""
-    plain, lives = orchard.make(), orchard.make(life_loss=life_loss)
+    plain, lives = (orchard.make(rows=rows, life_loss=kind) for kind in (False, life_loss))
     key, actions = jax.random.key(1), random_actions(plain, 150, 16)
     slots, a = unroll(plain, key, range(16), actions)
     _, b = unroll(lives, key, range(16), actions)
@@ -418,6 +419,8 @@ def test_a_lost_life_ends_the_return(life_loss):
     follows = np.concatenate([np.zeros_like(lost[:1]), lost[:-1]]) & (life_loss is True)
     np.testing.assert_array_equal(b.first, a.first | follows)
     np.testing.assert_array_equal(b.reward, np.where(b.first, 0, a.reward))
+    # Where every step is a fall, there is a reward on the very next row.
+    assert (b.first & (a.reward > 0)).any() == (life_loss is True and rows == 2)
     played = [JaxVectorEnv(env, 16, seed=4) for env in (plain, lives)]
     for env in played:
         env.reset()

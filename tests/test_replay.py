@@ -450,6 +450,15 @@ def until(condition) -> None:
         time.sleep(0.002)
 
 
+def filled(directory) -> SegmentLog:
+    """The log of a replay that holds something."""
+    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
+    kept = SegmentLog(replay, directory, keep=2)
+    for _ in range(20):
+        replay.add(0, games.trajectory(7))
+    return kept
+
+
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("eviction", ["fifo", "lowest-priority"])
 def test_what_was_saved_is_restored(tmp_path, small_segments, eviction, compress):
@@ -479,11 +488,8 @@ def test_what_was_saved_is_restored(tmp_path, small_segments, eviction, compress
 
 
 def test_segments_are_written_while_it_goes_on(tmp_path, small_segments):
-    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
-    kept = SegmentLog(replay, tmp_path, keep=2)
-    for _ in range(20):
-        replay.add(0, games.trajectory(7))
-    until(lambda: all(len(places.unsaved()) < 24 for _, places, _ in replay._stores()))
+    kept = filled(tmp_path)
+    until(lambda: all(len(places.unsaved()) < 24 for _, places, _ in kept.replay._stores()))
     with kept._lock:
         written = len(list(tmp_path.iterdir()))
     assert written > 8
@@ -494,10 +500,7 @@ def test_segments_are_written_while_it_goes_on(tmp_path, small_segments):
 
 def test_a_segment_that_cannot_be_written_is_told_by_the_next_save(tmp_path, small_segments):
     (tmp_path / "file").write_text("")
-    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
-    kept = SegmentLog(replay, tmp_path / "file", keep=2)
-    for _ in range(20):
-        replay.add(0, games.trajectory(7))
+    kept = filled(tmp_path / "file")
     until(lambda: not kept._writer.is_alive())
     (tmp_path / "file").unlink()  # it could be written now, but what was lost is lost
     with pytest.raises(UserError, match="file"):
@@ -507,10 +510,7 @@ def test_a_segment_that_cannot_be_written_is_told_by_the_next_save(tmp_path, sma
 
 def test_nothing_is_saved_after_a_part_was_lost(tmp_path, monkeypatch):
     """The replay counts it as saved: a checkpoint would name what is nowhere."""
-    replay, games = make(capacity=3000), Games(0, columns=2, longest=30)
-    kept = SegmentLog(replay, tmp_path, keep=2)
-    for _ in range(20):
-        replay.add(0, games.trajectory(7))
+    kept = filled(tmp_path)
     write = log.write_and_sync
 
     def full(path, data):

@@ -83,8 +83,8 @@ class Restarts:
 class Supervised:
     """An actor that goes on in a new life where one is lost; an `Unroller` itself.
 
-    make: an actor for a life's number. actor: of the first life, if it is made already; otherwise
-    the thread that unrolls it makes it.
+    make: an actor whose random numbers are this life's. actor: of the first life, if it is made
+    already; otherwise the thread that unrolls it makes it.
     """
 
     def __init__(
