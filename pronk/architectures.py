@@ -32,6 +32,8 @@ def check_together(config: RunConfig) -> None:
     """Raise UserError for settings that do not go together."""
     architecture = ARCHITECTURES[config.architecture]
     name = f"`--architecture` {config.architecture}"
+    if config.ray is not None:
+        _check_ray(config)
     if config.actor_cores is not None and (config.deterministic or config.actor_kind == "process"):
         flag = "--deterministic" if config.deterministic else "--actor-kind process"
         raise UserError(
@@ -62,10 +64,26 @@ def check_together(config: RunConfig) -> None:
         )
 
 
+def _check_ray(config: RunConfig) -> None:
+    """Raise UserError for what can't be done on a Ray cluster."""
+    for flag, given, why in (
+        ("--deterministic", config.deterministic, "actors on a cluster can't take turns"),
+        ("--architecture", config.architecture != "impala", "only impala's actors need nobody"),
+        ("--actor-kind", config.actor_kind != "thread", "Ray makes the actors' processes"),
+        ("--env-workers", bool(config.env_workers), "its actors step their environments"),
+        ("--actor-cores", config.actor_cores is not None, "it is for threads of actors"),
+        ("--actor-device", config.actor_device is not None, "say --actor-gpus instead"),
+    ):
+        if given:
+            raise UserError(
+                f"`--ray` is '{config.ray}' with `{flag}`, and {why}: leave one of the two out."
+            )
+
+
 def fixed_numbers(
     config: RunConfig, batch_size: int, *, replay: bool
 ) -> tuple[int | None, int | None]:
-    """Actors and environments of each, None where they are to be measured.
+    """Actors and environments of each, None where they are to be measured, or the cluster's room.
 
     replay: whether the agent learns from replay. Raises UserError for what does not go together.
     """
@@ -76,6 +94,8 @@ def fixed_numbers(
             f"{name} learns from what actors have just done, and this agent from replay; use"
             " --architecture impala or impala-dynamic-batch."
         )
+    if config.ray is not None:
+        return config.actors, config.envs or tuning.ENVS
     num_actors = config.actors or tuning.ACTORS
     if architecture.gradients:
         num_envs = config.envs or batch_size

@@ -37,6 +37,12 @@ from pronk.files import (
 )
 
 _MAX_LOSSES = 6  # shown, so that the panel stays within a small terminal
+# Shown once there are any.
+_FAULTS = {
+    "skipped_updates": "updates skipped",
+    "lost_actors": "actors lost",
+    "dropped_unrolls": "unrolls dropped",
+}
 
 
 class Monitor:
@@ -210,6 +216,7 @@ class Monitor:
             ("updates", _number(record.get("updates"))),
             ("policy lag", _number(record.get("policy_lag"))),
             ("bound by", str(record.get("bound_by") or "–")),
+            *((name, _number(record[key])) for key, name in _FAULTS.items() if record.get(key)),
         ]
 
     def _right_column(self) -> list[tuple[str, str]]:

@@ -215,6 +215,7 @@ class _Run:
             **meter.record(self.agent_steps),
             "bound_by": runtime.bound_by(),
             "skipped_updates": int(state.skipped),
+            **runtime.faults(),
         }
         monitor.log(record)
         self._check_finite(record)

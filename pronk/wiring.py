@@ -17,6 +17,7 @@ import numpy as np
 from pronk import agents, envs
 from pronk.allocator import keep_freed_memory
 from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
+from pronk.configs.run import RunConfig
 from pronk.errors import UserError
 from pronk.plan import Plan
 from pronk.replay import Replay, SegmentLog
@@ -31,7 +32,17 @@ from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
 from pronk.runtime.replaying import Memory, ReplayRuntime, SynchronousReplayRuntime
 from pronk.runtime.supervise import Restarts, Supervised
-from pronk.types import Agent, Device, EnvSpec, Key, LearnerState, PyTree, ReplaySpec, TimeStep
+from pronk.types import (
+    Agent,
+    Device,
+    EnvSpec,
+    Key,
+    LearnerState,
+    PyTree,
+    ReplaySpec,
+    TimeStep,
+    Trajectory,
+)
 
 # Keys folded into the run's seed, one per purpose, so that no two share random numbers.
 INIT_KEY, ACTOR_KEY, EVALUATION_KEY, REPLAY_KEY = range(4)
@@ -81,6 +92,20 @@ def row_of(agent: Agent, spec: EnvSpec) -> tuple[PyTree, PyTree, dict[str, PyTre
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row)
 
 
+def unroll_of(plan: Plan, agent: Agent, spec: EnvSpec, num_envs: int) -> Trajectory:
+    """What an actor of `num_envs` environments brings, as shapes and dtypes."""
+    rows = plan.agent_config.unroll + 1
+    timestep, action, extras = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, num_envs, *x.shape), x.dtype), row_of(agent, spec)
+    )
+
+    def core(key: Key) -> PyTree:
+        return agent.initial_carry(key, jnp.arange(num_envs), num_envs, False).core
+
+    version = jax.ShapeDtypeStruct((num_envs,), jnp.int32)
+    return Trajectory(timestep, action, extras, jax.eval_shape(core, jax.random.key(0)), version)
+
+
 def initial_state(plan: Plan, agent: Agent) -> LearnerState:
     """The learner's state before the first update."""
     return jax.jit(agent.init)(key_for(plan.run.seed, INIT_KEY))
@@ -106,8 +131,13 @@ class ActorFactory:
         config, agent_config = self.plan.run, self.plan.agent_config
         first = self.index * self.num_envs
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), self.life)
-        if config.actor_kind == "process":
+        fault_log = self.plan.run_dir / "env_faults.log"
+        if config.actors_apart:
             configure_jax()
+        threads = max(1, (os.cpu_count() or 1) // self.actors)
+        if config.ray is not None:
+            threads = max(1, int(config.actor_cpus))
+            fault_log.parent.mkdir(parents=True, exist_ok=True)  # it may be another machine
         if agent is None:
             _, agent = build(self.plan, self.env)
         env = envs.make(
@@ -117,10 +147,10 @@ class ActorFactory:
             first_env_id=first,
             env_args=self.plan.env_args,
             # An actor's process steps its environments itself.
-            workers=0 if config.actor_kind == "process" else config.env_workers,
-            threads=max(1, (os.cpu_count() or 1) // self.actors),
+            workers=0 if config.actors_apart else config.env_workers,
+            threads=threads,
             replayable=config.deterministic,
-            fault_log=self.plan.run_dir / "env_faults.log",
+            fault_log=fault_log,
             max_faults=config.max_env_faults,
             hang_after=config.hang_after / 2,  # before the actor is taken for hung
         )
@@ -196,6 +226,9 @@ def make_runtime(
         num_actors: int, num_envs: int, server: InferenceServer | None = None
     ) -> list[Any]:
         made: list[Any] = []
+        like = None
+        if config.actors_apart:
+            like = unroll_of(plan, agent, envs.spec_of(env, plan.env_args), num_envs)
         with contextlib.ExitStack() as unfinished:
             for i in range(num_actors):
                 factory = ActorFactory(plan, env, i, num_actors, num_envs, life)
@@ -206,17 +239,26 @@ def make_runtime(
                     factory = dataclasses.replace(factory, life=life)
                     if config.actor_kind == "process":
                         return ActorProcess(factory, name)
+                    if cluster is not None:
+                        return cluster.actor(factory, name)
                     return factory(agent, server)
 
                 actor = make(life)
                 unfinished.callback(actor.close)
                 # What is saved with its actors' states can't go on without exactly these.
                 exact = config.deterministic or architecture.synchronous
-                made.append(actor if exact else Supervised(make, name, restarts, actor))
+                made.append(actor if exact else Supervised(make, name, restarts, actor, like))
             unfinished.pop_all()  # the caller's to close
         return made
 
     num_actors, num_envs = fixed_numbers(config, batch_size, replay=agent.replay is not None)
+    cluster = None
+    if config.ray is not None:
+        cluster = _connected(config, num_actors or tuning.ACTORS)
+        stack.callback(cluster.close)
+        for warning in cluster.warnings():
+            tell(warning)
+        num_actors = num_actors or (tuning.ACTORS if config.ray == "local" else cluster.room())
     if num_actors is None or num_envs is None:
         assert learner is not None
         picked = tuning.pick(
@@ -285,6 +327,21 @@ def make_runtime(
     return runtime
 
 
+def _connected(config: RunConfig, actors: int) -> Any:
+    """The Ray cluster that the settings name; raises UserError where Ray is not installed."""
+    try:
+        from pronk.runtime.ray import Cluster, Needs  # an extra; half a second
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError(
+            f"`--ray` is '{config.ray}', and Ray is not installed: pip install 'pronk[ray]'."
+        ) from None
+    assert config.ray is not None
+    needs = Needs(config.actor_cpus, config.actor_gpus, config.actor_resource)
+    return Cluster(config.ray, needs, actors)
+
+
 def _devices(plan: Plan) -> Devices:
     """Those that the plan names; raises UserError where they are not there, or can't be shared."""
     config = plan.run
@@ -345,13 +402,19 @@ def _is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     config = plan.run
     has_jax = envs.jax_env_of(env, plan.env_args) is not None
     if config.runtime == "auto":
-        return has_jax and config.architecture == "impala" and agent.replay is None
+        alone = config.ray is None and config.architecture == "impala" and agent.replay is None
+        return has_jax and alone
     if config.runtime == "local":
         return False
     if not has_jax:
         raise UserError(
             f"the fused runtime needs an environment written in JAX, and '{plan.env}' is not; use"
             " --runtime local."
+        )
+    if config.ray is not None:
+        raise UserError(
+            f"`--ray` is '{config.ray}', and the fused runtime has no actors to send there; leave"
+            " `--runtime fused` out."
         )
     if config.architecture != "impala":
         raise UserError(

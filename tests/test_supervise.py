@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import pronk
-from pronk import agents, envs
+from pronk import agents, envs, wiring
 from pronk.configs.impala import Config
 from pronk.errors import UserError
+from pronk.plan import resolve
 from pronk.runtime import supervise, workers
-from pronk.runtime.actor import Actor, Player
+from pronk.runtime.actor import Actor, Player, misfit
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime
 from pronk.runtime.supervise import Lost, Restarts, Supervised
@@ -223,6 +224,69 @@ def test_who_waits_for_the_learner_does_not_hang(restarts):
     assert restarts.count == 0
 
 
+def like() -> Any:
+    """What actors of this module bring, as shapes and dtypes."""
+    with contextlib.closing(Fragile()) as actor:
+        trajectory = actor.unroll(learner().behaviour(), 0).trajectory
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trajectory)
+
+
+def fuzzed(unroll: Any, rng: np.random.Generator) -> Any:
+    """Something that is almost an unroll."""
+    leaves, structure = jax.tree.flatten(unroll.trajectory)
+    i = rng.integers(len(leaves))
+    changes = (
+        lambda x: x[..., :0] if x.ndim else x,
+        lambda x: np.repeat(x, 2, axis=0),
+        lambda x: x.astype(np.complex64),
+        lambda x: x.astype(np.float16),
+        lambda x: np.broadcast_to(x, (10**6, *x.shape)),  # claims to be larger than memory
+        lambda x: x.tobytes(),
+        lambda _: None,
+        lambda x: [x],
+    )
+    leaves[i] = changes[rng.integers(len(changes))](leaves[i])
+    whole = unroll._replace(trajectory=structure.unflatten(leaves))
+    stale = unroll.trajectory._replace(version=unroll.trajectory.version - 1)
+    others = (unroll.trajectory, None, tuple(unroll), unroll._replace(trajectory=stale))
+    return whole if rng.random() < 0.8 else others[rng.integers(len(others))]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_no_trajectory_is_dropped_and_counted(restarts, seed):
+    """It is never learnt from, and whoever sent it begins again."""
+    rng = np.random.default_rng(seed)
+    sent: list[Any] = []
+
+    class Liar(Fragile):
+        def unroll(self, behaviour, version):
+            found = super().unroll(behaviour, version)
+            if len(sent) == 1:
+                found = fuzzed(found, rng)
+            sent.append(found)
+            return found
+
+    actor = Supervised(lambda _: Liar(), "actor 0", restarts, like=like())
+    first, second = unroll(actor), unroll(actor)
+    assert first.trajectory is sent[0].trajectory
+    assert second.trajectory is sent[2].trajectory
+    assert len(sent) == 3
+    assert (actor.misfits, actor.losses) == (1, 1)
+    assert "what it brought was dropped: " in restarts.log.read_text()
+
+
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+def test_what_actors_bring_is_what_is_expected(agent, tmp_path):
+    settings = R2D2 if agent == "r2d2" else {"core": "lstm"}
+    plan = resolve(agent, "CartPole-v1", run_dir=tmp_path, **(TINY | settings))
+    spec, built = wiring.build(plan, plan.env)
+    expected = wiring.unroll_of(plan, built, spec, 2)
+    with contextlib.closing(wiring.ActorFactory(plan, plan.env, 0, 1, 2, 0)()) as actor:
+        found = actor.unroll(built.behaviour(built.init(KEY)), 3)
+    assert not misfit(found, expected, 3)
+
+
 TINY: dict[str, Any] = {
     "actor_kind": "process", "actors": 2, "envs": 2, "unroll": 10, "batch_size": 2, "hidden": (8,),
     "log_every": 0.2, "quiet": True,
@@ -280,6 +344,7 @@ def harmed_actors(run_dir: Path, what: signal.Signals, times: int, survives: boo
     assert not errors, errors
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("agent", ["impala", "r2d2"])
 def test_processes_may_be_killed_while_training_goes_on(tmp_path, agent, capfd):
     settings = TINY | (R2D2 if agent == "r2d2" else {})
@@ -297,6 +362,7 @@ def test_processes_may_be_killed_while_training_goes_on(tmp_path, agent, capfd):
     assert not list(Path("/dev/shm").glob(f"pronk-{os.getpid()}-*"))
 
 
+@pytest.mark.faults
 def test_a_process_that_hangs_is_killed_and_replaced(tmp_path):
     with harmed_actors(tmp_path, signal.SIGSTOP, 1):
         summary = pronk.train("impala", "CartPole-v1", run_dir=tmp_path, hang_after=5.0, **TINY)
@@ -304,6 +370,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(tmp_path):
     assert "actor 0: it has not made a step for 5 s" in (tmp_path / "actor_faults.log").read_text()
 
 
+@pytest.mark.faults
 def test_a_run_that_loses_too_many_stops_saved_and_says_why(tmp_path):
     wrong = pytest.raises(UserError, match=r"`--max-restarts` is 1.*actor_faults\.log")
     with harmed_actors(tmp_path, signal.SIGKILL, 2, survives=False), wrong:

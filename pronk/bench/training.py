@@ -45,14 +45,14 @@ def measure(runtime: Runtime, seconds: float, warm_seconds: float) -> dict[str, 
     """
     warm, updates = time.perf_counter() + warm_seconds, 0
     while updates < WARM_UPDATES or time.perf_counter() < warm:
-        runtime.update()
-        updates += 1
+        updates += bool(runtime.update().metrics)
     waited = runtime.waits()
     start, steps, lags = time.perf_counter(), 0, []
     while time.perf_counter() - start < seconds:
         update = runtime.update()
         steps += update.steps
-        lags.append(update.policy_lag)
+        if update.metrics:
+            lags.append(update.policy_lag)
     elapsed = time.perf_counter() - start
     return {
         "end_to_end_steps_per_second": steps / elapsed,

@@ -43,12 +43,23 @@ class RunConfig:
     """The same seed gives the same bits, and a resumed run equals an uninterrupted one."""
     actors: int | None = None
     """Actors of the local runtime, each stepping `--envs` environments. [measured; 2 if
-    deterministic, in processes, or for another architecture than impala]"""
+    deterministic, in processes, or for another architecture than impala; on a Ray cluster as many
+    as it has places for]"""
     envs: int | None = None
     """Environments per actor (fused: in all). [measured; 16 where actors are not; fused and a3c:
     the batch size; a2c: the batch size / actors]"""
     actor_kind: Literal["thread", "process"] = "thread"
     """Whether actors are threads of this process or processes of their own."""
+    ray: str | None = None
+    """Actors are on the machines of a Ray cluster: auto, the one that this machine belongs to;
+    local, one of its own, for this run; or HOST:PORT of its head. [on this machine, without Ray]"""
+    actor_cpus: float = 1.0
+    """CPUs that each actor on Ray reserves."""
+    actor_gpus: float = 0.0
+    """GPUs that each actor on Ray reserves and acts on; 0.25: four share one."""
+    actor_resource: str | None = None
+    """Custom resource that a machine must have for actors to be there, as in
+    ray start --resources '{"actors": 1}'. [any machine]"""
     actor_cores: int | None = None
     """Cores that the threads of actors share. One is best where many actors wait for their
     environments: what threads hand to one another then stays where it is. [all]"""
@@ -62,8 +73,9 @@ class RunConfig:
     max_env_faults: int = 10
     """Environment failures survived, by restarting the environment, before the run stops."""
     max_restarts: int = 10
-    """Actors that died, crashed or hung and were made again, before the run stops. With
-    --deterministic, and in a2c architectures: none."""
+    """Actors that died, crashed or hung and were made again, before the run stops; not counted:
+    those whose machine left the Ray cluster. With --deterministic, and in a2c architectures:
+    none."""
     hang_after: float = 300.0
     """Seconds without a step after which an actor is taken for hung, given up and made again. For
     `--env-workers`, half of that without an answer."""
@@ -82,6 +94,11 @@ class RunConfig:
     quiet: bool = False
     """Print messages only."""
 
+    @property
+    def actors_apart(self) -> bool:
+        """Whether each actor has a process to itself, here or on another machine."""
+        return self.actor_kind == "process" or self.ray is not None
+
 
 # Changing these does not change what is learnt, so a run may be resumed with other values.
 FREE = (
@@ -89,4 +106,5 @@ FREE = (
     *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
     *("max_restarts", "hang_after"),
     *("actor_cores", "actor_device", "learner_device"),
+    *("ray", "actor_cpus", "actor_gpus", "actor_resource"),
 )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
-from pronk.runtime.learner import agent_steps, report
+from pronk.runtime.learner import agent_steps, only_acted, report
 from pronk.runtime.workers import Asynchronous
 from pronk.types import Agent, Batch, LearnerState, PyTree
 
@@ -70,12 +70,15 @@ class A3CRuntime(Asynchronous):
         return Gradient(grads, aux, unroll)
 
     def update(self) -> Update:
-        """Apply the next gradient, waiting for one if need be."""
-        grads, aux, unroll = self._next(self._workers)
+        """Apply the next gradient, waiting for one if need be, but not for ever."""
+        if (gradient := self._next(self._workers)) is None:
+            return only_acted(0, [], self._warnings())
+        grads, aux, unroll = gradient
         grads, aux = jax.device_put((grads, aux), self._devices.learner)
         self.learner_state, _, metrics = self._apply(self.learner_state, grads, aux)
         lag = self._updates - unroll.trajectory.version
         self._updates += 1
         self._latest = self._snapshot()
         update = report(metrics, agent_steps(unroll.trajectory), lag, [unroll])
-        return update._replace(batch=[Batch(unroll.trajectory)])
+        warnings = [*self._warnings(), *update.warnings]
+        return update._replace(batch=[Batch(unroll.trajectory)], warnings=warnings)

@@ -42,6 +42,27 @@ class Unroll(NamedTuple):
     warnings: Sequence[str] = ()  # of the environments
 
 
+def misfit(unroll: Any, like: Trajectory, version: int) -> str:
+    """What is wrong with what came from another process, if it is no unroll of `version` whose
+    trajectory has the structure, shapes and dtypes of `like`; else an empty string."""
+    if not isinstance(unroll, Unroll):
+        return f"expected an unroll, got {type(unroll).__name__}"
+    found, structure = jax.tree.flatten(unroll.trajectory)
+    expected = jax.tree.leaves_with_path(like)
+    if structure != jax.tree.structure(like):
+        return "its trajectory has other parts than ours"
+    for (path, ours), theirs in zip(expected, found, strict=True):
+        if not isinstance(theirs, np.ndarray) or (theirs.shape, theirs.dtype) != (
+            ours.shape,
+            ours.dtype,
+        ):
+            theirs = f"{getattr(theirs, 'dtype', type(theirs))} {np.shape(theirs)}"
+            return f"{jax.tree_util.keystr(path)} is {theirs}, expected {ours.dtype} {ours.shape}"
+    if (unroll.trajectory.version != version).any():
+        return f"it acted with other parameters than those of update {version}"
+    return ""
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def jit_act(
     act: Any, behaviour: PyTree, carry: Carry, timestep: TimeStep, key: Key, count: Array

@@ -58,6 +58,10 @@ class Runtime(Protocol):
         """Seconds so far, by what they were spent on; empty where nobody waits for anybody."""
         ...
 
+    def faults(self) -> dict[str, int]:
+        """What was lost so far without ending the run, counted; empty where nothing can be."""
+        ...
+
     def state(self) -> dict[str, PyTree]:
         """What to save beside the learner's state, by name."""
         ...

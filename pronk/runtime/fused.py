@@ -179,6 +179,10 @@ class FusedRuntime:
         """One program does it all."""
         return "fused program"
 
+    def faults(self) -> dict[str, int]:
+        """None: nothing can fail alone."""
+        return {}
+
     def waits(self) -> dict[str, float]:
         """Nobody waits for anybody."""
         return {}

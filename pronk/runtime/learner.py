@@ -131,6 +131,12 @@ def agent_steps(trajectory: Trajectory) -> int:
     return int(first.size - first.sum())
 
 
+def only_acted(steps: int, unrolls: Sequence[Unroll], warnings: Sequence[str]) -> Update:
+    """What is reported where nothing was learnt; `warnings` beside those of `unrolls`."""
+    update = report({}, steps, np.nan, unrolls)
+    return update._replace(warnings=[*warnings, *update.warnings])
+
+
 def report(metrics: dict[str, Array], steps: int, lag: Array, unrolls: Sequence[Unroll]) -> Update:
     """An update from `steps` agent steps whose columns lagged by `lag` `[B]` updates."""
     return Update(

@@ -19,7 +19,7 @@ from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.cores import settle_on
-from pronk.runtime.learner import Learner, Prepared
+from pronk.runtime.learner import Learner, Prepared, only_acted
 from pronk.runtime.workers import Asynchronous, Unroller, Waits, Workers
 from pronk.types import LearnerState, PyTree
 
@@ -76,10 +76,12 @@ class LocalRuntime(OneLearner):
         return self.learner.prepare(self._batcher.take(parts)), unrolls
 
     def update(self) -> Update:
-        """Learn from the next batch, waiting for it if need be."""
-        update = self.learner.update(*self._next(self._batches))
+        """Learn from the next batch, waiting for it if need be, but not for ever."""
+        if (batch := self._next(self._batches)) is None:
+            return only_acted(0, [], self._warnings())
+        update = self.learner.update(*batch)
         self.learner.publish()
-        return update
+        return update._replace(warnings=[*self._warnings(), *update.warnings])
 
 
 class SynchronousRuntime:
@@ -158,6 +160,10 @@ class SynchronousRuntime:
     def waits(self) -> dict[str, float]:
         """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
         return self._waits.as_dict()
+
+    def faults(self) -> dict[str, int]:
+        """None: what fails here ends the run."""
+        return {}
 
     def state(self) -> dict[str, PyTree]:
         """The actors' states, and their environments' where these can be saved."""

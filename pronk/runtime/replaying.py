@@ -18,7 +18,7 @@ from pronk.errors import UserError
 from pronk.replay import Limiter, Replay, SegmentLog
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
-from pronk.runtime.learner import Learner, Prepared, agent_steps, report
+from pronk.runtime.learner import Learner, Prepared, agent_steps, only_acted
 from pronk.runtime.local import OneLearner, SynchronousRuntime
 from pronk.runtime.supervise import Closed, Supervised
 from pronk.runtime.workers import Workers
@@ -116,9 +116,9 @@ def _set_rng_state(rng: np.random.Generator, saved: Array) -> None:
     }
 
 
-def only_seen(seen: Sequence[Seen]) -> Update:
+def only_seen(seen: Sequence[Seen], warnings: Sequence[str] = ()) -> Update:
     """What is reported where nothing was learnt."""
-    return report({}, sum(s.steps for s in seen), np.nan, [s.unroll for s in seen])
+    return only_acted(sum(s.steps for s in seen), [s.unroll for s in seen], warnings)
 
 
 class ReplayRuntime(OneLearner):
@@ -168,15 +168,13 @@ class ReplayRuntime(OneLearner):
     def update(self) -> Update:
         """Learn from the next batch; while there is none, what actors did is reported."""
         self._begun.set()
-        start = time.perf_counter()
-        drawn = self._batches.get(timeout=POLL)
-        self._waits.learner += time.perf_counter() - start
-        seen = self._workers.get_all()
+        drawn = self._next(self._batches, POLL)
+        seen, warnings = self._workers.get_all(), self._warnings()
         if drawn is None:
-            return only_seen(seen)
+            return only_seen(seen, warnings)
         update = self.memory.learn(self.learner, drawn, seen)
         self.learner.publish()
-        return update
+        return update._replace(warnings=[*warnings, *update.warnings])
 
     def state(self) -> dict[str, PyTree]:
         """The replay; actors are in the middle of things."""

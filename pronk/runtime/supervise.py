@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pronk.errors import UserError
-from pronk.runtime.actor import Unroll
-from pronk.types import PyTree
+from pronk.runtime.actor import Unroll, misfit
+from pronk.types import PyTree, Trajectory
 
 BACKOFF = 0.25  # seconds before the second life, doubled for each life that brought nothing
 LONGEST_BACKOFF = 5.0
@@ -34,6 +34,10 @@ class Lost(UserError):
     """A process has died, or was killed because it hung: another may go on."""
 
 
+class Departed(Lost):
+    """The machine of a process has left its cluster, as machines do: no fault of the actor's."""
+
+
 class Unroller(Protocol):
     """What a runtime needs of an actor, in this process or another."""
 
@@ -41,7 +45,8 @@ class Unroller(Protocol):
 
     @property
     def beats(self) -> int:
-        """How many rows it has acted in: it hangs if this doesn't change."""
+        """How many rows it has acted in: it hangs if this doesn't change. Negative while it waits
+        for a place on some machine."""
         ...
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll: ...
@@ -62,15 +67,20 @@ class Restarts:
         self._lock = threading.Lock()
 
     def spend(self, name: str, error: BaseException) -> str:
-        """One life more; what a person is told of it. Raises UserError if it was one too many."""
+        """One life more; what a person is told of it. Raises UserError if it was one too many.
+
+        One whose machine departed is not counted: others will.
+        """
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         with self._lock:
-            self.count += 1
+            self.count += not isinstance(error, Departed)
             with contextlib.suppress(OSError), self.log.open("a") as file:
                 stamp = time.strftime("%Y-%m-%d %H:%M:%S")
                 file.write(f"{stamp} {name}: {cause}\n")
                 if not isinstance(error, UserError):
                     file.writelines(traceback.format_exception(error))
+            if isinstance(error, Departed):
+                return f"{name}: {cause}; it begins again elsewhere"
             if self.count > self.most:
                 raise UserError(
                     f"actors were lost {self.count} times, and `--max-restarts` is {self.most}."
@@ -84,7 +94,8 @@ class Supervised:
     """An actor that goes on in a new life where one is lost; an `Unroller` itself.
 
     make: an actor whose random numbers are this life's. actor: of the first life, if it is made
-    already; otherwise the thread that unrolls it makes it.
+    already; otherwise the thread that unrolls it makes it. like: what a trajectory looks like, as
+    shapes and dtypes; an actor that brings anything else is lost, and what it brought is dropped.
     """
 
     def __init__(
@@ -93,12 +104,14 @@ class Supervised:
         name: str,
         restarts: Restarts,
         actor: Unroller | None = None,
+        like: Trajectory | None = None,
     ):
         self.name = name
         self.life = secrets.randbits(31)
         self.ended: list[int] = []  # lives before it
         self.placement = "" if actor is None else actor.placement
-        self._make, self._restarts, self._actor = make, restarts, actor
+        self._make, self._restarts, self._actor, self._like = make, restarts, actor, like
+        self.losses = self.misfits = 0  # lives, and unrolls that were none
         self._done = False  # an unroll, ever
         self._fruitless = 0  # lives in a row
         self._told: list[str] = []
@@ -121,6 +134,9 @@ class Supervised:
                 if self._actor is None:
                     self._actor = self._make(self.life)
                 unroll = self._actor.unroll(behaviour, version)
+                if self._like is not None and (wrong := misfit(unroll, self._like, version)):
+                    self.misfits += 1
+                    raise Lost(f"what it brought was dropped: {wrong}")
             except Exception as error:
                 if self._unwanted:
                     raise self._parting() from error
@@ -142,8 +158,18 @@ class Supervised:
         return Closed()
 
     def _begin_again(self, error: Exception) -> None:
-        self._fruitless += 1
+        self.losses += 1
         self._told.append(self._restarts.spend(self.name, error))
+        if not isinstance(error, Departed):
+            self._fruitless += 1
+            self._give_way(error)
+        self._release()
+        self.ended.append(self.life)
+        self.life = secrets.randbits(31)
+        time.sleep(min(BACKOFF * 2 ** max(self._fruitless - 1, 0), LONGEST_BACKOFF))
+
+    def _give_way(self, error: Exception) -> None:
+        """Raise UserError if another life would end like this one."""
         if not self._done or self._fruitless >= FRUITLESS:
             if isinstance(error, Lost):
                 raise UserError(
@@ -152,14 +178,12 @@ class Supervised:
                     " from there."
                 ) from None
             raise error
-        self._release()
-        self.ended.append(self.life)
-        self.life = secrets.randbits(31)
-        time.sleep(min(BACKOFF * 2 ** (self._fruitless - 1), LONGEST_BACKOFF))
 
     def stop(self) -> None:
-        """Begin no further life."""
+        """Begin no further life, and wait for no place."""
         self._unwanted = True
+        if self.beats < 0:
+            self._kill(Lost("it had no place"))
 
     def heard(self) -> None:
         """Count its silence from now on."""
@@ -180,19 +204,25 @@ class Supervised:
         successor is returned. Raises UserError where that is one too many."""
         self._heard = (0, 0.0)
         cause = Lost(f"it has not made a step for {seconds:.0f} s")
-        with self._lock:
-            if self._actor is None:
-                return None  # it is between lives
-            kill = getattr(self._actor, "kill", None)
-            if kill is not None:
-                kill(cause)
-                return None
+        if self._kill(cause):
+            return None
         self._unwanted = True
-        successor = Supervised(self._make, self.name, self._restarts)
+        successor = Supervised(self._make, self.name, self._restarts, like=self._like)
+        successor.losses, successor.misfits = self.losses + 1, self.misfits
         successor._done, successor._fruitless = self._done, self._fruitless + 1
         successor.ended = [*self.ended, self.life]
         successor._told = [*self._told, self._restarts.spend(self.name, cause)]
         return successor
+
+    def _kill(self, cause: Lost) -> bool:
+        """Whether the actor can be killed, and was, or there is none between two lives."""
+        with self._lock:
+            if self._actor is None:
+                return True
+            kill = getattr(self._actor, "kill", None)
+            if kill is not None:
+                kill(cause)
+            return kill is not None
 
     def close(self) -> None:
         """Release what this life holds."""

@@ -21,6 +21,8 @@ from pronk.types import PyTree
 # Items that may wait for the learner: one more makes actors wait, so that policies lag little.
 QUEUE_SIZE = 1
 WATCH_EVERY = 1.0  # seconds
+TELL_AFTER = 5.0  # seconds for which actors had no place
+PATIENCE = 1.0  # seconds after which an update without a batch returns, so that a run can stop
 
 
 class Waits:
@@ -193,12 +195,14 @@ class Asynchronous:
             settle_on(actor_cores),
             queue_size,
         )
+        self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._waiting, self._since, self._told_waiting = 0, 0.0, 0  # actors without a place
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
 
     def _watch(self) -> None:
-        """Look now and then whether an actor hangs."""
+        """Look now and then whether an actor hangs, or has no place."""
         looked = time.monotonic()
         try:
             while not self._closed.wait(WATCH_EVERY):
@@ -215,15 +219,35 @@ class Asynchronous:
                     if (successor := actor.give_up(seconds)) is not None:
                         self._actors[i] = successor
                         self._workers.replace(i, functools.partial(self._produce, successor))
+                self._tell_of_places(looked)
         except UserError as error:  # one too many
             self._workers.fail(error)
 
-    def _next(self, source: Workers) -> Any:
-        """What `source` has next for the learner."""
+    def _tell_of_places(self, now: float) -> None:
+        """Say how many actors wait for a place, once it has been so for a while."""
+        waiting = sum(isinstance(a, Supervised) and a.beats < 0 for a in self._actors)
+        if waiting != self._waiting:
+            self._waiting, self._since = waiting, now
+        if waiting == self._told_waiting or (waiting and now - self._since < TELL_AFTER):
+            return
+        self._told_waiting = waiting
+        some = f"{waiting} of {len(self._actors)} actors wait for a place on some machine"
+        self._told.put(some if waiting else "all actors have a place")
+
+    def _next(self, source: Workers, timeout: float = PATIENCE) -> Any:
+        """What `source` has next for the learner; None if nothing came for so long."""
         start = time.perf_counter()
-        item = source.get()
+        item = source.get(timeout)
         self._waits.learner += time.perf_counter() - start
         return item
+
+    def _warnings(self) -> list[str]:
+        """What a person should be told beside what came with the unrolls."""
+        told = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                told.append(self._told.get_nowait())
+        return told
 
     def bound_by(self) -> str:
         """Which part the others waited for: learner, environments or inference."""
@@ -232,6 +256,14 @@ class Asynchronous:
     def waits(self) -> dict[str, float]:
         """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
         return self._waits.as_dict()
+
+    def faults(self) -> dict[str, int]:
+        """Lives of actors that ended, and unrolls of theirs that were brought and not learnt."""
+        supervised = [actor for actor in self._actors if isinstance(actor, Supervised)]
+        return {
+            "lost_actors": sum(actor.losses for actor in supervised),
+            "dropped_unrolls": self._workers.dropped + sum(actor.misfits for actor in supervised),
+        }
 
     def state(self) -> dict[str, PyTree]:
         """Nothing but the learner's: actors are in the middle of things."""

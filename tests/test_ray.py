@@ -1,0 +1,300 @@
+"""Actors on a cluster of several raylets on this machine: real processes, real transfers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+# Ray reads them when it is imported.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+import jax
+import numpy as np
+import pytest
+import ray
+from harm import Progress, counters, harmed, never_go_back, processes, training
+from ray.cluster_utils import Cluster as Raylets
+
+import pronk
+from pronk import agents, envs
+from pronk.configs.impala import Config
+from pronk.errors import UserError
+from pronk.runtime import workers
+from pronk.runtime.actor import Actor, Player
+from pronk.runtime.ray import Cluster, Needs, RayActor
+from pronk.runtime.supervise import Departed, Lost
+
+# Else the raylets' processes would look for this module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+CONFIG = Config(unroll=6, hidden=(8,))
+ENV = "pronk/Catch-v0"
+TINY: dict[str, Any] = {
+    "envs": 2, "unroll": 10, "batch_size": 2, "hidden": (8,), "log_every": 0.2, "quiet": True,
+}  # fmt: skip
+
+
+# Quicker than usual to know that a machine is gone.
+HEAD = {
+    "num_cpus": 0,
+    "_system_config": {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def raylets() -> Iterator[Raylets]:
+    """A head without places, so that all actors are on machines that can be taken away."""
+    cluster = Raylets(initialize_head=True, head_node_args=HEAD)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def machine(raylets: Raylets) -> Iterator[Any]:
+    """One with two places."""
+    node = raylets.add_node(num_cpus=2)
+    yield node
+    with contextlib.suppress(Exception):  # the test has taken it away
+        raylets.remove_node(node)
+
+
+def make_actor(fate: str = "") -> Actor:
+    """Of Catch, to whom something happens."""
+    if fate == "mistake":
+        raise UserError("a wrong flag")
+    agent = agents.make("impala", CONFIG, envs.spec_of(ENV), horizon=1000)
+    player = Player(agent, jax.random.key(0), np.arange(2, dtype=np.int32), 2)
+    actor = Actor(player, envs.make(ENV, 2), unroll=CONFIG.unroll)
+    if fate == "crash":
+        actor.unroll = lambda *_: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    return actor
+
+
+def behaviour() -> Any:
+    agent = agents.make("impala", CONFIG, envs.spec_of(ENV), horizon=1000)
+    return agent.behaviour(agent.init(jax.random.key(0)))
+
+
+@pytest.fixture
+def cluster(raylets: Raylets) -> Iterator[Cluster]:
+    cluster = Cluster(raylets.address, Needs())
+    yield cluster
+    cluster.close()
+
+
+def test_parameters_are_put_once_per_version(cluster):
+    one, two = behaviour(), behaviour()
+    assert cluster.parameters(one) is cluster.parameters(one)
+    assert cluster.parameters(one) is not cluster.parameters(two)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(ray.get(cluster.parameters(two))))
+    assert not cluster.warnings()
+
+
+def test_what_comes_back_is_that_of_an_actor_here(cluster, machine):
+    """NumPy that nobody may write to, since it lies in the object store."""
+    params = behaviour()
+    actor = RayActor(cluster, make_actor, "actor 0")
+    here = make_actor()
+    with contextlib.closing(actor), contextlib.closing(here):
+        for version in range(2):
+            theirs = actor.unroll(params, version).trajectory
+            leaves = jax.tree.leaves(theirs)
+            assert all(type(x) is np.ndarray for x in leaves)
+            assert not any(x.flags.writeable for x in leaves)
+            jax.tree.map(np.testing.assert_array_equal, theirs, here.unroll(params, version)[0])
+        assert cluster.room() == 2
+        seen = set()
+        deadline = time.monotonic() + 30
+        while 2 * CONFIG.unroll not in seen:
+            seen.add(actor.beats)
+            assert time.monotonic() < deadline
+    actor.close()  # twice
+
+
+def test_who_has_no_place_says_so_and_gets_one_when_a_machine_joins(cluster, raylets):
+    actor = RayActor(cluster, make_actor, "actor 0")
+    with contextlib.closing(actor):
+        assert actor.beats > actor.beats  # falling
+        assert actor.beats < 0
+        node = raylets.add_node(num_cpus=1)
+        try:
+            assert actor.unroll(behaviour(), 0).trajectory.version.shape == (2,)
+            assert actor.beats >= 0
+        finally:
+            raylets.remove_node(node)
+        with pytest.raises(Departed, match="left the cluster"):
+            actor.unroll(behaviour(), 1)
+
+
+def test_what_is_raised_there_is_raised_here(cluster, machine):
+    for fate, error, message in (
+        ("mistake", UserError, "^a wrong flag$"),
+        ("crash", RuntimeError, "actor 0 failed(.|\n)*ZeroDivisionError"),
+    ):
+        actor = RayActor(cluster, lambda fate=fate: make_actor(fate), "actor 0")
+        with contextlib.closing(actor), pytest.raises(error, match=message) as raised:
+            actor.unroll(behaviour(), 0)
+        assert not isinstance(raised.value, Lost)
+
+
+def test_other_versions_of_pronk_are_refused(cluster, machine, monkeypatch):
+    monkeypatch.setattr("pronk.runtime.ray.metadata.version", lambda _: "0.0.9")
+    actor = RayActor(cluster, make_actor, "actor 0")
+    wrong = pytest.raises(UserError, match=r"has pronk 0\.\d+\.\d+, .*0\.0\.9")
+    with contextlib.closing(actor), wrong:
+        actor.unroll(behaviour(), 0)
+
+
+def test_a_factory_that_cant_travel_is_told(cluster):
+    lock = threading.Lock()
+    with pytest.raises(UserError, match="can't be made on another machine"):
+        RayActor(cluster, lambda: lock, "actor 0")  # type: ignore[arg-type,return-value]
+
+
+FLAGS = ("--envs", "2", "--unroll", "10", "--batch-size", "2", "--actors", "2")
+OF_R2D2 = (
+    *("--sequence-length", "8", "--overlap", "4", "--burn-in", "2", "--core-size", "4"),
+    *("--head", "8", "--replay-minimum", "10", "--replay-capacity", "2000"),
+    *("--replay-ratio", "0.5"),
+)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_path, agent):
+    nodes = [raylets.add_node(num_cpus=1) for _ in range(2)]
+    address = ("--ray", raylets.address, "--max-restarts", "0", "--hidden", "8")
+    special = OF_R2D2 if agent == "r2d2" else ()
+    try:
+        with training(tmp_path, agent, "CartPole-v1", *FLAGS, *address, *special) as (process, run):
+            run.goes_on()
+            raylets.remove_node(nodes.pop(), allow_graceful=False)
+            run.until(lambda: run.lines("actor_faults.log"))
+            run.goes_on()
+            nodes.append(raylets.add_node(num_cpus=1))
+            run.until(lambda: len(processes("ray::Host")) == 2)
+            run.goes_on(10)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
+    finally:
+        for node in nodes:
+            raylets.remove_node(node)
+    assert process.returncode == 0, out
+    assert "interrupted" in out
+    assert "1 of 2 actors wait for a place" in out
+    assert "all actors have a place" in out
+    assert never_go_back(counters(tmp_path))
+    assert pronk.load(tmp_path).steps >= counters(tmp_path)[-1]["steps"]
+    (line,) = run.lines("actor_faults.log")
+    assert "left the cluster" in line
+
+
+@pytest.mark.faults
+def test_an_actor_is_killed_and_another_hangs_while_training_goes_on(raylets, machine, tmp_path):
+    def strike(number: signal.Signals) -> None:
+        os.kill(max(processes("ray::Host")), number)
+
+    def harm(run: Progress) -> None:
+        for i, number in enumerate((signal.SIGKILL, signal.SIGSTOP)):
+            run.goes_on()
+            strike(number)
+            run.until(lambda i=i: len(run.lines("actor_faults.log")) > i)
+
+    with harmed(tmp_path, harm):
+        summary = pronk.train(
+            "impala", "CartPole-v1", run_dir=tmp_path, ray=raylets.address, hang_after=4.0, **TINY
+        )
+    assert summary["status"] == "interrupted"
+    assert never_go_back(counters(tmp_path))
+    killed, hung = (tmp_path / "actor_faults.log").read_text().splitlines()
+    assert "it was lost" in killed
+    assert "it has not made a step for" in hung
+    deadline = time.monotonic() + 20
+    while processes("ray::Host"):
+        assert time.monotonic() < deadline
+
+
+def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(workers, "TELL_AFTER", 1.0)
+
+    def harm(run: Progress) -> None:
+        told: list[str] = []
+
+        def says_so() -> bool:
+            told.append(capfd.readouterr().out)
+            return "2 of 2 actors wait for a place" in "".join(told)
+
+        run.until(says_so)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    start = time.monotonic()
+    with harmed(tmp_path, harm, survives=False):
+        summary = pronk.train(
+            "impala", "CartPole-v1", run_dir=tmp_path, ray=raylets.address, actors=2, **TINY
+        )
+    assert summary["status"] == "interrupted"
+    assert summary["agent_steps"] == 0
+    assert time.monotonic() - start < 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"deterministic": True}, "with `--deterministic`"),
+        ({"architecture": "a3c"}, "with `--architecture`"),
+        ({"actor_kind": "process"}, "with `--actor-kind`"),
+        ({"env_workers": 2}, "with `--env-workers`"),
+        ({"actor_cores": 1}, "with `--actor-cores`"),
+        ({"actor_device": "cpu"}, "say --actor-gpus"),
+        ({"runtime": "fused"}, "the fused runtime has no actors"),
+        ({"actor_cpus": 0.0}, "above zero"),
+    ],
+)
+def test_what_does_not_go_together_is_told(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        pronk.train("impala", ENV, run_dir=tmp_path, ray="auto", steps=100, **settings)
+
+
+def run_elsewhere(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pronk", "train", "impala", ENV, *args],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_no_cluster_and_the_wrong_token_are_told(raylets, tmp_path):
+    run_dir = str(tmp_path / "run")
+    done = run_elsewhere("--ray", "127.0.0.1:1", "--run-dir", run_dir)
+    assert done.returncode == 2, done.stderr
+    assert "nothing is to be reached there" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run_elsewhere("--ray", raylets.address, "--run-dir", run_dir, RAY_AUTH_TOKEN="wrong" * 8)
+    assert done.returncode == 2, done.stderr
+    assert "token" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.faults
+def test_a_cluster_of_ones_own_ends_with_a_run_that_is_killed(tmp_path):
+    before = set(processes("raylet"))
+    args = ("impala", ENV, "--ray", "local", *FLAGS, "--hidden", "8")
+    with training(tmp_path, *args) as (_, run):
+        run.goes_on(2)
+        started = set(processes("raylet")) - before
+        assert started
+    run.until(lambda: not started & set(processes("raylet")))
+    run.until(lambda: not processes("ray::Host"))
