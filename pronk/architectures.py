@@ -28,12 +28,14 @@ ARCHITECTURES = {
 }
 
 
-def check_together(config: RunConfig) -> None:
+def check_together(config: RunConfig, batch_size: int) -> None:
     """Raise UserError for settings that do not go together."""
     architecture = ARCHITECTURES[config.architecture]
     name = f"`--architecture` {config.architecture}"
     if config.ray is not None:
         _check_ray(config)
+    if config.learners > 1:
+        _check_learners(config, batch_size)
     if config.actor_cores is not None and (config.deterministic or config.actor_kind == "process"):
         flag = "--deterministic" if config.deterministic else "--actor-kind process"
         raise UserError(
@@ -61,6 +63,32 @@ def check_together(config: RunConfig) -> None:
         raise UserError(
             f"{name} answers whoever comes first, so that no two runs are alike; leave"
             " `--deterministic` out, or use --architecture a2c-sync-trajectory."
+        )
+
+
+def _check_learners(config: RunConfig, batch_size: int) -> None:
+    """Raise UserError for what several learners can't do together."""
+    name = f"`--learners` is {config.learners}"
+    if config.coordinator is None or config.learner_rank >= config.learners:
+        raise UserError(
+            f"{name}, `--learner-rank` {config.learner_rank} and `--coordinator`"
+            f" {config.coordinator}; expected a rank from 0 to {config.learners - 1}, and the"
+            " HOST:PORT where they meet."
+        )
+    for flag, given in (
+        ("--deterministic", config.deterministic),
+        ("--architecture", config.architecture != "impala"),
+        ("--learner-device", config.learner_device is not None),
+        ("--runtime", config.runtime == "fused"),
+    ):
+        if given:
+            raise UserError(
+                f"{name} with `{flag}`: several processes learn asynchronously, as impala, each on"
+                " all devices that it sees; leave one of the two out."
+            )
+    if batch_size % config.learners:
+        raise UserError(
+            f"{name}, and `--batch-size` {batch_size}; expected one that can be divided among them."
         )
 
 
@@ -94,6 +122,11 @@ def fixed_numbers(
             f"{name} learns from what actors have just done, and this agent from replay; use"
             " --architecture impala or impala-dynamic-batch."
         )
+    if config.learners > 1 and replay:
+        raise UserError(
+            f"`--learners` is {config.learners}, and this agent learns from replay; expected one"
+            " that learns from what its actors have just done."
+        )
     if config.ray is not None:
         return config.actors, config.envs or tuning.ENVS
     num_actors = config.actors or tuning.ACTORS
@@ -113,7 +146,8 @@ def fixed_numbers(
                 f" `--envs` {num_envs} must equal `--batch-size` {batch_size}."
             )
         return (1, batch_size) if architecture.single else (num_actors, num_envs)
-    if not (config.deterministic or architecture.central or config.actor_kind == "process"):
+    several = config.actor_kind == "process" or config.learners > 1
+    if not (config.deterministic or architecture.central or several):
         return config.actors, config.envs
     num_envs = config.envs or tuning.ENVS
     if config.deterministic and not replay and (num_actors * num_envs) % batch_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import math
 import os
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
+from pronk.architectures import check_together
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
 from pronk.errors import UserError
 from pronk.evaluate import evaluate
@@ -26,6 +28,7 @@ from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
 from pronk.runtime.base import Runtime, Update
+from pronk.runtime.group import ALONE, Group, join
 from pronk.types import Batch, LearnerState
 from pronk.wiring import (
     EVALUATION_KEY,
@@ -61,13 +64,22 @@ def train(
 def run(plan: Plan, env: str | Callable[[], Any] | None = None) -> dict[str, Any]:
     """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
     configure_jax()
-    return _Run(plan, plan.env if env is None else env).go()
+    group = ALONE
+    if plan.run.learners > 1:
+        check_together(plan.run, plan.agent_config.batch_size)
+        assert plan.run.coordinator is not None
+        group = join(plan.run.coordinator, plan.run.learners, plan.run.learner_rank)
+        if group.rank:  # the first one has the run; what the others tell is beside it
+            directory = plan.run_dir / f"learner{group.rank}"
+            plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
+    return _Run(plan, plan.env if env is None else env, group).go()
 
 
 class _Run:
     """One life of a run, from its start or a checkpoint to its end or a pause."""
 
-    def __init__(self, plan: Plan, env: Any):
+    def __init__(self, plan: Plan, env: Any, group: Group):
+        self.group = group
         self.plan, self.env, self.config = plan, env, plan.run
         self.run_dir = plan.run_dir
         plan.check_same(self.run_dir)
@@ -101,6 +113,8 @@ class _Run:
             state = state._replace(params=params)
             if isinstance(state.aux, dict) and "target" in state.aux:
                 state = state._replace(aux=state.aux | {"target": jax.tree.map(jnp.copy, params)})
+        state = self.group.agreed(state)
+        (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
         # At the last record: all updates, and those left out for a gradient that was not finite.
         self.updates, self.skipped = int(state.updates), int(state.skipped)
         write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
@@ -147,13 +161,17 @@ class _Run:
         self, runtime: Runtime, monitor: Monitor, signalled: threading.Event
     ) -> dict[str, Any]:
         config = self.config
-        next_eval = _next_multiple(self.agent_steps, config.eval_every)
+        # Of several learners the first one evaluates.
+        eval_every = None if self.group.rank else config.eval_every
+        next_eval = _next_multiple(self.agent_steps, eval_every)
         last_save = time.perf_counter()
         meter: _Meter | None = None  # begins after the first update, which compiles
         try:
-            while not (status := self._status(runtime, signalled)):
+            stop = 0  # several learners do all together
+            while not (status := self._status(runtime, signalled, stop)):
                 update = runtime.update()
-                self._count(update)
+                steps, stop = self.group.sums(update.steps, int(signalled.is_set()))
+                self._count(update, steps)
                 for warning in update.warnings:
                     monitor.message(f"warning: {warning}")
                 if not update.metrics:
@@ -168,10 +186,15 @@ class _Run:
                 if meter.seconds() >= config.log_every:
                     self._log(runtime, monitor, meter)
                     meter = _Meter(self.agent_steps)
-                if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
+                if (
+                    next_eval is not None
+                    and not self.group.rank
+                    and runtime.drained
+                    and self.agent_steps >= next_eval
+                ):
                     with meter.paused():
                         self._evaluate(runtime, monitor, signalled)
-                    next_eval = _next_multiple(self.agent_steps, config.eval_every)
+                    next_eval = _next_multiple(self.agent_steps, eval_every)
                 if runtime.drained and time.perf_counter() - last_save >= config.checkpoint_every:
                     self._save(runtime)
                     last_save = time.perf_counter()
@@ -189,19 +212,19 @@ class _Run:
         monitor.summary(summary)
         return summary
 
-    def _status(self, runtime: Runtime, signalled: threading.Event) -> str:
+    def _status(self, runtime: Runtime, signalled: threading.Event, stop: int) -> str:
         """Why the run stops here; empty to go on."""
         if not runtime.drained:
             return ""
-        if signalled.is_set():
+        if stop or (self.group.count == 1 and signalled.is_set()):
             return "interrupted"
         if self.agent_steps >= self.config.steps:
             return "finished"
         stop_after = self.config.stop_after
         return "paused" if stop_after is not None and self.agent_steps >= stop_after else ""
 
-    def _count(self, update: Update) -> None:
-        self.agent_steps += update.steps
+    def _count(self, update: Update, steps: int) -> None:
+        self.agent_steps += steps
         self.episodes += len(update.episodes)
         self.recent.extend(e.episode_return for e in update.episodes)
         if update.metrics:
@@ -275,8 +298,8 @@ class _Run:
             monitor.log({**self._counters(), **fields})
 
     def _save(self, runtime: Runtime, *, block: bool = False) -> None:
-        if not self.lag_count:
-            return  # nothing was learnt yet
+        if not self.lag_count or self.group.rank:
+            return  # nothing was learnt yet; of several learners the first one saves
         meta = {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,

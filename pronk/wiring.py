@@ -134,7 +134,7 @@ class ActorFactory:
         fault_log = self.plan.run_dir / "env_faults.log"
         if config.actors_apart:
             configure_jax()
-        threads = max(1, (os.cpu_count() or 1) // self.actors)
+        threads = max(1, (os.cpu_count() or 1) * config.learners // self.actors)
         if config.ray is not None:
             threads = max(1, int(config.actor_cpus))
             fault_log.parent.mkdir(parents=True, exist_ok=True)  # it may be another machine
@@ -213,7 +213,7 @@ def make_runtime(
             draws=draws,
         )
     architecture = ARCHITECTURES[config.architecture]
-    check_together(config)
+    check_together(config, batch_size)
     # A resumed life that starts new episodes must not replay those of the first.
     life = 0 if config.deterministic else life
     learner = (
@@ -231,7 +231,9 @@ def make_runtime(
             like = unroll_of(plan, agent, envs.spec_of(env, plan.env_args), num_envs)
         with contextlib.ExitStack() as unfinished:
             for i in range(num_actors):
-                factory = ActorFactory(plan, env, i, num_actors, num_envs, life)
+                index = config.learner_rank * num_actors + i
+                total = config.learners * num_actors
+                factory = ActorFactory(plan, env, index, total, num_envs, life)
                 name = f"actor {i}"
 
                 # Bound now: the loop goes on.
@@ -321,7 +323,10 @@ def make_runtime(
             )
         else:
             runtime = LocalRuntime(
-                learner, actors, batch_size=batch_size, actor_cores=config.actor_cores
+                learner,
+                actors,
+                batch_size=batch_size // config.learners,
+                actor_cores=config.actor_cores,
             )
         unfinished.pop_all()  # the runtime's to close
     return runtime
@@ -345,6 +350,10 @@ def _connected(config: RunConfig, actors: int) -> Any:
 def _devices(plan: Plan) -> Devices:
     """Those that the plan names; raises UserError where they are not there, or can't be shared."""
     config = plan.run
+    if config.learners > 1:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return Devices(jax.local_devices()[0], everywhere)
     actor = None
     if config.actor_device is not None:
         actor = find_device("--actor-device", config.actor_device)
@@ -402,8 +411,8 @@ def _is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     config = plan.run
     has_jax = envs.jax_env_of(env, plan.env_args) is not None
     if config.runtime == "auto":
-        alone = config.ray is None and config.architecture == "impala" and agent.replay is None
-        return has_jax and alone
+        alone = config.ray is None and config.learners == 1
+        return has_jax and alone and config.architecture == "impala" and agent.replay is None
     if config.runtime == "local":
         return False
     if not has_jax:

@@ -68,6 +68,13 @@ class RunConfig:
     learner_device: str | None = None
     """Where the network learns; several, as in gpu:0,gpu:1, share each batch. [where JAX computes
     by default]"""
+    learners: int = 1
+    """Processes that learn together, each with `--actors` of its own and an equal part of
+    `--batch-size`: start this command in each, with its `--learner-rank`."""
+    learner_rank: int = 0
+    """Which of the `--learners` this process is, from 0 on; the first one saves the run."""
+    coordinator: str | None = None
+    """HOST:PORT on the first learner's machine, where the `--learners` meet."""
     env_workers: int | None = None
     """Processes per actor that step its environments; 0: none. [measured: for slow environments]"""
     max_env_faults: int = 10
@@ -106,5 +113,6 @@ FREE = (
     *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
     *("max_restarts", "hang_after"),
     *("actor_cores", "actor_device", "learner_device"),
+    *("learners", "learner_rank", "coordinator"),
     *("ray", "actor_cpus", "actor_gpus", "actor_resource"),
 )

@@ -16,7 +16,7 @@ from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
 from pronk.runtime.learner import agent_steps, only_acted, report
-from pronk.runtime.workers import Asynchronous
+from pronk.runtime.workers import PATIENCE, Asynchronous
 from pronk.types import Agent, Batch, LearnerState, PyTree
 
 
@@ -71,7 +71,7 @@ class A3CRuntime(Asynchronous):
 
     def update(self) -> Update:
         """Apply the next gradient, waiting for one if need be, but not for ever."""
-        if (gradient := self._next(self._workers)) is None:
+        if (gradient := self._next(self._workers, PATIENCE)) is None:
             return only_acted(0, [], self._warnings())
         grads, aux, unroll = gradient
         grads, aux = jax.device_put((grads, aux), self._devices.learner)

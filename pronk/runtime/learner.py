@@ -15,6 +15,7 @@ from pronk.runtime.actor import Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
 from pronk.runtime.batcher import over_axes
 from pronk.runtime.cores import usable
+from pronk.runtime.group import everywhere, here
 from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
 
 
@@ -56,7 +57,12 @@ class Learner:
         if not self._far and agent.gradients is not None:
             most = min(usable(), MAX_PARTS)
             self.parts = max(n for n in range(1, most + 1) if batch_size % n == 0)
-        self.state: LearnerState = jax.device_put(state, devices.learner)
+        self.shared_by = 1 if self._shared is None else _processes(self._shared)
+        self._state: LearnerState
+        if self._shared is not None and self.shared_by > 1:
+            self._state = everywhere(state, self._shared)
+        else:
+            self._state = jax.device_put(state, devices.learner)
         # The update may reuse the state's memory, because actors get a copy of what they need.
         # What several devices have found is the same in all of them; None: as XLA has it.
         found = None if self._shared is None else (self._shared, None, self._shared)
@@ -68,10 +74,20 @@ class Learner:
             return agent.apply(state, *jax.tree.map(lambda *x: sum(x), *parts))
 
         self._apply = jax.jit(apply, donate_argnums=0)
-        self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)))
+        self._copy = jax.jit(
+            lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)),
+            out_shardings=self._shared,
+        )
         self._threads = ThreadPoolExecutor(self.parts, "learner") if self.parts > 1 else None
         self.updates = int(state.updates)
         self.publish()
+
+    @property
+    def state(self) -> LearnerState:
+        """The newest; in this process's memory, where several learn together."""
+        if self.shared_by == 1 or any(x.is_deleted() for x in jax.tree.leaves(self._state)):
+            return self._state
+        return here(self._state)
 
     def prepare(self, parts: list[Batch]) -> Prepared:
         """Bring a batch, whole or in `self.parts` parts, to the device; may be done during an
@@ -79,7 +95,11 @@ class Learner:
         steps = sum(agent_steps(part.trajectory) for part in parts)
         version = np.concatenate([part.trajectory.version for part in parts])
         if self._shared is not None:
-            parts = [jax.device_put(part, self._sharding(part)) for part in parts]
+            # What this process has is its part of the columns.
+            parts = [
+                jax.tree.map(jax.make_array_from_process_local_data, self._sharding(part), part)
+                for part in parts
+            ]
         elif self._far:
             parts = jax.device_put(parts, self._devices.learner)
         return Prepared(parts, steps, version)
@@ -98,17 +118,17 @@ class Learner:
         """
         lag = self.updates - prepared.version
         if len(prepared.parts) == 1:
-            self.state, feedback, metrics = self._learn(self.state, prepared.parts[0])
+            self._state, feedback, metrics = self._learn(self._state, prepared.parts[0])
         else:
             assert self._threads is not None
             found = list(self._threads.map(self._gradients_of, prepared.parts))
-            self.state, feedback, metrics = self._apply(self.state, found)
+            self._state, feedback, metrics = self._apply(self._state, found)
         self.updates += 1
         update = report(metrics, prepared.steps, lag, unrolls)
         return update._replace(feedback=feedback, batch=prepared.parts)
 
     def _gradients_of(self, part: Batch) -> PyTree:
-        return jax.block_until_ready(self._gradients(self.state, part))
+        return jax.block_until_ready(self._gradients(self._state, part))
 
     def close(self) -> None:
         """Let the threads end."""
@@ -121,8 +141,15 @@ class Learner:
 
     def publish(self) -> None:
         """Make the newest parameters `latest`; complete, so that no actor waits for them."""
-        behaviour = jax.device_put(self._copy(self.state), self._devices.actor)
+        behaviour = self._copy(self._state)
+        behaviour = here(behaviour) if self.shared_by > 1 else behaviour
+        behaviour = jax.device_put(behaviour, self._devices.actor)
         self.latest: tuple[int, PyTree] = (self.updates, jax.block_until_ready(behaviour))
+
+
+def _processes(sharding: NamedSharding) -> int:
+    """Whose devices these are."""
+    return len({device.process_index for device in sharding.device_set})
 
 
 def agent_steps(trajectory: Trajectory) -> int:

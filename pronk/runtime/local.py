@@ -8,6 +8,7 @@ parameters and wait for the learner.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.cores import settle_on
 from pronk.runtime.learner import Learner, Prepared, only_acted
-from pronk.runtime.workers import Asynchronous, Unroller, Waits, Workers
+from pronk.runtime.workers import PATIENCE, Asynchronous, Unroller, Waits, Workers
 from pronk.types import LearnerState, PyTree
 
 
@@ -77,7 +78,9 @@ class LocalRuntime(OneLearner):
 
     def update(self) -> Update:
         """Learn from the next batch, waiting for it if need be, but not for ever."""
-        if (batch := self._next(self._batches)) is None:
+        # Several learners update all together, or not at all.
+        patience = PATIENCE if self.learner.shared_by == 1 else math.inf
+        if (batch := self._next(self._batches, patience)) is None:
             return only_acted(0, [], self._warnings())
         update = self.learner.update(*batch)
         self.learner.publish()

@@ -234,7 +234,7 @@ class Asynchronous:
         some = f"{waiting} of {len(self._actors)} actors wait for a place on some machine"
         self._told.put(some if waiting else "all actors have a place")
 
-    def _next(self, source: Workers, timeout: float = PATIENCE) -> Any:
+    def _next(self, source: Workers, timeout: float) -> Any:
         """What `source` has next for the learner; None if nothing came for so long."""
         start = time.perf_counter()
         item = source.get(timeout)

@@ -1,0 +1,184 @@
+"""Learners in two processes that update together."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from multiprocessing.connection import Listener
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from harm import Progress, counters, never_go_back, training
+
+import pronk
+from pronk import agents, envs
+from pronk.configs.impala import Config
+from pronk.errors import UserError
+from pronk.runtime.group import ALONE
+from pronk.runtime.learner import Learner
+from pronk.types import Batch
+
+
+def free_address() -> str:
+    """Where nobody listens now."""
+    with Listener(("127.0.0.1", 0)) as listener:
+        return "{}:{}".format(*listener.address)
+
+
+# What both processes and this one do: updates of batches that they all can make.
+PROGRAM = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pronk import agents, envs
+from pronk.configs.impala import Config
+from pronk.runtime.base import Devices
+from pronk.runtime.group import join
+from pronk.runtime.learner import Learner
+from test_group import UPDATES, batch, built
+
+rank, address, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+group = join(address, 2, rank)
+assert (group.count, group.rank) == (2, rank), group
+assert group.sums(3 + rank, rank) == (7, 1)
+mesh = Mesh(np.array(jax.devices()), ("data",))
+everywhere = NamedSharding(mesh, PartitionSpec())
+agent = built()
+state = jax.jit(agent.init)(jax.random.key(rank))  # another one in each process
+state = group.agreed(state)
+learner = Learner(agent, state, Devices(jax.local_devices()[0], everywhere), batch_size=4)
+for i in range(UPDATES):
+    update = learner.update(learner.prepare([batch(i, 2 * rank, 2 * rank + 2)]), [])
+    learner.publish()
+found = {
+    "params": learner.state.params,
+    "behaviour": learner.behaviour(),
+    "steps": learner.state.steps,
+    "loss": update.metrics["loss/policy"],
+}
+np.savez(path, *map(np.asarray, jax.tree.leaves(found)))
+"""
+UPDATES = 3
+
+
+def built() -> Any:
+    return agents.make(
+        "impala", Config(unroll=5, batch_size=4, hidden=(8,)), envs.spec_of("CartPole-v1"),
+        horizon=1000,
+    )  # fmt: skip
+
+
+def batch(i: int, start: int, stop: int) -> Batch:
+    """Columns of the i-th batch: whatever its numbers, all who learn from it see the same."""
+    from pronk.bench.timing import random_batch
+    from pronk.runtime.batcher import columns
+
+    agent = built()
+    state = agent.init(jax.random.key(0))
+    whole = random_batch(agent, envs.spec_of("CartPole-v1"), state, 5, 4).trajectory
+    reward = np.random.default_rng(i).normal(size=np.shape(whole.timestep.reward))
+    timestep = whole.timestep._replace(reward=reward.astype(np.float32))
+    whole = jax.tree.map(np.asarray, whole._replace(timestep=timestep))
+    return Batch(columns(whole, start, stop))
+
+
+def test_the_update_of_two_processes_is_that_of_one_on_the_whole_batch(tmp_path):
+    address = free_address()
+    paths = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(rank), address, str(path)],
+            cwd=Path(__file__).parent,
+        )
+        for rank, path in enumerate(paths)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    agent = built()
+    learner = Learner(agent, jax.jit(agent.init)(jax.random.key(0)), batch_size=4)
+    for i in range(UPDATES):
+        update = learner.update(learner.prepare([batch(i, 0, 4)]), [])
+        learner.publish()
+    expected = jax.tree.leaves(
+        {
+            "params": learner.state.params,
+            "behaviour": learner.behaviour(),
+            "steps": learner.state.steps,
+            "loss": update.metrics["loss/policy"],
+        }
+    )
+    for path in paths:
+        with np.load(path) as found:
+            for ours, theirs in zip(expected, found.values(), strict=True):
+                np.testing.assert_allclose(theirs, ours, rtol=2e-5, atol=1e-6)
+
+
+@contextlib.contextmanager
+def two_learners(run_dir: Path, *args: str) -> Any:
+    """`pronk train` in two processes."""
+    common = (
+        *("impala", "CartPole-v1", "--learners", "2", "--coordinator", free_address()),
+        *("--actors", "1", "--envs", "4", "--batch-size", "8", "--unroll", "5", "--hidden", "8"),
+        *args,
+    )
+    with (
+        training(run_dir, *common, "--learner-rank", "0") as (first, run),
+        training(run_dir, *common, "--learner-rank", "1") as (second, _),
+    ):
+        yield first, second, run
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_learners_stop_together_and_go_on(tmp_path, rank):
+    """Whichever of them is interrupted; the first one's run is the run."""
+    with two_learners(tmp_path, "--checkpoint-every", "1000") as (*both, run):
+        run.goes_on()
+        both[rank].send_signal(signal.SIGINT)
+        outs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outs
+    assert all("interrupted" in out for out in outs)
+    saved = pronk.load(tmp_path).steps
+    assert all(f"interrupted at {saved:,} steps" in out for out in outs)
+    with two_learners(tmp_path, "--steps", "10_000_000") as (*both, run):
+        run.goes_on()
+        both[1 - rank].send_signal(signal.SIGTERM)
+        outs = [process.communicate(timeout=60)[0] for process in both]
+    assert f"resumed at {saved:,} steps" in outs[0]
+    assert never_go_back(counters(tmp_path))
+    others = Progress(tmp_path / "learner1").lines()
+    first = json.loads(others[-1])
+    assert first["steps"] > saved
+    assert not (tmp_path / "learner1" / "checkpoints").exists() or not any(
+        (tmp_path / "learner1" / "checkpoints").iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "`--coordinator` None; expected a rank from 0 to 1"),
+        ({"coordinator": "localhost:1", "learner_rank": 2}, "expected a rank from 0 to 1"),
+        ({"coordinator": "localhost:1", "deterministic": True}, "with `--deterministic`"),
+        ({"coordinator": "localhost:1", "architecture": "a3c"}, "with `--architecture`"),
+        ({"coordinator": "localhost:1", "learner_device": "cpu"}, "with `--learner-device`"),
+        ({"coordinator": "localhost:1", "batch_size": 3}, "`--batch-size` 3; expected one"),
+        ({"coordinator": "localhost:1", "runtime": "fused"}, "with `--runtime`"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_anyone_is_waited_for(tmp_path, settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, learners=2, **settings)
+
+
+def test_who_is_alone_asks_nobody():
+    assert ALONE.sums(3, 1) == (3, 1)
+    tree = {"a": np.ones(3)}
+    assert ALONE.agreed(tree) is tree
