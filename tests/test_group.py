@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from harm import Progress, counters, never_go_back, training
 
 import pronk
 from pronk import agents, envs
+from pronk.bench.harm import Progress, never_go_back, training
 from pronk.configs.impala import Config
 from pronk.errors import UserError
 from pronk.runtime.group import ALONE
@@ -152,7 +152,7 @@ def test_two_learners_stop_together_and_go_on(tmp_path, rank):
         both[1 - rank].send_signal(signal.SIGTERM)
         outs = [process.communicate(timeout=60)[0] for process in both]
     assert f"resumed at {saved:,} steps" in outs[0]
-    assert never_go_back(counters(tmp_path))
+    assert never_go_back(Progress(tmp_path).records())
     others = Progress(tmp_path / "learner1").lines()
     first = json.loads(others[-1])
     assert first["steps"] > saved

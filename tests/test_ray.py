@@ -21,11 +21,12 @@ import jax
 import numpy as np
 import pytest
 import ray
-from harm import Progress, counters, harmed, never_go_back, processes, training
+from harm import harmed
 from ray.cluster_utils import Cluster as Raylets
 
 import pronk
 from pronk import agents, envs
+from pronk.bench.harm import Progress, never_go_back, processes, training
 from pronk.configs.impala import Config
 from pronk.errors import UserError
 from pronk.runtime import workers
@@ -197,8 +198,8 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
     assert "interrupted" in out
     assert "1 of 2 actors wait for a place" in out
     assert "all actors have a place" in out
-    assert never_go_back(counters(tmp_path))
-    assert pronk.load(tmp_path).steps >= counters(tmp_path)[-1]["steps"]
+    assert never_go_back(Progress(tmp_path).records())
+    assert pronk.load(tmp_path).steps >= Progress(tmp_path).records()[-1]["steps"]
     (line,) = run.lines("actor_faults.log")
     assert "left the cluster" in line
 
@@ -219,7 +220,7 @@ def test_an_actor_is_killed_and_another_hangs_while_training_goes_on(raylets, ma
             "impala", "CartPole-v1", run_dir=tmp_path, ray=raylets.address, hang_after=4.0, **TINY
         )
     assert summary["status"] == "interrupted"
-    assert never_go_back(counters(tmp_path))
+    assert never_go_back(Progress(tmp_path).records())
     killed, hung = (tmp_path / "actor_faults.log").read_text().splitlines()
     assert "it was lost" in killed
     assert "it has not made a step for" in hung

@@ -105,10 +105,35 @@ class Replay:
     """Write JSON here; - for standard output."""
 
 
+@dataclass(frozen=True)
+class Faults:
+    """What is lost, and how soon a run recovers, when a part of it dies, hangs or lies."""
+
+    only: str | None = None
+    """Scenarios, by commas: environment, actor, ray, node, learner, inference, sigterm,
+    environments, disk, checkpoint. [all]"""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
+@dataclass(frozen=True)
+class Soak:
+    """A run with a fault every few seconds: do memory, descriptors, threads or processes grow?"""
+
+    seconds: float = 1800.0
+    """To train for."""
+    every: float = 10.0
+    """Seconds between faults."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
 BENCHMARKS = {
     "learner": Learner,
     "throughput": Throughput,
     "fused": Fused,
     "architectures": Architectures,
     "replay": Replay,
+    "faults": Faults,
+    "soak": Soak,
 }
