@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -175,13 +174,15 @@ OF_R2D2 = (
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("agent", ["impala", "r2d2"])
-def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_path, agent):
+def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_path):
+    """With an agent that learns from replay; IMPALA is in `pronk bench faults`."""
     nodes = [raylets.add_node(num_cpus=1) for _ in range(2)]
     address = ("--ray", raylets.address, "--max-restarts", "0", "--hidden", "8")
-    special = OF_R2D2 if agent == "r2d2" else ()
     try:
-        with training(tmp_path, agent, "CartPole-v1", *FLAGS, *address, *special) as (process, run):
+        with training(tmp_path, "r2d2", "CartPole-v1", *FLAGS, *address, *OF_R2D2) as (
+            process,
+            run,
+        ):
             run.goes_on()
             raylets.remove_node(nodes.pop(), allow_graceful=False)
             run.until(lambda: run.lines("actor_faults.log"))
@@ -202,31 +203,6 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
     assert pronk.load(tmp_path).steps >= Progress(tmp_path).records()[-1]["steps"]
     (line,) = run.lines("actor_faults.log")
     assert "left the cluster" in line
-
-
-@pytest.mark.faults
-def test_an_actor_is_killed_and_another_hangs_while_training_goes_on(raylets, machine, tmp_path):
-    def strike(number: signal.Signals) -> None:
-        os.kill(max(processes("ray::Host")), number)
-
-    def harm(run: Progress) -> None:
-        for i, number in enumerate((signal.SIGKILL, signal.SIGSTOP)):
-            run.goes_on()
-            strike(number)
-            run.until(lambda i=i: len(run.lines("actor_faults.log")) > i)
-
-    with harmed(tmp_path, harm):
-        summary = pronk.train(
-            "impala", "CartPole-v1", run_dir=tmp_path, ray=raylets.address, hang_after=4.0, **TINY
-        )
-    assert summary["status"] == "interrupted"
-    assert never_go_back(Progress(tmp_path).records())
-    killed, hung = (tmp_path / "actor_faults.log").read_text().splitlines()
-    assert "it was lost" in killed
-    assert "it has not made a step for" in hung
-    deadline = time.monotonic() + 20
-    while processes("ray::Host"):
-        assert time.monotonic() < deadline
 
 
 def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, capfd):
@@ -270,23 +246,35 @@ def test_what_does_not_go_together_is_told(tmp_path, settings, message):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="auto", steps=100, **settings)
 
 
-def run_elsewhere(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pronk", "train", "impala", ENV, *args],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+def test_an_address_where_nobody_listens_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"nothing is to be reached there.*Connection refused"):
+        pronk.train("impala", ENV, run_dir=tmp_path, ray="127.0.0.1:1")
+    with pytest.raises(UserError, match="nothing is to be reached there"):
+        pronk.train("impala", ENV, run_dir=tmp_path, ray="everywhere")
 
 
-def test_no_cluster_and_the_wrong_token_are_told(raylets, tmp_path):
-    run_dir = str(tmp_path / "run")
-    done = run_elsewhere("--ray", "127.0.0.1:1", "--run-dir", run_dir)
-    assert done.returncode == 2, done.stderr
-    assert "nothing is to be reached there" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = run_elsewhere("--ray", raylets.address, "--run-dir", run_dir, RAY_AUTH_TOKEN="wrong" * 8)
-    assert done.returncode == 2, done.stderr
-    assert "token" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_without_the_token_nobody_gets_in(raylets, tmp_path, monkeypatch):
+    """Ray tries for half a minute; what it says meanwhile is enough here."""
+    args = ("impala", ENV, "--ray", raylets.address)
+    with monkeypatch.context() as other:
+        other.setenv("RAY_AUTH_TOKEN", "wrong" * 8)
+        with training(tmp_path, *args) as (process, run):
+            assert process.stdout is not None
+            said = ""
+            while "InvalidAuthToken" not in said and process.poll() is None:
+                said += process.stdout.readline()
+            process.kill()
+    assert "InvalidAuthToken" in said
+    assert not run.lines()
+
+
+def test_who_is_not_let_in_is_told_of_the_token(raylets, monkeypatch):
+    def refused(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(UserError, match=r"lets us in \(Failed.*\)\..*auth_token"):
+        Cluster(raylets.address, Needs())
 
 
 @pytest.mark.faults

@@ -8,6 +8,7 @@ environments, so that they say how much of a run is at work and not how busy the
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -37,6 +38,7 @@ LOG_EVERY = 0.25  # seconds; the resolution of what is measured
 AVERAGED = 6  # records, over which a speed is taken
 HANG_AFTER = 2.0  # seconds
 CHECKPOINT_EVERY = 1.0
+RECOVERY = 90.0  # seconds after which it is said that it never was
 ITSELF = 0.9  # of the speed that it should have, from which on a run is itself again
 
 Row = dict[str, Any]
@@ -102,8 +104,12 @@ def _again(directory: Path, flags: tuple[str, ...]) -> tuple[str, int, float]:
     with contextlib.contextmanager(_started)(directory, flags, 1) as (process, _):
         seconds = time.perf_counter() - began
         out = stopped(process)
-    resumed = out.partition("resumed at ")[2].partition(" steps")[0].replace(",", "")
-    return out, int(resumed or 0), seconds
+    return out, _resumed(out), seconds
+
+
+def _resumed(out: str) -> int:
+    """The agent steps from which a run went on, by what it said."""
+    return int(out.partition("resumed at ")[2].partition(" steps")[0].replace(",", "") or 0)
 
 
 def _speed(records: list[Row]) -> float:
@@ -113,7 +119,8 @@ def _speed(records: list[Row]) -> float:
 
 
 def _recovery(run: Progress, expected: float, since: float) -> float:
-    """Seconds until the speed, over a few records, is what is expected, or near it.
+    """Seconds until the speed, over a few records, is what is expected, or near it; NaN if that was
+    waited for too long.
 
     since: `wall_seconds` of the run when the harm was done.
     """
@@ -126,7 +133,9 @@ def _recovery(run: Progress, expected: float, since: float) -> float:
                 return max(began - since, 1e-3)
         return 0.0
 
-    return run.until(itself)
+    with contextlib.suppress(TimeoutError):
+        return run.until(itself, RECOVERY)
+    return math.nan
 
 
 def _afterwards(run: Progress, before: float, allowed: float, since: float) -> Row:
@@ -151,23 +160,28 @@ def _ended(process: subprocess.Popen[str], run: Progress) -> Row:
 
 
 def killed(name: str, directory: Path) -> Iterator[Row]:
-    """kill −9 of one of the processes of a target, while it is idle, in a step and in a write."""
+    """kill −9 of one of the processes of a target, while it is idle, in a step and in a write; and
+    one that hangs."""
     target = TARGETS[name]
     with _running(directory, *target.flags) as (process, run):
         before = _speed(run.records())
         rows = []
-        for phase in PHASES:
+        for phase in (*PHASES, "hangs"):
             told, since = len(run.lines(target.log)), _now(run)
             if phase == "idle":
                 with frozen(process.pid):
                     os.kill(target.victims(process.pid)[0], signal.SIGKILL)
+            elif phase == "hangs":
+                os.kill(target.victims(process.pid)[0], signal.SIGSTOP)
             else:
                 strike(directory, "step" if phase == "in a step" else "write")
             run.until(lambda told=told: len(run.lines(target.log)) > told)
-            rows.append({"phase": phase, **_afterwards(run, before, 1.0, since)})
+            fault = f"{'SIGSTOP' if phase == 'hangs' else 'kill −9'}: {name}"
+            after = _afterwards(run, before, 1.0, since)
+            rows.append({"fault": fault, "phase": phase, **after})
         ended = _ended(process, run)
     for row in rows:
-        yield {"fault": f"kill −9: {name}", **row, **ended}
+        yield {**row, **ended}
 
 
 def node(directory: Path) -> Iterator[Row]:
@@ -201,45 +215,71 @@ def node(directory: Path) -> Iterator[Row]:
         yield {"fault": "kill −9: machine of a Ray cluster", **row, **ended}
 
 
-def learner(directory: Path, name: str = "learner", *flags: str) -> Iterator[Row]:
-    """kill −9 of the learner's process, and all that it has started; then the same command again.
+def learner(
+    directory: Path,
+    name: str = "learner",
+    flags: tuple[str, ...] = _flags("--actors", "2", "--actor-kind", "process"),
+    phases: tuple[str, ...] = PHASES,
+) -> Iterator[Row]:
+    """kill −9 of the learner's process; then the same command again, to which the next is done.
 
     idle: its actors are stopped, so that it waits for them. In a write: of a checkpoint.
     """
-    flags = flags or _flags("--actors", "2", "--actor-kind", "process")
-    for phase in PHASES:
-        with _running(directory, *flags) as (process, run):
-            before, temporary = _speed(run.records()), run.run_dir / "checkpoints"
-            if phase == "idle":
-                for pid in children(process.pid):
-                    os.kill(pid, signal.SIGSTOP)
-                time.sleep(1.0)
-            elif phase == "in a write":
-                run.until(lambda at=temporary: any(at.glob(".tmp-*")))
-            started = descendants(process.pid)
-            process.kill()
-            process.wait()
-            for pid in started:  # those that were stopped can't see that their parent is gone
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-            committed, last = run.committed(), run.records()[-1]
-            run.until(lambda pids=started: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-        _, resumed, seconds = _again(directory, flags)
-        repeated = max(0, last["steps"] - resumed)
-        yield {
-            "fault": f"kill −9: {name}",
-            "phase": phase,
-            "lost_steps": max(0, committed - resumed),
-            "repeated_seconds": repeated / before,
-            "seconds_to_recover": seconds,
-            "counters_go_back": not never_go_back(run.records()),
-        }
+    row: Row = {}
+    committed = last = 0
+    speed = 1.0
+    for phase in (*phases, ""):
+        began = time.perf_counter()
+        with contextlib.contextmanager(_started)(directory, flags, 1) as (process, run):
+            seconds = time.perf_counter() - began
+            started = []
+            if phase:
+                run.goes_on(2 + AVERAGED)
+                started = _kill_all(process, run, phase)
+            else:
+                process.send_signal(signal.SIGINT)
+            out, _ = process.communicate()
+            if row:
+                resumed = _resumed(out)
+                yield {
+                    **row,
+                    "lost_steps": max(0, committed - resumed),
+                    "repeated_seconds": max(0, last - resumed) / speed,
+                    "seconds_to_recover": seconds,
+                    "counters_go_back": not never_go_back(run.records()),
+                }
+            if phase:
+                row = {"fault": f"kill −9: {name}", "phase": phase}
+                committed, last = run.committed(), run.records()[-1]["steps"]
+                speed = _speed(run.records())
+                run.until(lambda pids=started: not any(map(_exists, pids)))
+
+
+def _kill_all(process: subprocess.Popen[str], run: Progress, phase: str) -> list[int]:
+    """Kill a run's process in this phase; what it had started, and what must end with it."""
+    started = descendants(process.pid)
+    if phase == "idle":
+        for pid in started:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.0)
+    elif phase == "in a write":
+        run.until(lambda: any((run.run_dir / "checkpoints").glob(".tmp-*")))
+    process.kill()
+    process.wait()
+    for pid in started:  # those that were stopped can't see that their parent is gone
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    return started
+
+
+def _exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def inference_server(directory: Path) -> Iterator[Row]:
-    """The process of the inference server, which is the learner's, with the same phases."""
+    """The process of the inference server, which is the learner's."""
     flags = _flags("--actors", "2", "--architecture", "impala-dynamic-batch")
-    yield from learner(directory, "inference server", *flags)
+    yield from learner(directory, "inference server", flags, ("in a step",))
 
 
 def terminated(directory: Path) -> Iterator[Row]:
@@ -292,10 +332,9 @@ def full_disk(directory: Path) -> Iterator[Row]:
         with _running(directory, *flags) as (process, run):
             run.until(lambda: run.committed())
             filler = small / "filler"
-            with filler.open("wb") as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(1 << 12))
-                    file.flush()
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(1 << 12)):
+                    pass
             out, _ = process.communicate(timeout=60)
             committed = run.committed()
             filler.unlink()
@@ -313,12 +352,15 @@ def full_disk(directory: Path) -> Iterator[Row]:
 
 def checkpoints(directory: Path) -> Iterator[Row]:
     """The newest checkpoint is cut short, has a bit flipped, or claims other shapes."""
-    flags = _flags("--actors", "2", "--actor-kind", "process")
+    flags = _flags("--actors", "2", "--actor-kind", "process", "--keep", "6")
     with _running(directory, *flags) as (process, run):
-        run.until(lambda: len(list((run.run_dir / "checkpoints").glob("[0-9]*"))) >= 3)
+        run.until(lambda: len(list((run.run_dir / "checkpoints").glob("[0-9]*"))) >= 5)
         stopped(process)
+    damaged: set[Path] = set()
     for fault in ("cut short", "a bit flipped", "other shapes claimed"):
-        newest, before = sorted((run.run_dir / "checkpoints").glob("[0-9]*"))[:-3:-1]
+        whole = {*(run.run_dir / "checkpoints").glob("[0-9]*")} - damaged
+        newest, before = sorted(whole)[:-3:-1]
+        damaged.add(newest)
         path = newest / "arrays.safetensors"
         data = bytearray(path.read_bytes())
         if fault == "cut short":

@@ -23,9 +23,9 @@ class Progress:
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
 
-    def until(self, condition: Callable[[], Any]) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         """Wait for `condition`, and return what it does."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + seconds
         while not (found := condition()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the run in {self.run_dir} did not do what it should")
