@@ -1,8 +1,11 @@
-"""Actors on a one-machine Ray cluster beside actors in processes: Breakout, in turns.
+"""Actors on a one-machine Ray cluster beside actors in processes, in turns.
 
-    python benchmarks/cluster.py --rounds 3 --seconds 20
+    python benchmarks/cluster.py breakout --rounds 3 --seconds 20
+    python benchmarks/cluster.py waiting --seconds 20
 
-Writes docs/results/ray.csv, a row per round: agent steps per second of each, and their ratio.
+breakout: docs/results/ray.csv, agent steps per second of each, and their ratio. waiting:
+docs/results/ray-waiting.csv, 1,024 environments that wait, in 16 actors: how much of what they
+could do is done, and for how much of the time the learner waits.
 """
 
 from __future__ import annotations
@@ -13,44 +16,77 @@ from pathlib import Path
 from typing import Any
 
 from pronk.bench.training import train_for
+from pronk.envs.waiting import STEP_SECONDS
 from pronk.plan import resolve
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "ray.csv"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PLACES: dict[str, dict[str, Any]] = {
+    "processes": {"actor_kind": "process"},
+    "ray": {"ray": "local"},
+}
+ACTORS, ENVS = 16, 64
 
 
-def measure(seconds: float, **where: Any) -> dict[str, Any]:
+def breakout(rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Training on Breakout with two actors of 16 environments."""
-    plan = resolve("impala", "ALE/Breakout-v5", actors=2, envs=16, **where)
-    return train_for(plan, seconds)
+    rows = []
+    for i in range(rounds):
+        row: dict[str, Any] = {"round": i}
+        for place, where in PLACES.items():
+            plan = resolve("impala", "ALE/Breakout-v5", actors=2, envs=16, **where)
+            found = train_for(plan, seconds)
+            row[f"{place}_steps_per_second"] = round(found["end_to_end_steps_per_second"])
+            row[f"{place}_learner_waits"] = round(found["learner_waits_share"], 3)
+            row[f"{place}_lag"] = round(found["policy_lag"], 2)
+        row["ratio"] = round(row["ray_steps_per_second"] / row["processes_steps_per_second"], 3)
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def waiting(seconds: float) -> list[dict[str, Any]]:
+    """1,024 environments of 84 × 84 × 4 pixels, a small network, steps of 0.3 and of 0.1 s."""
+    rows = []
+    for scale in (30.0, 10.0):
+        limit = ACTORS * ENVS / (STEP_SECONDS * scale)
+        for place, where in PLACES.items():
+            plan = resolve(
+                "impala", "pronk/Waiting-v0", env_args={"task": "even", "scale": scale},
+                actors=ACTORS, envs=ENVS, torso="mlp", hidden=(32,), batch_size=64, unroll=20,
+                **where,
+            )  # fmt: skip
+            found = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
+            speed = found["end_to_end_steps_per_second"]
+            rows.append(
+                {
+                    "step_seconds": STEP_SECONDS * scale,
+                    "place": place,
+                    "environments_allow": round(limit),
+                    "steps_per_second": round(speed),
+                    "share": round(speed / limit, 3),
+                    "learner_waits": round(found["learner_waits_share"], 3),
+                    "actor_steps": round(found["actor_steps_share"], 3),
+                    "actor_infers": round(found["actor_infers_share"], 3),
+                    "actor_waits": round(found["actor_waits_share"], 3),
+                    "lag": round(found["policy_lag"], 2),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
-    """Measure in turns, and write what was found."""
+    """Measure, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["breakout", "waiting"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
-    rows = []
-    for i in range(args.rounds):
-        found = {
-            "processes": measure(args.seconds, actor_kind="process"),
-            "ray": measure(args.seconds, ray="local"),
-        }
-        speed = {k: v["end_to_end_steps_per_second"] for k, v in found.items()}
-        rows.append(
-            {
-                "round": i,
-                **{f"{k}_steps_per_second": round(v) for k, v in speed.items()},
-                "ratio": round(speed["ray"] / speed["processes"], 3),
-                **{
-                    f"{k}_learner_waits": round(v["learner_waits_share"], 3)
-                    for k, v in found.items()
-                },
-                **{f"{k}_lag": round(v["policy_lag"], 2) for k, v in found.items()},
-            }
-        )
-        print(rows[-1], flush=True)
-    with RESULTS.open("w", newline="") as file:
+    if args.what == "breakout":
+        rows, name = breakout(args.rounds, args.seconds), "ray.csv"
+    else:
+        rows, name = waiting(args.seconds), "ray-waiting.csv"
+    with (RESULTS / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

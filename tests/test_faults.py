@@ -52,6 +52,7 @@ def test_a_soak_leaves_nothing_and_grows_nowhere() -> None:
     assert found["faults"] >= 3
     assert found["orphans"] == found["blocks_left"] == 0
     assert not found["counters_go_back"]
+    assert found["agent_steps"] > 0
     assert set(soak.ALLOWED) == {row["what"] for row in found["rows"]}
 
 
@@ -67,7 +68,7 @@ def samples(seconds: float, directory: Path, *flags: str) -> Iterator[dict[str, 
         while len(run.records()) < start + seconds / 0.2:
             yield soak.sample(process.pid)
             run.goes_on(1)
-        stopped(process)
+        stopped(process, run)
 
 
 def test_a_leak_made_on_purpose_is_found(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import signal
 import subprocess
@@ -130,35 +129,34 @@ def two_learners(run_dir: Path, *args: str) -> Any:
         *args,
     )
     with (
-        training(run_dir, *common, "--learner-rank", "0") as (first, run),
-        training(run_dir, *common, "--learner-rank", "1") as (second, _),
+        training(run_dir / "0", *common, "--learner-rank", "0") as first,
+        training(run_dir / "1", *common, "--learner-rank", "1") as second,
     ):
-        yield first, second, run
+        yield first, second
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_learners_stop_together_and_go_on(tmp_path, rank):
     """Whichever of them is interrupted; the first one's run is the run."""
-    with two_learners(tmp_path, "--checkpoint-every", "1000") as (*both, run):
-        run.goes_on()
-        both[rank].send_signal(signal.SIGINT)
-        outs = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outs
+    with two_learners(tmp_path, "--checkpoint-every", "1000") as both:
+        first = both[0][1]
+        first.goes_on()
+        both[rank][0].send_signal(signal.SIGINT)
+        assert [process.wait(timeout=60) for process, _ in both] == [0, 0]
+        outs = [run.said() for _, run in both]
     assert all("interrupted" in out for out in outs)
-    saved = pronk.load(tmp_path).steps
+    saved = pronk.load(tmp_path / "0").steps
     assert all(f"interrupted at {saved:,} steps" in out for out in outs)
-    with two_learners(tmp_path, "--steps", "10_000_000") as (*both, run):
-        run.goes_on()
-        both[1 - rank].send_signal(signal.SIGTERM)
-        outs = [process.communicate(timeout=60)[0] for process in both]
-    assert f"resumed at {saved:,} steps" in outs[0]
-    assert never_go_back(Progress(tmp_path).records())
-    others = Progress(tmp_path / "learner1").lines()
-    first = json.loads(others[-1])
-    assert first["steps"] > saved
-    assert not (tmp_path / "learner1" / "checkpoints").exists() or not any(
-        (tmp_path / "learner1" / "checkpoints").iterdir()
-    )
+    with two_learners(tmp_path) as both:
+        first.goes_on()
+        both[1 - rank][0].send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=60) for process, _ in both] == [0, 0]
+        assert f"resumed at {saved:,} steps" in first.said()
+    assert never_go_back(first.records())
+    # What the other tells is beside its own run, which is none.
+    beside = tmp_path / "1" / "learner1"
+    assert Progress(beside).records()[-1]["steps"] > saved
+    assert not list(beside.glob("checkpoints/*"))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ RECOVERY = 90.0  # seconds after which it is said that it never was
 ITSELF = 0.9  # of the speed that it should have, from which on a run is itself again
 
 Row = dict[str, Any]
-Run = tuple[subprocess.Popen[str], Progress]
+Run = tuple[subprocess.Popen[bytes], Progress]
 
 
 class Target(NamedTuple):
@@ -93,7 +93,7 @@ def _started(directory: Path, flags: tuple[str, ...], records: int) -> Iterator[
             run.until(lambda: len(set(run.lines()) - old) >= records)
         except TimeoutError:
             process.kill()
-            raise RuntimeError(f"the run did not start:\n{process.communicate()[0]}") from None
+            raise RuntimeError(f"the run did not start:\n{run.said()}") from None
         yield process, run
 
 
@@ -101,9 +101,9 @@ def _again(directory: Path, flags: tuple[str, ...]) -> tuple[str, int, float]:
     """The same command once more, until it has learnt something: what it said, the agent steps from
     which it went on, and how many seconds that took."""
     began = time.perf_counter()
-    with contextlib.contextmanager(_started)(directory, flags, 1) as (process, _):
+    with contextlib.contextmanager(_started)(directory, flags, 1) as (process, run):
         seconds = time.perf_counter() - began
-        out = stopped(process)
+        out = stopped(process, run)
     return out, _resumed(out), seconds
 
 
@@ -149,9 +149,9 @@ def _now(run: Progress) -> float:
     return run.records()[-1]["wall_seconds"]
 
 
-def _ended(process: subprocess.Popen[str], run: Progress) -> Row:
+def _ended(process: subprocess.Popen[bytes], run: Progress) -> Row:
     """What a run has lost that was asked to stop: nothing, if it has saved its last step."""
-    stopped(process)
+    stopped(process, run)
     records = run.records()
     return {
         "lost_steps": max(0, records[-1]["steps"] - run.committed()),
@@ -238,9 +238,9 @@ def learner(
                 started = _kill_all(process, run, phase)
             else:
                 process.send_signal(signal.SIGINT)
-            out, _ = process.communicate()
+            process.wait()
             if row:
-                resumed = _resumed(out)
+                resumed = _resumed(run.said())
                 yield {
                     **row,
                     "lost_steps": max(0, committed - resumed),
@@ -255,7 +255,7 @@ def learner(
                 run.until(lambda pids=started: not any(map(_exists, pids)))
 
 
-def _kill_all(process: subprocess.Popen[str], run: Progress, phase: str) -> list[int]:
+def _kill_all(process: subprocess.Popen[bytes], run: Progress, phase: str) -> list[int]:
     """Kill a run's process in this phase; what it had started, and what must end with it."""
     started = descendants(process.pid)
     if phase == "idle":
@@ -286,7 +286,7 @@ def terminated(directory: Path) -> Iterator[Row]:
     """SIGTERM, as from a cluster's scheduler."""
     with _running(directory, *_flags("--actors", "2", "--actor-kind", "process")) as (process, run):
         began = time.perf_counter()
-        stopped(process, signal.SIGTERM)
+        stopped(process, run, signal.SIGTERM)
         seconds = time.perf_counter() - began
         last = run.records()[-1]["steps"]
     yield {
@@ -335,7 +335,8 @@ def full_disk(directory: Path) -> Iterator[Row]:
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while file.write(bytes(1 << 12)):
                     pass
-            out, _ = process.communicate(timeout=60)
+            process.wait(timeout=60)
+            out = run.said()
             committed = run.committed()
             filler.unlink()
             told = process.returncode == 2 and "free some space" in out and "Traceback" not in out
@@ -355,7 +356,7 @@ def checkpoints(directory: Path) -> Iterator[Row]:
     flags = _flags("--actors", "2", "--actor-kind", "process", "--keep", "6")
     with _running(directory, *flags) as (process, run):
         run.until(lambda: len(list((run.run_dir / "checkpoints").glob("[0-9]*"))) >= 5)
-        stopped(process)
+        stopped(process, run)
     damaged: set[Path] = set()
     for fault in ("cut short", "a bit flipped", "other shapes claimed"):
         whole = {*(run.run_dir / "checkpoints").glob("[0-9]*")} - damaged

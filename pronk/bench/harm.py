@@ -22,6 +22,11 @@ class Progress:
 
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
+        self.output = run_dir.with_name(f"{run_dir.name}.out")  # what `training` has it say
+
+    def said(self) -> str:
+        """What its process has said since it began."""
+        return self.output.read_text()
 
     def until(self, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         """Wait for `condition`, and return what it does."""
@@ -61,29 +66,26 @@ def never_go_back(records: list[dict[str, Any]]) -> bool:
 @contextlib.contextmanager
 def training(
     run_dir: Path, *args: str, log_every: float = 0.2
-) -> Iterator[tuple[subprocess.Popen[str], Progress]]:
+) -> Iterator[tuple[subprocess.Popen[bytes], Progress]]:
     """`pronk train` of these arguments in a process of its own; killed if it is still there."""
     command = [sys.executable, "-m", "pronk", "train", *args, "--run-dir", str(run_dir)]
-    process = subprocess.Popen(
-        [*command, "--log-every", str(log_every)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command += ["--log-every", str(log_every), "--quiet"]
+    run = Progress(run_dir)
+    with run.output.open("w") as output:  # a pipe that nobody reads would stop it in the end
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        yield process, Progress(run_dir)
+        yield process, run
     finally:
         process.kill()
         process.wait()
 
 
-def stopped(process: subprocess.Popen[str], number: int = signal.SIGINT) -> str:
+def stopped(process: subprocess.Popen[bytes], run: Progress, number: int = signal.SIGINT) -> str:
     """What the run has said, after it was asked to stop and did."""
     process.send_signal(number)
-    out, _ = process.communicate(timeout=PATIENCE)
-    if process.returncode:
-        raise RuntimeError(f"the run stopped with status {process.returncode}:\n{out}")
-    return out
+    if process.wait(timeout=PATIENCE):
+        raise RuntimeError(f"the run stopped with status {process.returncode}:\n{run.said()}")
+    return run.said()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ the same call (`tests/test_faults.py`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -68,6 +69,12 @@ def growth(samples: Sequence[dict[str, float]]) -> dict[str, dict[str, float | b
     return found
 
 
+def _longest_silence(records: Sequence[dict[str, Any]]) -> float:
+    """Seconds between two records, in which nothing was learnt."""
+    walls = [record["wall_seconds"] for record in records]
+    return max(b - a for a, b in itertools.pairwise(walls))
+
+
 def measure(settings: Soak) -> dict[str, Any]:
     """Rows of what was watched, and what was left behind when the run had been interrupted."""
     rng = random.Random(0)
@@ -87,7 +94,7 @@ def measure(settings: Soak) -> dict[str, Any]:
         due = begin + settings.every
         while (now := time.monotonic()) - begin < settings.seconds:
             if process.poll() is not None:
-                raise RuntimeError(f"the run ended:\n{process.communicate()[0]}")
+                raise RuntimeError(f"the run ended:\n{run.said()}")
             samples.append(sample(process.pid))
             if now >= due:
                 due += settings.every
@@ -99,8 +106,9 @@ def measure(settings: Soak) -> dict[str, Any]:
                         os.kill(rng.choice(children(process.pid)), rng.choice(SIGNALS))
             time.sleep(SAMPLE_EVERY)
         started = descendants(process.pid)
+        run.goes_on(1)
         records = run.records()
-        stopped(process)
+        stopped(process, run)
         orphans = sum(Path(f"/proc/{pid}").exists() for pid in started)
         blocks = len(list(Path("/dev/shm").glob(f"pronk-{process.pid}-*")))
         lost = len(run.lines("actor_faults.log")), len(run.lines("env_faults.log"))
@@ -112,6 +120,7 @@ def measure(settings: Soak) -> dict[str, Any]:
         "lines_in_env_faults_log": lost[1],
         "agent_steps": records[-1]["steps"],
         "counters_go_back": not never_go_back(records),
+        "longest_silence_seconds": _longest_silence(records),
         "orphans": orphans,
         "blocks_left": blocks,
         "flat": all(bool(x["flat"]) for x in found.values()),
