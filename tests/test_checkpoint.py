@@ -367,6 +367,7 @@ def assert_falls_back(directory: Path, reason: str = "") -> None:
     assert reason in loaded.warnings[0]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("file", [ARRAYS, MANIFEST])
 @pytest.mark.parametrize("bit", [0, 5, 7])
 def test_a_flipped_bit_is_noticed_anywhere(saved: Path, file: str, bit: int) -> None:
@@ -392,6 +393,7 @@ def test_every_bit_of_the_manifest(saved: Path) -> None:
             checkpoint._read(path)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("file", [ARRAYS, MANIFEST])
 def test_a_truncated_or_longer_file_is_noticed(saved: Path, file: str) -> None:
     path = saved / "000000000200" / file
@@ -431,6 +433,7 @@ def header(text: str, claimed: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if claimed is None else claimed) + text.encode()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "data",
     [
@@ -529,6 +532,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.faults
 def test_kill_9_in_mid_save(tmp_path: Path) -> None:
     rng = random.Random(0)
     before = interrupted = 0
@@ -566,9 +570,72 @@ def test_kill_9_in_mid_save(tmp_path: Path) -> None:
     assert interrupted, "no kill came during a write: this test has shown nothing"
 
 
+# At each line read, a child saves once more and is killed at so many-eth file operation.
+AT_EACH = """
+import os, signal, sys, numpy as np
+from pathlib import Path
+from pronk.checkpoint import Checkpointer
+path = sys.argv[1]
+for line in sys.stdin:
+    if child := os.fork():
+        print(os.waitpid(child, 0)[1], flush=True)
+        continue
+    saver = Checkpointer(Path(path), keep=1)
+    steps = saver.load().steps + 1
+    left = int(line)
+    def count(event, args):
+        global left
+        ours = event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+        if ours and path in str(args):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+    saver.save(steps, {"t": {"n": np.full(1000, steps)}}, {}, block=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.faults
+def test_kill_9_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(1, {"t": {"n": np.full(1000, 1)}}, {}, block=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_EACH, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
+        text=True,
+        bufsize=1,
+    )
+    before, operation, kept = 1, 0, 0
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        while True:
+            operation += 1
+            process.stdin.write(f"{operation}\n")
+            status = int(process.stdout.readline())
+            loaded = Checkpointer(tmp_path).load()
+            assert loaded is not None
+            assert loaded.warnings == []
+            assert loaded.steps in (before, before + 1)
+            tree = loaded.tree("t")
+            assert tree is not None
+            assert (tree["n"] == loaded.steps).all()
+            kept += loaded.steps == before
+            before = loaded.steps
+            if status == 0:
+                break
+            assert os.WTERMSIG(status) == signal.SIGKILL
+        process.stdin.close()
+    assert operation > 6
+    assert 3 < kept < operation  # killed before the new one was in place, and after
+
+
 # -- Writes that fail
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_failed_write_is_told_and_leaves_the_previous(
@@ -620,6 +687,7 @@ def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints").read_text() == "in the way"
 
 
+@pytest.mark.faults
 def test_a_really_full_disk(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -447,6 +447,7 @@ def test_garbage_and_exit_leave_no_process_and_no_memory(tmp_path):
     assert not shared_blocks(int(done.stdout))
 
 
+@pytest.mark.faults
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -470,6 +471,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_replaced_and_its_episodes_truncated():
     env = envs.make(Counting, 4, workers=2, max_faults=1)
     try:
@@ -499,6 +501,7 @@ def test_a_killed_worker_is_replaced_and_its_episodes_truncated():
         env.close()
 
 
+@pytest.mark.faults
 def test_a_worker_that_hangs_is_killed_and_replaced():
     args = {"trouble": "hang", "at": 2}
     env = envs.make(Counting, 2, workers=2, max_faults=4, env_args=args, hang_after=4.0)

@@ -460,6 +460,7 @@ def newest(run_dir: Path) -> int:
     return max((int(p.name) for p in (run_dir / "checkpoints").glob("0*")), default=0)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path)
@@ -473,6 +474,7 @@ def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -
     assert inspect(tmp_path)["agent_steps"] == summary["agent_steps"] > 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("flags", [["--actor-kind", "process"], ["--env-workers", "1"]])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves_too(
@@ -488,6 +490,7 @@ def test_a_signal_to_all_processes_saves_too(
     assert inspect(tmp_path)["agent_steps"] > 0
 
 
+@pytest.mark.faults
 def test_kill_9_while_saving_loses_nothing_committed(tmp_path: Path) -> None:
     committed = 0
     for pause in (0.1, 0.37):
