@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,36 +182,7 @@ def make_runtime(
     config, batch_size = plan.run, plan.agent_config.batch_size
     devices = _devices(plan)
     if _is_fused(plan, env, agent):
-        jax_env = envs.jax_env_of(env, plan.env_args)
-        assert jax_env is not None
-        if isinstance(devices.learner, jax.sharding.NamedSharding):
-            raise UserError(
-                "the fused runtime learns on one device: give one `--learner-device`, or use"
-                " --runtime local."
-            )
-        if config.actor_device is not None:
-            raise UserError(
-                "the fused runtime acts where it learns: give `--learner-device` alone, or use"
-                " --runtime local."
-            )
-        if config.actor_cores is not None:
-            raise UserError(
-                "the fused runtime has no actors' threads: leave `--actor-cores` out, or use"
-                " --runtime local."
-            )
-        num_envs, unroll, draws = config.envs or batch_size, plan.agent_config.unroll, 0
-        if agent.replay is not None:
-            unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
-        return FusedRuntime(
-            agent,
-            jax_env,
-            jax.device_put(state, devices.learner),
-            key_for(config.seed, ACTOR_KEY),
-            unroll=unroll,
-            num_envs=num_envs,
-            max_steps=config.steps,
-            draws=draws,
-        )
+        return _fused_runtime(plan, env, agent, state, devices)
     architecture = ARCHITECTURES[config.architecture]
     check_together(config, batch_size)
     # A resumed life that starts new episodes must not replay those of the first.
@@ -219,40 +190,6 @@ def make_runtime(
     learner = (
         None if architecture.gradients else Learner(agent, state, devices, batch_size=batch_size)
     )
-
-    restarts = Restarts(config.max_restarts, plan.run_dir / "actor_faults.log", config.hang_after)
-
-    def make_actors(
-        num_actors: int, num_envs: int, server: InferenceServer | None = None
-    ) -> list[Any]:
-        made: list[Any] = []
-        like = None
-        if config.actors_apart:
-            like = unroll_of(plan, agent, envs.spec_of(env, plan.env_args), num_envs)
-        with contextlib.ExitStack() as unfinished:
-            for i in range(num_actors):
-                index = config.learner_rank * num_actors + i
-                total = config.learners * num_actors
-                factory = ActorFactory(plan, env, index, total, num_envs, life)
-                name = f"actor {i}"
-
-                # Bound now: the loop goes on.
-                def make(life: int, factory: ActorFactory = factory, name: str = name) -> Any:
-                    factory = dataclasses.replace(factory, life=life)
-                    if config.actor_kind == "process":
-                        return ActorProcess(factory, name)
-                    if cluster is not None:
-                        return cluster.actor(factory, name)
-                    return factory(agent, server)
-
-                actor = make(life)
-                unfinished.callback(actor.close)
-                # What is saved with its actors' states can't go on without exactly these.
-                exact = config.deterministic or architecture.synchronous
-                made.append(actor if exact else Supervised(make, name, restarts, actor, like))
-            unfinished.pop_all()  # the caller's to close
-        return made
-
     num_actors, num_envs = fixed_numbers(config, batch_size, replay=agent.replay is not None)
     cluster = None
     if config.ray is not None:
@@ -260,11 +197,14 @@ def make_runtime(
         stack.callback(cluster.close)
         for warning in cluster.warnings():
             tell(warning)
-        num_actors = num_actors or (tuning.ACTORS if config.ray == "local" else cluster.room())
+        room = tuning.ACTORS if config.ray == "local" else cluster.room() // config.learners
+        num_actors = num_actors or max(1, room)
+    restarts = Restarts(config.max_restarts, plan.run_dir / "actor_faults.log", config.hang_after)
+    crew = _Crew(plan, env, agent, life, restarts, cluster)
     if num_actors is None or num_envs is None:
         assert learner is not None
         picked = tuning.pick(
-            make_actors,
+            crew.make,
             learner.behaviour(),
             batch_size=batch_size,
             actors=num_actors,
@@ -285,34 +225,17 @@ def make_runtime(
         server = InferenceServer(agent, key, learner.behaviour, batching, config.actor_cores)
         restarts.hopeless = server.failed
         stack.callback(server.close)
-    actors = make_actors(num_actors, num_envs, server)
+    actors = crew.make(num_actors, num_envs, server)
     how = actors[0].placement
     plural = "s" if num_actors > 1 else ""
     tell(f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments, {how}")
     with contextlib.ExitStack() as unfinished:
         for actor in actors:
             unfinished.callback(actor.close)
-        runtime: Runtime
-        if agent.replay is not None:
-            assert learner is not None
-            replay = Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args)))
-            log = None
-            if agent.replay.saved:
-                log = SegmentLog(replay, plan.run_dir / "replay", config.keep)
-                unfinished.callback(log.close)
-            seed = derived_seed(config.seed, REPLAY_KEY, life)
-            memory = Memory(replay, log, batch_size=batch_size, seed=seed)
-            if config.deterministic:
-                runtime = SynchronousReplayRuntime(learner, actors, memory)
-            else:
-                runtime = ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
-        elif learner is None:
-            if isinstance(devices.learner, jax.sharding.NamedSharding):
-                raise UserError(
-                    "`--architecture a3c` applies one actor's gradient at a time: give one"
-                    " `--learner-device`."
-                )
-            runtime = A3CRuntime(agent, state, actors, devices, config.actor_cores)
+        if learner is None:
+            runtime = _a3c(plan, agent, state, actors, devices)
+        elif agent.replay is not None:
+            runtime = _with_replay(plan, env, agent, learner, actors, life, unfinished)
         elif architecture.synchronous or config.deterministic:
             runtime = SynchronousRuntime(
                 learner,
@@ -330,6 +253,127 @@ def make_runtime(
             )
         unfinished.pop_all()  # the runtime's to close
     return runtime
+
+
+class _Crew(NamedTuple):
+    """Makes a run's actors, where the plan wants them: in threads, in processes or on Ray."""
+
+    plan: Plan
+    env: Any
+    agent: Agent
+    life: int
+    restarts: Restarts
+    cluster: Any  # of Ray, if any
+
+    def make(
+        self, num_actors: int, num_envs: int, server: InferenceServer | None = None
+    ) -> list[Any]:
+        """So many actors of so many environments; `server` decides for them."""
+        config = self.plan.run
+        like = None
+        if config.actors_apart:
+            spec = envs.spec_of(self.env, self.plan.env_args)
+            like = unroll_of(self.plan, self.agent, spec, num_envs)
+        made: list[Any] = []
+        with contextlib.ExitStack() as unfinished:
+            for i in range(num_actors):
+                index = config.learner_rank * num_actors + i
+                total = config.learners * num_actors
+                factory = ActorFactory(self.plan, self.env, index, total, num_envs, self.life)
+                name = f"actor {i}"
+
+                # Bound now: the loop goes on.
+                def make(life: int, factory: ActorFactory = factory, name: str = name) -> Any:
+                    return self._place(dataclasses.replace(factory, life=life), name, server)
+
+                actor = make(self.life)
+                unfinished.callback(actor.close)
+                # What is saved with its actors' states can't go on without exactly these.
+                exact = config.deterministic or ARCHITECTURES[config.architecture].synchronous
+                supervised = Supervised(make, name, self.restarts, actor, like)
+                made.append(actor if exact else supervised)
+            unfinished.pop_all()  # the caller's to close
+        return made
+
+    def _place(self, factory: ActorFactory, name: str, server: InferenceServer | None) -> Any:
+        if self.cluster is not None:
+            return self.cluster.actor(factory, name)
+        if self.plan.run.actor_kind == "process":
+            return ActorProcess(factory, name)
+        return factory(self.agent, server)
+
+
+def _fused_runtime(
+    plan: Plan, env: Any, agent: Agent, state: LearnerState, devices: Devices
+) -> Runtime:
+    """All of it in one jitted scan; raises UserError for settings of the local runtime."""
+    config, batch_size = plan.run, plan.agent_config.batch_size
+    jax_env = envs.jax_env_of(env, plan.env_args)
+    assert jax_env is not None
+    if isinstance(devices.learner, jax.sharding.NamedSharding):
+        raise UserError(
+            "the fused runtime learns on one device: give one `--learner-device`, or use --runtime"
+            " local."
+        )
+    if config.actor_device is not None:
+        raise UserError(
+            "the fused runtime acts where it learns: give `--learner-device` alone, or use"
+            " --runtime local."
+        )
+    if config.actor_cores is not None:
+        raise UserError(
+            "the fused runtime has no actors' threads: leave `--actor-cores` out, or use --runtime"
+            " local."
+        )
+    num_envs, unroll, draws = config.envs or batch_size, plan.agent_config.unroll, 0
+    if agent.replay is not None:
+        unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
+    return FusedRuntime(
+        agent,
+        jax_env,
+        jax.device_put(state, devices.learner),
+        key_for(config.seed, ACTOR_KEY),
+        unroll=unroll,
+        num_envs=num_envs,
+        max_steps=config.steps,
+        draws=draws,
+    )
+
+
+def _a3c(
+    plan: Plan, agent: Agent, state: LearnerState, actors: list[Any], devices: Devices
+) -> Runtime:
+    """Actors that send gradients."""
+    if isinstance(devices.learner, jax.sharding.NamedSharding):
+        raise UserError(
+            "`--architecture a3c` applies one actor's gradient at a time: give one"
+            " `--learner-device`."
+        )
+    return A3CRuntime(agent, state, actors, devices, plan.run.actor_cores)
+
+
+def _with_replay(
+    plan: Plan,
+    env: Any,
+    agent: Agent,
+    learner: Learner,
+    actors: list[Any],
+    life: int,
+    unfinished: contextlib.ExitStack,
+) -> Runtime:
+    """Actors that fill a replay, and a learner that draws from it."""
+    config = plan.run
+    assert agent.replay is not None
+    replay = Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args)))
+    log = None
+    if agent.replay.saved:
+        log = SegmentLog(replay, plan.run_dir / "replay", config.keep)
+        unfinished.callback(log.close)
+    seed = derived_seed(config.seed, REPLAY_KEY, life)
+    memory = Memory(replay, log, batch_size=plan.agent_config.batch_size, seed=seed)
+    if config.deterministic:
+        return SynchronousReplayRuntime(learner, actors, memory)
+    return ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
 
 
 def _connected(config: RunConfig, actors: int) -> Any:

@@ -22,7 +22,7 @@ from pronk.types import PyTree, Trajectory
 
 BACKOFF = 0.25  # seconds before the second life, doubled for each life that brought nothing
 LONGEST_BACKOFF = 5.0
-FRUITLESS = 3  # lives in a row that brought nothing: the next would not, either
+FRUITLESS = 3  # lives in a row that crashed and brought nothing: the next would, too
 STARTING = 600.0  # seconds that a life may take to its first step: it imports and compiles
 
 
@@ -169,14 +169,16 @@ class Supervised:
         time.sleep(min(BACKOFF * 2 ** max(self._fruitless - 1, 0), LONGEST_BACKOFF))
 
     def _give_way(self, error: Exception) -> None:
-        """Raise UserError if another life would end like this one."""
-        if not self._done or self._fruitless >= FRUITLESS:
-            if isinstance(error, Lost):
+        """Raise if another life would end like this one: UserError, or the error itself."""
+        if isinstance(error, Lost):
+            if not self._done:
                 raise UserError(
                     f"{self.name}: {error}, before it had brought anything; see"
                     f" {self._restarts.log}. What was learnt is saved, and the same command goes on"
                     " from there."
                 ) from None
+            return  # whatever kills it, now and then, comes from outside: `--max-restarts` decides
+        if not self._done or self._fruitless >= FRUITLESS:
             raise error
 
     def stop(self) -> None:
