@@ -79,6 +79,7 @@ def _check_learners(config: RunConfig, batch_size: int) -> None:
         ("--deterministic", config.deterministic),
         ("--architecture", config.architecture != "impala"),
         ("--learner-device", config.learner_device is not None),
+        ("--actor-device", config.actor_device is not None),
         ("--runtime", config.runtime == "fused"),
     ):
         if given:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
+import json
 import math
 import os
 import signal
@@ -108,11 +110,12 @@ class _Run:
         if loaded is not None:
             state = loaded.restore("learner", state)
             self._take_up(loaded.meta)
-        elif self.config.init_from is not None:
+        elif self.config.init_from is not None and not self.group.rank:
             params = _params_of(self.config.init_from, state)
             state = state._replace(params=params)
             if isinstance(state.aux, dict) and "target" in state.aux:
                 state = state._replace(aux=state.aux | {"target": jax.tree.map(jnp.copy, params)})
+        self._check_group()
         state = self.group.agreed(state)
         (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
         # At the last record: all updates, and those left out for a gradient that was not finite.
@@ -124,7 +127,7 @@ class _Run:
             frames_per_step=self.spec.frames_per_step,
             title=f"{self.plan.agent} on {self.plan.env}",
             quiet=self.config.quiet,
-            resume_steps=self.agent_steps if loaded is not None else None,
+            resume_steps=self.agent_steps or None,
         )
         with contextlib.closing(monitor), contextlib.closing(self.checkpointer):
             for warning in loaded.warnings if loaded is not None else ():
@@ -149,6 +152,19 @@ class _Run:
                         monitor.message(line)
                 with _signals() as signalled:
                     return self._loop(runtime, monitor, signalled)
+
+    def _check_group(self) -> None:
+        """Raise UserError in all of several learners where their settings are not the same."""
+        free = ("run_dir", "learner_rank", "quiet", "log_every")
+        run = {k: v for k, v in self.plan.as_json()["run"].items() if k not in free}
+        settings = json.dumps([self.plan.as_json() | {"run": run}], sort_keys=True, default=str)
+        mine = int.from_bytes(hashlib.sha256(settings.encode()).digest()[:3], "big")
+        (total,) = self.group.sums(mine)
+        if total != mine * self.group.count:
+            raise UserError(
+                f"the {self.group.count} learners were not started with the same settings; expected"
+                " the same command for each but for `--learner-rank`."
+            )
 
     def _take_up(self, meta: Mapping[str, Any]) -> None:
         self.agent_steps = meta["agent_steps"]
@@ -250,8 +266,8 @@ class _Run:
         self.updates, self.skipped = record["updates"], record["skipped_updates"]
         if skipped < max(updates, MAX_SKIPPED):
             return
-        kept = "The fused runtime keeps no batch to look at: --runtime local does."
-        if self.batch:
+        kept = "The fused runtime, and several learners, keep no batch: --runtime local does."
+        if self.batch and self.group.count == 1:
             path = self.run_dir / "diverged.safetensors"
             write_arrays(path, {"batch": list(self.batch)}, {"updates": str(self.updates)})
             kept = f"The last batch is in {path}."

@@ -95,8 +95,12 @@ def row_of(agent: Agent, spec: EnvSpec) -> tuple[PyTree, PyTree, dict[str, PyTre
 def unroll_of(plan: Plan, agent: Agent, spec: EnvSpec, num_envs: int) -> Trajectory:
     """What an actor of `num_envs` environments brings, as shapes and dtypes."""
     rows = plan.agent_config.unroll + 1
+    timestep, action, extras = row_of(agent, spec)
+    # Environments bring the dtypes of their space, of which JAX has 64 bits in none.
+    seen = jax.tree.map(np.asarray, spec.observation_space.sample())
     timestep, action, extras = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((rows, num_envs, *x.shape), x.dtype), row_of(agent, spec)
+        lambda x: jax.ShapeDtypeStruct((rows, num_envs, *x.shape), x.dtype),
+        (timestep._replace(observation=seen), action, extras),
     )
 
     def core(key: Key) -> PyTree:
@@ -395,6 +399,12 @@ def _devices(plan: Plan) -> Devices:
     """Those that the plan names; raises UserError where they are not there, or can't be shared."""
     config = plan.run
     if config.learners > 1:
+        if plan.agent_config.batch_size % jax.device_count():
+            raise UserError(
+                f"`--batch-size` is {plan.agent_config.batch_size}, and the {config.learners}"
+                f" learners have {jax.device_count()} devices; expected a number that can be"
+                " divided among them."
+            )
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         return Devices(jax.local_devices()[0], everywhere)

@@ -135,13 +135,12 @@ def two_learners(run_dir: Path, *args: str) -> Any:
         yield first, second
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_two_learners_stop_together_and_go_on(tmp_path, rank):
+def test_two_learners_stop_together_and_go_on(tmp_path):
     """Whichever of them is interrupted; the first one's run is the run."""
     with two_learners(tmp_path, "--checkpoint-every", "1000") as both:
         first = both[0][1]
         first.goes_on()
-        both[rank][0].send_signal(signal.SIGINT)
+        both[1][0].send_signal(signal.SIGINT)
         assert [process.wait(timeout=60) for process, _ in both] == [0, 0]
         outs = [run.said() for _, run in both]
     assert all("interrupted" in out for out in outs)
@@ -149,7 +148,7 @@ def test_two_learners_stop_together_and_go_on(tmp_path, rank):
     assert all(f"interrupted at {saved:,} steps" in out for out in outs)
     with two_learners(tmp_path) as both:
         first.goes_on()
-        both[1 - rank][0].send_signal(signal.SIGTERM)
+        both[0][0].send_signal(signal.SIGTERM)
         assert [process.wait(timeout=60) for process, _ in both] == [0, 0]
         assert f"resumed at {saved:,} steps" in first.said()
     assert never_go_back(first.records())
@@ -174,6 +173,20 @@ def test_two_learners_stop_together_and_go_on(tmp_path, rank):
 def test_what_does_not_go_together_is_told_before_anyone_is_waited_for(tmp_path, settings, message):
     with pytest.raises(UserError, match=re.escape(message)):
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, learners=2, **settings)
+
+
+def test_learners_with_other_settings_are_told(tmp_path):
+    """Both, before they would wait for one another for ever."""
+    address = free_address()
+    common = ("impala", "CartPole-v1", "--learners", "2", "--coordinator", address)
+    with (
+        training(tmp_path / "0", *common, "--unroll", "5", "--learner-rank", "0") as first,
+        training(tmp_path / "1", *common, "--unroll", "6", "--learner-rank", "1") as second,
+    ):
+        assert [process.wait(timeout=100) for process, _ in (first, second)] == [2, 2]
+    for _, run in (first, second):
+        assert "were not started with the same settings" in run.said()
+        assert "Traceback" not in run.said()
 
 
 def test_who_is_alone_asks_nobody():

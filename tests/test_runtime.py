@@ -228,6 +228,10 @@ class _Scripted:
             trajectory=trajectory._replace(version=np.full_like(trajectory.version, version))
         )
 
+    def unroll_newest(self, latest):
+        version, behaviour = latest()
+        return self.unroll(behaviour, version)
+
     def close(self) -> None:
         self.closed = True
 

@@ -197,6 +197,30 @@ def test_a_thread_that_hangs_is_given_up(restarts, wakes):
     assert made[1].closed
 
 
+def test_who_waits_for_a_place_acts_with_what_is_newest_then(restarts):
+    class Waiting(Fragile):
+        def ready(self) -> None:
+            newest[0] += 1
+
+    newest = [0]
+    actor = Supervised(lambda _: Waiting(), "a", restarts)
+    found = actor.unroll_newest(lambda: (newest[0], learner().behaviour()))
+    assert (found.trajectory.version == 1).all()
+
+
+def test_between_two_lives_it_can_be_stopped(restarts, monkeypatch):
+    monkeypatch.setattr(supervise, "BACKOFF", 5.0)
+    script = Script([None, Lost("it died")], [None])
+    actor = Supervised(script, "a", restarts)
+    unroll(actor)
+    threading.Timer(0.3, actor.stop).start()
+    start = time.monotonic()
+    with pytest.raises(supervise.Closed):
+        unroll(actor)
+    assert time.monotonic() - start < 4
+    assert len(script.made) == 1
+
+
 def test_closing_begins_no_life(restarts):
     """What ends because the runtime closes is not lost."""
     stuck, wake = threading.Event(), threading.Event()
@@ -281,10 +305,14 @@ def test_what_is_no_trajectory_is_dropped_and_counted(restarts, seed):
     assert "what it brought was dropped: " in restarts.log.read_text()
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Pendulum-v1", "ALE/Pong-v5"])
 @pytest.mark.parametrize("agent", ["impala", "r2d2"])
-def test_what_actors_bring_is_what_is_expected(agent, tmp_path):
+def test_what_actors_bring_is_what_is_expected(agent, env, tmp_path):
+    """Integers of 64 bits too, which JAX would make narrower."""
+    if (agent, env) == ("r2d2", "Pendulum-v1"):
+        pytest.skip("discrete actions only")
     settings = R2D2 if agent == "r2d2" else {"core": "lstm"}
-    plan = resolve(agent, "CartPole-v1", run_dir=tmp_path, **(TINY | settings))
+    plan = resolve(agent, env, run_dir=tmp_path, **(TINY | settings))
     spec, built = wiring.build(plan, plan.env)
     expected = wiring.unroll_of(plan, built, spec, 2)
     with contextlib.closing(wiring.ActorFactory(plan, plan.env, 0, 1, 2, 0)()) as actor:

@@ -62,7 +62,7 @@ def _flags(*more: str) -> tuple[str, ...]:
 
 
 def _hosts(pid: int) -> list[int]:
-    return processes("ray::Host")
+    return sorted({*processes("ray::Host")} & {*descendants(pid)})
 
 
 TARGETS = {
@@ -218,7 +218,7 @@ def node(directory: Path) -> Iterator[Row]:
 def learner(
     directory: Path,
     name: str = "learner",
-    flags: tuple[str, ...] = _flags("--actors", "2", "--actor-kind", "process"),
+    flags: tuple[str, ...] = _flags("--actors", "1", "--actor-kind", "process"),
     phases: tuple[str, ...] = PHASES,
 ) -> Iterator[Row]:
     """kill −9 of the learner's process; then the same command again, to which the next is done.
@@ -327,7 +327,7 @@ def full_disk(directory: Path) -> Iterator[Row]:
     if subprocess.run(mount, capture_output=True).returncode:
         yield {"fault": "the disk is full", "phase": "a small disk can't be mounted here"}
         return
-    flags = _flags("--actors", "2", "--actor-kind", "process")
+    flags = _flags("--actors", "2")
     try:
         with _running(directory, *flags) as (process, run):
             run.until(lambda: run.committed())
@@ -353,7 +353,7 @@ def full_disk(directory: Path) -> Iterator[Row]:
 
 def checkpoints(directory: Path) -> Iterator[Row]:
     """The newest checkpoint is cut short, has a bit flipped, or claims other shapes."""
-    flags = _flags("--actors", "2", "--actor-kind", "process", "--keep", "6")
+    flags = _flags("--actors", "2", "--keep", "6")
     with _running(directory, *flags) as (process, run):
         run.until(lambda: len(list((run.run_dir / "checkpoints").glob("[0-9]*"))) >= 5)
         stopped(process, run)

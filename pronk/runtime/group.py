@@ -20,6 +20,8 @@ from pronk.errors import UserError
 from pronk.types import PyTree
 
 JOINING = 300  # seconds that processes wait for one another at the start
+HEARTBEAT = 30  # seconds of silence after which a process is taken for dead, and the others end
+LEAVING = 10  # seconds for which one that has failed waits for the others
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,12 @@ def join(coordinator: str, count: int, rank: int) -> Group:
     if not jax.distributed.is_initialized():
         try:
             jax.distributed.initialize(
-                coordinator, count, rank, initialization_timeout=JOINING, local_device_ids=None
+                coordinator,
+                count,
+                rank,
+                initialization_timeout=JOINING,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=LEAVING,
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(
@@ -65,7 +72,9 @@ def join(coordinator: str, count: int, rank: int) -> Group:
                 " learner's machine everywhere, the same `--learners`, and each `--learner-rank`"
                 " from 0 on once."
             ) from None
-    return Group(jax.process_count(), jax.process_index())
+    group = Group(jax.process_count(), jax.process_index())
+    group.sums(0)  # the first time they must all ask within half a minute: now they do
+    return group
 
 
 def here(tree: PyTree) -> PyTree:

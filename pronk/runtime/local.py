@@ -21,7 +21,8 @@ from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
 from pronk.runtime.cores import settle_on
 from pronk.runtime.learner import Learner, Prepared, only_acted
-from pronk.runtime.workers import PATIENCE, Asynchronous, Unroller, Waits, Workers
+from pronk.runtime.supervise import Supervised
+from pronk.runtime.workers import PATIENCE, Asynchronous, Waits, Workers
 from pronk.types import LearnerState, PyTree
 
 
@@ -49,7 +50,7 @@ class LocalRuntime(OneLearner):
     def __init__(
         self,
         learner: Learner,
-        actors: Sequence[Unroller],
+        actors: Sequence[Supervised],
         *,
         batch_size: int,
         actor_cores: int | None = None,
@@ -60,9 +61,8 @@ class LocalRuntime(OneLearner):
         # One more thread, so that the next batch is ready when an update is done.
         self._batches = Workers([self._batch], "batcher")
 
-    def _unroll(self, actor: Unroller) -> Unroll:
-        version, behaviour = self.learner.latest
-        unroll = actor.unroll(behaviour, version)
+    def _unroll(self, actor: Supervised) -> Unroll:
+        unroll = actor.unroll_newest(lambda: self.learner.latest)
         self._waits.acted(unroll)
         return unroll
 

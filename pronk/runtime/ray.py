@@ -30,6 +30,7 @@ from pronk.types import PyTree
 POLL = 0.5  # seconds after which whoever waits for another machine looks whether it is still wanted
 NODE_DEATH = 60.0  # seconds that the cluster may take to know that a machine is gone
 REACH = 5.0  # seconds for reaching a cluster's head
+NODE_DIED = "its node has died"  # says Ray of an actor's death
 AUTHENTICATED = ("token", "k8s")  # values of RAY_AUTH_MODE, which Ray sets itself where it can
 FAREWELL = 5.0  # seconds that an actor has for closing its environments
 
@@ -106,12 +107,16 @@ class Cluster:
         return ["warning: the Ray cluster asks for no token: who reaches it, runs programs on it"]
 
     def room(self) -> int:
-        """Actors that the cluster has places for, others' aside; at least one."""
-        everything = ray.cluster_resources()
-        rooms = [everything.get("CPU", 0.0) / self.needs.cpus]
-        if self.needs.gpus:
-            rooms.append(everything.get("GPU", 0.0) / self.needs.gpus)
-        return max(1, int(min(rooms)))
+        """Actors that its machines have places for, others' aside; at least one."""
+        cpus, gpus, marker = self.needs
+        places = 0
+        for machine in ray.nodes():
+            has = machine["Resources"]
+            if not machine["Alive"] or (marker is not None and marker not in has):
+                continue
+            fit = has.get("CPU", 0.0) // cpus
+            places += int(min(fit, has.get("GPU", 0.0) // gpus) if gpus else fit)
+        return max(1, places)
 
     def parameters(self, behaviour: PyTree) -> Any:
         """A reference to `behaviour` as NumPy, the same for whoever asks with the same."""
@@ -178,17 +183,22 @@ class RayActor:
         self._killed = cause
         ray.kill(self._host)
 
+    def ready(self) -> None:
+        """Return once it has a place. Raises as `unroll`, and UserError for another pronk there."""
+        if self._node is not None:
+            return
+        node, theirs = self._of(self._host.where.remote())
+        if theirs != (ours := metadata.version("pronk")):
+            raise UserError(
+                f"{self._name} is on a machine of the cluster that has pronk {theirs}, and here it"
+                f" is {ours}; install the same version everywhere."
+            )
+        self._node = node
+
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
         """As `Actor.unroll`, on the other machine, once there is a place. Raises Lost where that
         has died, or Departed where its machine left the cluster."""
-        if self._node is None:
-            node, theirs = self._of(self._host.where.remote())
-            if theirs != (ours := metadata.version("pronk")):
-                raise UserError(
-                    f"{self._name} is on a machine of the cluster that has pronk {theirs}, and here"
-                    f" it is {ours}; install the same version everywhere."
-                )
-            self._node = node
+        self.ready()
         return self._of(self._host.unroll.remote(self._cluster.parameters(behaviour), version))
 
     def close(self) -> None:
@@ -206,6 +216,8 @@ class RayActor:
         """What `reference` comes to, waiting for it."""
         try:
             while not ray.wait([reference], timeout=POLL)[0]:
+                if self._over:
+                    raise Lost("it was closed")
                 if self._killed is not None:
                     raise self._killed  # a machine that can't be reached can't say so
             return ray.get(reference)
@@ -216,8 +228,8 @@ class RayActor:
         except exceptions.RayError as error:
             if self._killed is not None:
                 raise self._killed from None
-            if self._has_departed():
-                raise Departed(f"its machine {self._node} left the cluster") from None
+            if NODE_DIED in str(error) or self._has_departed():
+                raise Departed(f"its machine left the cluster ({self._node})") from None
             raise Lost(f"it was lost ({_line(error)})") from None
 
     def _has_departed(self) -> bool:

@@ -145,8 +145,7 @@ class ReplayRuntime(OneLearner):
         start = time.perf_counter()
         self._wait_until(self.memory.limiter.may_insert)
         self._waits.queued(time.perf_counter() - start)
-        version, behaviour = self.learner.latest
-        unroll = actor.unroll(behaviour, version)
+        unroll = actor.unroll_newest(lambda: self.learner.latest)
         self._waits.acted(unroll)
         while actor.ended:
             self.memory.replay.forget(actor.ended.pop())

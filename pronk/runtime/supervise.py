@@ -116,7 +116,7 @@ class Supervised:
         self._fruitless = 0  # lives in a row
         self._told: list[str] = []
         self._unrolling = False
-        self._unwanted = False  # given up, or closing: it must not begin again
+        self._ends = threading.Event()  # it is given up, or the run closes: it begins no life
         self._heard = (0, 0.0)  # beats, and when they were new
         self._lock = threading.Lock()  # while the actor is looked at, or replaced
 
@@ -128,17 +128,26 @@ class Supervised:
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
         """As the actor's, in as many lives as that takes. Raises Closed once it was given up."""
+        return self.unroll_newest(lambda: (version, behaviour))
+
+    def unroll_newest(self, latest: Callable[[], tuple[int, PyTree]]) -> Unroll:
+        """As `unroll`, with what is newest when the actor, made and placed, can act."""
         while True:
+            if self._ends.is_set():
+                raise self._parting()
             try:
                 self._unrolling = True
                 if self._actor is None:
                     self._actor = self._make(self.life)
+                if (ready := getattr(self._actor, "ready", None)) is not None:
+                    ready()
+                version, behaviour = latest()
                 unroll = self._actor.unroll(behaviour, version)
                 if self._like is not None and (wrong := misfit(unroll, self._like, version)):
                     self.misfits += 1
                     raise Lost(f"what it brought was dropped: {wrong}")
             except Exception as error:
-                if self._unwanted:
+                if self._ends.is_set():
                     raise self._parting() from error
                 mistake = isinstance(error, UserError) and not isinstance(error, Lost)
                 if mistake or self._restarts.hopeless():
@@ -147,7 +156,7 @@ class Supervised:
                 continue
             finally:
                 self._unrolling = False
-            if self._unwanted:
+            if self._ends.is_set():
                 raise self._parting()
             self._done, self._fruitless = True, 0
             told, self._told = self._told, []
@@ -166,7 +175,7 @@ class Supervised:
         self._release()
         self.ended.append(self.life)
         self.life = secrets.randbits(31)
-        time.sleep(min(BACKOFF * 2 ** max(self._fruitless - 1, 0), LONGEST_BACKOFF))
+        self._ends.wait(min(BACKOFF * 2 ** max(self._fruitless - 1, 0), LONGEST_BACKOFF))
 
     def _give_way(self, error: Exception) -> None:
         """Raise if another life would end like this one: UserError, or the error itself."""
@@ -183,7 +192,7 @@ class Supervised:
 
     def stop(self) -> None:
         """Begin no further life, and wait for no place."""
-        self._unwanted = True
+        self._ends.set()
         if self.beats < 0:
             self._kill(Lost("it had no place"))
 
@@ -208,7 +217,7 @@ class Supervised:
         cause = Lost(f"it has not made a step for {seconds:.0f} s")
         if self._kill(cause):
             return None
-        self._unwanted = True
+        self._ends.set()
         successor = Supervised(self._make, self.name, self._restarts, like=self._like)
         successor.losses, successor.misfits = self.losses + 1, self.misfits
         successor._done, successor._fruitless = self._done, self._fruitless + 1
