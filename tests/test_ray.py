@@ -249,6 +249,21 @@ def test_what_does_not_go_together_is_told(tmp_path, settings, message):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="auto", steps=100, **settings)
 
 
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pronk.runtime.ray")
+    with pytest.raises(UserError, match=r"Ray is not installed: pip install 'pronk\[ray\]'"):
+        pronk.train("impala", ENV, run_dir=tmp_path, ray="local")
+
+
+def test_room_is_counted_by_machine(cluster, raylets, machine):
+    """At least one: it waits for its place."""
+    assert cluster.room() == 2
+    for needs, room in ((Needs(cpus=2), 1), (Needs(cpus=0.5), 4), (Needs(resource="none"), 1)):
+        cluster.needs = needs
+        assert cluster.room() == room
+
+
 def test_an_address_where_nobody_listens_is_told(tmp_path):
     with pytest.raises(UserError, match=r"nothing is to be reached there.*Connection refused"):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="127.0.0.1:1")
