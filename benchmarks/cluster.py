@@ -4,7 +4,7 @@
     python benchmarks/cluster.py waiting --seconds 20
 
 breakout: docs/results/ray.csv, agent steps per second of each, and their ratio. waiting:
-docs/results/ray-waiting.csv, 1,024 environments that wait, in 16 actors: how much of what they
+docs/results/ray-waiting.csv, 1,024 environments that wait, in 8 actors: how much of what they
 could do is done, and for how much of the time the learner waits.
 """
 
@@ -24,7 +24,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "processes": {"actor_kind": "process"},
     "ray": {"ray": "local"},
 }
-ACTORS, ENVS = 16, 64
+ACTORS, ENVS = 8, 128
 
 
 def breakout(rounds: int, seconds: float) -> list[dict[str, Any]]:
@@ -45,33 +45,32 @@ def breakout(rounds: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def waiting(seconds: float) -> list[dict[str, Any]]:
-    """1,024 environments of 84 × 84 × 4 pixels, a small network, steps of 0.3 and of 0.1 s."""
-    rows = []
-    for scale in (30.0, 10.0):
-        limit = ACTORS * ENVS / (STEP_SECONDS * scale)
-        for place, where in PLACES.items():
-            plan = resolve(
-                "impala", "pronk/Waiting-v0", env_args={"task": "even", "scale": scale},
-                actors=ACTORS, envs=ENVS, torso="mlp", hidden=(32,), batch_size=64, unroll=20,
-                **where,
-            )  # fmt: skip
-            found = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
-            speed = found["end_to_end_steps_per_second"]
-            rows.append(
-                {
-                    "step_seconds": STEP_SECONDS * scale,
-                    "place": place,
-                    "environments_allow": round(limit),
-                    "steps_per_second": round(speed),
-                    "share": round(speed / limit, 3),
-                    "learner_waits": round(found["learner_waits_share"], 3),
-                    "actor_steps": round(found["actor_steps_share"], 3),
-                    "actor_infers": round(found["actor_infers_share"], 3),
-                    "actor_waits": round(found["actor_waits_share"], 3),
-                    "lag": round(found["policy_lag"], 2),
-                }
-            )
-            print(rows[-1], flush=True)
+    """1,024 environments of 84 × 84 × 4 pixels, a small network, steps of 0.3 s."""
+    rows, scale = [], 30.0
+    limit = ACTORS * ENVS / (STEP_SECONDS * scale)
+    for place, where in PLACES.items():
+        plan = resolve(
+            "impala", "pronk/Waiting-v0", env_args={"task": "even", "scale": scale},
+            actors=ACTORS, envs=ENVS, torso="mlp", hidden=(32,), batch_size=64, unroll=20,
+            **where,
+        )  # fmt: skip
+        found = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
+        speed = found["end_to_end_steps_per_second"]
+        rows.append(
+            {
+                "step_seconds": STEP_SECONDS * scale,
+                "place": place,
+                "environments_allow": round(limit),
+                "steps_per_second": round(speed),
+                "share": round(speed / limit, 3),
+                "learner_waits": round(found["learner_waits_share"], 3),
+                "actor_steps": round(found["actor_steps_share"], 3),
+                "actor_infers": round(found["actor_infers_share"], 3),
+                "actor_waits": round(found["actor_waits_share"], 3),
+                "lag": round(found["policy_lag"], 2),
+            }
+        )
+        print(rows[-1], flush=True)
     return rows
 
 
