@@ -96,8 +96,9 @@ class ActorProcess:
             daemon=True,
         )
         self._process.start()
+        self._ended = False
         theirs.close()
-        self._killed: Lost | None = None
+        self._killed = ""  # why
         self._params: tuple[SharedMemory, PyTree] | None = None
         self._trajectory: tuple[SharedMemory, PyTree] | None = None
         self._finalizer = weakref.finalize(self, _release, self._memories, self._pipe)
@@ -109,7 +110,7 @@ class ActorProcess:
 
     def kill(self, cause: Lost) -> None:
         """End the process at once; whoever waits for its unroll is told the cause."""
-        self._killed = cause
+        self._killed = str(cause)
         self._process.kill()
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
@@ -134,10 +135,14 @@ class ActorProcess:
     def close(self) -> None:
         """End the process and release the memory; safe to call twice."""
         self._finalizer()
+        if self._ended:
+            return
         self._process.join(timeout=5)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._ended = True
+        self._process.close()  # its descriptors: garbage may be collected much later
 
     def _memory(self, size: int) -> SharedMemory:
         memory = shared_memory.create(size)
@@ -166,9 +171,8 @@ class ActorProcess:
 
     def _death(self) -> Lost:
         self._process.join(timeout=5)
-        return self._killed or Lost(
-            f"its process {self._process.pid} died with exit code {self._process.exitcode}"
-        )
+        died = f"its process {self._process.pid} died with exit code {self._process.exitcode}"
+        return Lost(self._killed or died)
 
 
 def _release(memories: list[SharedMemory], pipe: Connection) -> None:

@@ -157,7 +157,7 @@ class RayActor:
                 " factory that is a function of a module."
             ) from None
         self._node: str | None = None  # it is on, once it has a place
-        self._killed: Lost | None = None
+        self._killed = ""  # why
         self._over = False
         self._asked: Any = None  # for its beats
         self._beats: int = -1
@@ -180,7 +180,7 @@ class RayActor:
 
     def kill(self, cause: Lost) -> None:
         """End the actor at once; whoever waits for its unroll is told the cause."""
-        self._killed = cause
+        self._killed = str(cause)
         ray.kill(self._host)
 
     def ready(self) -> None:
@@ -206,7 +206,7 @@ class RayActor:
         if self._over:
             return
         self._over = True
-        if self._node is not None and self._killed is None:
+        if self._node is not None and not self._killed:
             with contextlib.suppress(exceptions.RayError):
                 ray.wait([self._host.close.remote()], timeout=FAREWELL)
         if ray.is_initialized():
@@ -218,16 +218,16 @@ class RayActor:
             while not ray.wait([reference], timeout=POLL)[0]:
                 if self._over:
                     raise Lost("it was closed")
-                if self._killed is not None:
-                    raise self._killed  # a machine that can't be reached can't say so
+                if self._killed:
+                    raise Lost(self._killed)  # a machine that can't be reached can't say so
             return ray.get(reference)
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise RuntimeError(f"{self._name} failed:\n{error}") from None
         except exceptions.RayError as error:
-            if self._killed is not None:
-                raise self._killed from None
+            if self._killed:
+                raise Lost(self._killed) from None
             if NODE_DIED in str(error) or self._has_departed():
                 raise Departed(f"its machine left the cluster ({self._node})") from None
             raise Lost(f"it was lost ({_line(error)})") from None
@@ -238,7 +238,7 @@ class RayActor:
         Until then, it might send the next actor there.
         """
         end = time.monotonic() + NODE_DEATH
-        while self._node is not None and self._killed is None and time.monotonic() < end:
+        while self._node is not None and not self._killed and time.monotonic() < end:
             if not any(n["NodeID"] == self._node and n["Alive"] for n in ray.nodes()):
                 return True
             try:
