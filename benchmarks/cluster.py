@@ -51,10 +51,10 @@ def waiting(seconds: float) -> list[dict[str, Any]]:
     for place, where in PLACES.items():
         plan = resolve(
             "impala", "pronk/Waiting-v0", env_args={"task": "even", "scale": scale},
-            actors=ACTORS, envs=ENVS, torso="mlp", hidden=(32,), batch_size=64, unroll=5,
+            actors=ACTORS, envs=ENVS, torso="mlp", hidden=(32,), batch_size=64, unroll=20,
             **where,
         )  # fmt: skip
-        found = train_for(plan, seconds, warm_seconds=5 * STEP_SECONDS * scale * 8)
+        found = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
         speed = found["end_to_end_steps_per_second"]
         rows.append(
             {
