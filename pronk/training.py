@@ -202,12 +202,7 @@ class _Run:
                 if meter.seconds() >= config.log_every:
                     self._log(runtime, monitor, meter)
                     meter = _Meter(self.agent_steps)
-                if (
-                    next_eval is not None
-                    and not self.group.rank
-                    and runtime.drained
-                    and self.agent_steps >= next_eval
-                ):
+                if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
                     with meter.paused():
                         self._evaluate(runtime, monitor, signalled)
                     next_eval = _next_multiple(self.agent_steps, eval_every)

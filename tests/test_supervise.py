@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from pronk.runtime import supervise, workers
 from pronk.runtime.actor import Actor, Player, misfit
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime
+from pronk.runtime.process import ActorProcess
 from pronk.runtime.supervise import Lost, Restarts, Supervised
 
 CONFIG = Config(unroll=6, batch_size=2, hidden=(8,))
@@ -393,6 +395,30 @@ def test_processes_may_be_killed_while_training_goes_on(tmp_path, capfd):
         assert counts == sorted(counts), name
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("actor")]
     assert not list(Path("/dev/shm").glob(f"pronk-{os.getpid()}-*"))
+
+
+def test_a_killed_process_leaves_no_descriptor(tmp_path):
+    """Nor does the error that says so keep one, before garbage is collected."""
+    plan = resolve("impala", "CartPole-v1", run_dir=tmp_path, **TINY)
+    factory = wiring.ActorFactory(plan, plan.env, 0, 1, 2, 0)
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    counts, errors = [], []
+    gc.disable()
+    try:
+        for _ in range(2):
+            actor = ActorProcess(factory, "actor 0")
+            actor.kill(Lost("it hangs"))
+            with pytest.raises(Lost, match="it hangs") as raised:
+                actor.unroll({"w": np.zeros(1)}, 0)
+            actor.close()
+            errors.append(raised.value)
+            counts.append(descriptors())
+    finally:
+        gc.enable()
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.faults

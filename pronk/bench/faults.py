@@ -77,12 +77,12 @@ TARGETS = {
 PHASES = ("idle", "in a step", "in a write")
 
 
-@contextlib.contextmanager
-def _running(directory: Path, *flags: str) -> Iterator[Run]:
+def _running(directory: Path, *flags: str) -> contextlib.AbstractContextManager[Run]:
     """A run that has come to its usual speed."""
-    yield from _started(directory, flags, 2 + AVERAGED)
+    return _started(directory, flags, 2 + AVERAGED)
 
 
+@contextlib.contextmanager
 def _started(directory: Path, flags: tuple[str, ...], records: int) -> Iterator[Run]:
     """A run from when it has made so many records."""
     mine = ("--env-arg", f"directory={directory}")
@@ -101,7 +101,7 @@ def _again(directory: Path, flags: tuple[str, ...]) -> tuple[str, int, float]:
     """The same command once more, until it has learnt something: what it said, the agent steps from
     which it went on, and how many seconds that took."""
     began = time.perf_counter()
-    with contextlib.contextmanager(_started)(directory, flags, 1) as (process, run):
+    with _started(directory, flags, 1) as (process, run):
         seconds = time.perf_counter() - began
         out = stopped(process, run)
     return out, _resumed(out), seconds
@@ -230,7 +230,7 @@ def learner(
     speed = 1.0
     for phase in (*phases, ""):
         began = time.perf_counter()
-        with contextlib.contextmanager(_started)(directory, flags, 1) as (process, run):
+        with _started(directory, flags, 1) as (process, run):
             seconds = time.perf_counter() - began
             started = []
             if phase:

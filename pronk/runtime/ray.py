@@ -239,16 +239,19 @@ class RayActor:
         """
         end = time.monotonic() + NODE_DEATH
         while self._node is not None and not self._killed and time.monotonic() < end:
-            if not any(n["NodeID"] == self._node and n["Alive"] for n in ray.nodes()):
+            if not self._machine_is_there():
                 return True
             try:
                 ray.get(self._host.where.remote(), timeout=POLL)
                 return False  # it was the way there that failed
             except exceptions.ActorDiedError:
-                return not any(n["NodeID"] == self._node and n["Alive"] for n in ray.nodes())
+                return not self._machine_is_there()
             except exceptions.RayError:  # nobody knows yet
                 time.sleep(POLL)
         return False
+
+    def _machine_is_there(self) -> bool:
+        return any(n["NodeID"] == self._node and n["Alive"] for n in ray.nodes())
 
 
 def _line(error: BaseException) -> str:
