@@ -124,3 +124,78 @@ def off_policy(
     return np.array(
         [q[s] + sum(product(decay[s:t]) * delta[t] for t in range(s, n)) for s in range(n)]
     )
+
+
+def horizon(continuation: np.ndarray, s: int, n: int | None) -> int:
+    """The row where a return of n rewards from s bootstraps: sooner if the episode or rows end."""
+    last = len(continuation) if n is None else min(s + n, len(continuation))
+    return next((t + 1 for t in range(s, last) if not continuation[t]), last)
+
+
+def importance_sampled(values, reward, discount, continuation, ratio, n) -> np.ndarray:
+    """Σ_t (Π γ) (Π ρ) r_t + (Π γ) (Π ρ) V, the ratios up to and with t."""
+    returns = np.zeros(len(reward))
+    for s in range(len(reward)):
+        end = horizon(continuation, s, n)
+        returns[s] = sum(
+            product(discount[s:t]) * product(ratio[s : t + 1]) * reward[t] for t in range(s, end)
+        )
+        returns[s] += product(discount[s:end]) * product(ratio[s:end]) * values[end]
+    return returns
+
+
+def control_variate(values, reward, discount, continuation, ratio, n) -> np.ndarray:
+    """The importance-sampled return, and for every step (Π γ) (Π ρ before it) (1 − ρ_t) V_t."""
+    returns = importance_sampled(values, reward, discount, continuation, ratio, n)
+    for s in range(len(reward)):
+        for t in range(s, horizon(continuation, s, n)):
+            returns[s] += product((discount * ratio)[s:t]) * (1 - ratio[t]) * values[t]
+    return returns
+
+
+def average_of_returns(returns_of, continuation, lambda_, n) -> np.ndarray:
+    """Σ_i (1 − λ_{s+i}) (Π λ before) G_{s:s+i} + (Π λ) G_{s:end}: λ-returns as they are defined.
+
+    returns_of: (i) -> the i-step returns `[T]`. lambda_: `[T]`, λ_{t+1} in place t.
+    """
+    length = len(continuation)
+    by_length = [returns_of(i) for i in range(1, length + 1)]
+    result = np.zeros(length)
+    for s in range(length):
+        steps = horizon(continuation, s, n) - s
+        for i in range(1, steps):
+            weight = (1 - lambda_[s + i - 1]) * product(lambda_[s : s + i - 1])
+            result[s] += weight * by_length[i - 1][s]
+        result[s] += product(lambda_[s : s + steps - 1]) * by_length[steps - 1][s]
+    return result
+
+
+def sum_of_td_errors(values, errors, decay, n) -> np.ndarray:
+    """V_s + Σ_{i<n} (Π_{j<i} decay) errors."""
+    length = len(errors)
+    return np.array([
+        values[s] + sum(product(decay[s:t]) * errors[t]
+                        for t in range(s, length if n is None else min(s + n, length)))
+        for s in range(length)
+    ])  # fmt: skip
+
+
+def online_lambda_return(weights, features, reward, discount, step_size, lambda_) -> np.ndarray:
+    """Sutton and Barto 2018, section 12.4: with each new reward, all updates of the episode are
+    done again from its beginning, towards λ-returns truncated there; bootstrapping from the weights
+    that there were then."""
+    history = [weights]  # after each horizon
+    for h in range(1, len(reward) + 1):
+        w = weights
+        for t in range(h):
+            target, decay = 0.0, 1.0
+            # G = Σ (1 − λ) λ^{i−1} G_i + λ^{h−t−1} G_{h−t}, each bootstrapping from its own weights
+            for i in range(1, h - t + 1):
+                value = sum(product(discount[t:u]) * reward[u] for u in range(t, t + i))
+                value += product(discount[t : t + i]) * (history[t + i - 1] @ features[t + i])
+                last = i == h - t
+                target += decay * (1 if last else 1 - lambda_) * value
+                decay *= lambda_
+            w = w + step_size * (target - w @ features[t]) * features[t]
+        history.append(w)
+    return history[-1]

@@ -65,11 +65,6 @@ def test_n_step_is_the_sum(case, n):
         close(result, whole)
 
 
-def test_a_return_has_a_reward():
-    with pytest.raises(ValueError, match="`n` is 0"):
-        returns.n_step(jnp.zeros(3), jnp.zeros(2), jnp.ones(2), jnp.ones(2), n=0)
-
-
 @given(cases(), st.sampled_from([1, 3, 5]), st.sampled_from(["identity", "sqrt"]))
 def test_n_step_double_q_is_rlaxs_without_truncation(case, n, name):
     """Transformed and plain; rlax's one discount is right only where nothing is truncated."""

@@ -158,6 +158,193 @@ def test_advantages_are_rlaxs_without_truncation(case, rho_bar):
     close(result, (theirs.errors + values[:-1], theirs.q_estimate, theirs.pg_advantage))
 
 
+# The whole family: the recursive form, the sum of TD errors, and the definition as a NumPy sum.
+
+jitted = {
+    name: jax.jit(getattr(returns, name), static_argnames="n")
+    for name in (
+        *("n_step", "importance_sampled", "control_variate", "lambda_return", "gae"),
+        *("off_policy_lambda", "vtrace_as_control_variate", "from_td_errors"),
+    )
+}
+steps_ahead = st.sampled_from([None, 1, 2, 4, 20])
+
+
+@st.composite
+def traces(draw, length: int):
+    """One λ for all, or one for each step."""
+    fixed = draw(st.sampled_from([None, 0.0, 0.6, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return rng.uniform(size=length) if fixed is None else np.full(length, fixed)
+
+
+def td_form(case, ratio, trace, n):
+    """V + Σ (Π γ k trace) ratio δ, by our function and by NumPy."""
+    values, reward, discount, continuation, _ = case
+    errors = ratio * np.asarray(returns.td_errors(values, reward, discount))
+    decay = discount * continuation * trace
+    ours = jitted["from_td_errors"](values, errors, decay, n=n)
+    close(ours, reference.sum_of_td_errors(values, errors, decay, n))
+    return ours
+
+
+@given(cases(), steps_ahead)
+def test_n_step_in_both_forms(case, n):
+    values, reward, discount, continuation, _ = case
+    ours = jitted["n_step"](*case[:4], n=n)
+    length = len(reward) if n is None else n
+    close(ours, reference.n_rewards(values, reward, discount, continuation, length))
+    close(ours, td_form(case, 1.0, 1.0, n))
+
+
+@given(cases(), steps_ahead)
+def test_importance_sampling_with_and_without_control_variates(case, n):
+    """The second has a form of TD errors; on-policy both are the n-step return."""
+    ratio = case[4]
+    close(jitted["importance_sampled"](*case, n=n), reference.importance_sampled(*case, n))
+    ours = jitted["control_variate"](*case, n=n)
+    close(ours, reference.control_variate(*case, n))
+    close(ours, td_form(case, ratio, ratio, n))
+    on_policy = (*case[:4], np.ones_like(ratio))
+    for name in ("importance_sampled", "control_variate"):
+        close(jitted[name](*on_policy, n=n), jitted["n_step"](*case[:4], n=n))
+
+
+@given(cases(), steps_ahead, st.data())
+def test_lambda_returns_in_both_forms(case, n, data):
+    """Averages of n-step returns, with one λ or many; GAE is what they are above V."""
+    lambda_ = data.draw(traces(len(case[1])))
+    ours = jitted["lambda_return"](*case[:4], lambda_, n=n)
+    close(ours, td_form(case, 1.0, lambda_, n))
+
+    def of_steps(i):
+        return reference.n_rewards(*case[:4], i)
+
+    close(ours, reference.average_of_returns(of_steps, case[3], lambda_, n))
+    close(jitted["gae"](*case[:4], lambda_, n=n), ours - case[0][:-1])
+
+
+@given(cases(), steps_ahead, st.data())
+def test_off_policy_traces_in_both_forms(case, n, data):
+    """Averages of n-step returns with control variates, with one λ or many."""
+    lambda_, ratio = data.draw(traces(len(case[1]))), case[4]
+    ours = jitted["off_policy_lambda"](*case, lambda_, n=n)
+    close(ours, td_form(case, ratio, lambda_ * ratio, n))
+
+    def of_steps(i):
+        return reference.control_variate(*case, i)
+
+    close(ours, reference.average_of_returns(of_steps, case[3], lambda_, n))
+
+
+@given(cases(), levels, levels, lambdas, steps_ahead)
+def test_vtrace_in_both_forms(case, rho_bar, c_bar, lambda_, n):
+    """With control variates, and as a sum of TD errors; whole, it is `vtrace`."""
+    ratio, options = case[4], {"rho_bar": rho_bar, "c_bar": c_bar, "lambda_": lambda_}
+    ours = jitted["vtrace_as_control_variate"](*case, **options, n=n)
+    close(ours, td_form(case, np.minimum(rho_bar, ratio), lambda_ * np.minimum(c_bar, ratio), n))
+    if n is None:
+        close(ours, jit_vtrace(*case, **options).targets)
+
+
+@given(cases(), lambdas, st.sampled_from([0.0, 0.3, 1.0]))
+def test_leaky_vtrace_is_rlaxs_without_truncation(case, lambda_, leak):
+    values, reward, discount, _, ratio = case
+    ours = jit_vtrace(
+        *(values, reward, discount, 1.0 * (discount > 0), ratio),
+        rho_bar=0.7, lambda_=lambda_, leak=leak,
+    )  # fmt: skip
+    theirs = jit_leaky(
+        *(values[:-1], values[1:], reward, discount, ratio),
+        alpha_=1.0 - leak, lambda_=np.float64(lambda_), clip_rho_threshold=0.7,
+    )  # fmt: skip
+    close(ours.targets, theirs + values[:-1])
+
+
+def test_gae_is_rlaxs():
+    rng = np.random.default_rng(12)
+    reward, values = rng.normal(size=6), rng.normal(size=7)
+    discount = np.array([0.9, 0.9, 0.0, 0.9, 0.9, 0.9])
+    theirs = rlax.truncated_generalized_advantage_estimation(reward, discount, 0.8, values)
+    close(returns.gae(values, reward, discount, 1.0 * (discount > 0), 0.8), theirs)
+
+
+@pytest.mark.parametrize("name", ["from_td_errors", "n_step"])
+def test_a_return_has_a_reward(name):
+    arguments = (np.zeros(3), np.zeros(2), np.ones(2), np.ones(2))
+    with pytest.raises(ValueError, match="`n` is 0"):
+        getattr(returns, name)(*arguments[: 3 if name == "from_td_errors" else 4], n=0)
+
+
+# TD(λ): the backward view is the forward view.
+
+jit_td = jax.jit(returns.td_lambda, static_argnames=("trace", "online"))
+
+
+def random_walk(seed: int, states: int = 19) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features `[T + 1, states]`, reward and discount `[T]` of an episode from the middle on."""
+    rng = np.random.default_rng(seed)
+    visited = [states // 2]
+    while 0 <= visited[-1] < states:
+        visited.append(visited[-1] + rng.choice([-1, 1]))
+    reward = np.zeros(len(visited) - 1)
+    reward[-1] = 1.0 if visited[-1] == states else -1.0
+    discount = np.ones(len(reward))
+    discount[-1] = 0.0
+    features = np.array([np.arange(states) == s for s in visited], float)
+    return features, reward, discount
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_offline_the_backward_view_is_the_lambda_return(seed, lambda_):
+    """Σ α δ_t e_t = Σ α (G_t^λ − V(x_t)) x_t, on the random walk of 19 states."""
+    features, reward, discount = random_walk(seed)
+    weights = np.random.default_rng(seed).normal(size=19)
+    after = jit_td(
+        weights, features, reward, discount, step_size=0.2, lambda_=lambda_, online=False
+    )
+    values = features @ weights
+    target = returns.lambda_return(values, reward, discount, 1.0 * (discount > 0), lambda_)
+    close(after, weights + 0.2 * (np.asarray(target) - values[:-1]) @ features[:-1])
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 0.9, 1.0])
+def test_true_online_td_is_the_online_lambda_return(lambda_):
+    """The short episodes of a walk of 5 states, and features that are no table."""
+    rng = np.random.default_rng(3)
+    walked, reward, discount = random_walk(5, 5)
+    for features in (walked, walked @ rng.normal(size=(5, 3))):
+        weights = rng.normal(size=features.shape[1])
+        after = jit_td(
+            weights, features, reward, discount, step_size=0.1, lambda_=lambda_, trace="dutch"
+        )
+        expected = reference.online_lambda_return(weights, features, reward, discount, 0.1, lambda_)
+        close(after, expected)
+
+
+def test_online_td_is_the_forward_view_nearly():
+    """It moves its values within the episode: equal to the first order of the step size."""
+    features, reward, discount = random_walk(2)
+    weights = np.random.default_rng(2).normal(size=19)
+
+    def moved(step_size, **options):
+        after = jit_td(weights, features, reward, discount, step_size=step_size, lambda_=0.8,
+                       **options)  # fmt: skip
+        return np.asarray(after - weights) / step_size
+
+    apart = [np.abs(moved(a) - moved(a, online=False)).max() for a in (1e-2, 1e-3)]
+    assert 0 < apart[1] < 0.2 * apart[0]
+
+
+def test_an_unknown_trace():
+    features, reward, discount = random_walk(0)
+    with pytest.raises(ValueError, match="`trace` is 'replacing'; expected 'accumulating'"):
+        returns.td_lambda(
+            np.zeros(19), features, reward, discount, step_size=0.1, lambda_=0.5, trace="replacing"
+        )
+
+
 # What a one-discount V-trace gets wrong, and other codebases' mistakes (/pitfalls).
 
 
