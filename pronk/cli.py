@@ -419,7 +419,7 @@ def reproduce(args: list[str]) -> None:
         )
     settings = _parse(EXPERIMENTS[name], f"reproduce {name}", rest)
     for field in ("seeds", "steps"):
-        if getattr(settings, field) < 1:
+        if getattr(settings, field, 1) < 1:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
     from pronk import reproduce as experiments
 

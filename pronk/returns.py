@@ -150,31 +150,28 @@ def from_td_errors(values: Array, errors: Array, decay: Array, *, n: int | None 
 
 
 def _recursion(
-    now: Array, going_on: Array, bootstrap: Array, n: int | None, traced: Array | None = None
+    now: Array,
+    going_on: Array,
+    bootstrap: Array,
+    n: int | None,
+    continuation: Array | float = 1.0,
 ) -> Array:
     """G_t = now_t + going_on_t G', with G' that of t + 1, or `bootstrap[t + 1]`: where t is n − 1
-    steps on, at the end, and where `traced` is 0. `[T]`; bootstrap `[T + 1]`."""
+    steps on, at the end, and where the continuation is 0. `[T]`; bootstrap `[T + 1]`."""
     if n is not None and n < 1:
         raise ValueError(f"`n` is {n}; a return has at least one reward.")
-    after = bootstrap[1:]
-    traced = jnp.ones_like(now) if traced is None else traced
-
+    now = now + going_on * (1.0 - continuation) * bootstrap[1:]
+    going_on = going_on * continuation
     if n is None:
 
-        def backward(following: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
-            now_t, going_on_t, traced_t, after_t = x
-            found = now_t + going_on_t * jnp.where(traced_t > 0, following, after_t)
+        def backward(following: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
+            found = x[0] + x[1] * following
             return found, found
 
-        _, found = jax.lax.scan(
-            backward, bootstrap[-1], (now, going_on, traced, after), reverse=True
-        )
-        return found
-
-    found = now + going_on * after
+        return jax.lax.scan(backward, bootstrap[-1], (now, going_on), reverse=True)[1]
+    found = now + going_on * bootstrap[1:]
     for _ in range(n - 1):
-        following = jnp.concatenate([found[1:], bootstrap[-1:]])
-        found = now + going_on * jnp.where(traced > 0, following, after)
+        found = now + going_on * jnp.concatenate([found[1:], bootstrap[-1:]])
     return found
 
 

@@ -167,7 +167,7 @@ jitted = {
         *("off_policy_lambda", "vtrace_as_control_variate", "from_td_errors"),
     )
 }
-steps_ahead = st.sampled_from([None, 1, 2, 4, 20])
+steps_ahead = st.sampled_from([None, 1, 3])
 
 
 @st.composite

@@ -38,4 +38,33 @@ class Ablations:
     """One seed and a third of the steps: some minutes."""
 
 
-EXPERIMENTS = {"r2d2-ablations": Ablations, "r2d2-staleness": Staleness}
+@dataclass(frozen=True)
+class TDLambda:
+    """TD(λ), on-line and off-line, on the random walk: its error against λ and step size."""
+
+    seeds: int = 100
+    """Runs of 10 episodes that each figure is a mean of."""
+    results: Path = Path("runs") / "td-lambda"
+    """Where the table (CSV) and the picture (PNG) are written."""
+    quick: bool = False
+    """A fifth of the runs."""
+
+
+@dataclass(frozen=True)
+class VTraceAnalysis:
+    """V-trace's operator on random MDPs: its fixed points, how fast it gets there, what c̄ costs."""
+
+    seeds: int = 20
+    """Random MDPs."""
+    results: Path = Path("runs") / "vtrace-analysis"
+    """Where the tables (CSV) and the picture (PNG) are written."""
+    quick: bool = False
+    """A fifth of the MDPs."""
+
+
+EXPERIMENTS = {
+    "r2d2-ablations": Ablations,
+    "r2d2-staleness": Staleness,
+    "td-lambda": TDLambda,
+    "vtrace-analysis": VTraceAnalysis,
+}
