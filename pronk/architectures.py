@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pronk.configs.run import RunConfig
 from pronk.errors import UserError
 from pronk.runtime import tuning
+from pronk.types import ReplaySpec
 
 
 class Architecture(NamedTuple):
@@ -110,15 +111,20 @@ def _check_ray(config: RunConfig) -> None:
 
 
 def fixed_numbers(
-    config: RunConfig, batch_size: int, *, replay: bool
+    config: RunConfig, batch_size: int, replay: ReplaySpec | None, fresh: int
 ) -> tuple[int | None, int | None]:
     """Actors and environments of each, None where they are to be measured, or the cluster's room.
 
-    replay: whether the agent learns from replay. Raises UserError for what does not go together.
+    replay: what the agent learns from. fresh: trajectories of a batch that are not replayed. Raises
+    UserError for what does not go together.
     """
     architecture = ARCHITECTURES[config.architecture]
     name = f"`--architecture` {config.architecture}"
-    if replay and (architecture.synchronous or architecture.gradients):
+    only_replay = replay is not None and replay.share == 1.0
+    size = f"`--batch-size` {batch_size}"
+    if fresh < batch_size:
+        size = f"{fresh}, which is {size} without what is replayed"
+    if (only_replay and architecture.synchronous) or (replay and architecture.gradients):
         raise UserError(
             f"{name} learns from what actors have just done, and this agent from replay; use"
             " --architecture impala or impala-dynamic-batch."
@@ -136,24 +142,24 @@ def fixed_numbers(
         if num_envs != batch_size:
             raise UserError(
                 f"{name} makes one gradient of each actor's unroll: `--envs` {num_envs} must equal"
-                f" `--batch-size` {batch_size}."
+                f" {size}."
             )
         return num_actors, num_envs
     if architecture.synchronous:
-        num_envs = config.envs or max(batch_size // num_actors, 1)
-        if num_actors * num_envs != batch_size:
+        num_envs = config.envs or max(fresh // num_actors, 1)
+        if num_actors * num_envs != fresh:
             raise UserError(
                 f"{name} learns once from what all actors did: `--actors` {num_actors} ×"
-                f" `--envs` {num_envs} must equal `--batch-size` {batch_size}."
+                f" `--envs` {num_envs} must equal {size}."
             )
-        return (1, batch_size) if architecture.single else (num_actors, num_envs)
+        return (1, fresh) if architecture.single else (num_actors, num_envs)
     several = config.actor_kind == "process" or config.learners > 1
     if not (config.deterministic or architecture.central or several):
         return config.actors, config.envs
     num_envs = config.envs or tuning.ENVS
-    if config.deterministic and not replay and (num_actors * num_envs) % batch_size:
+    if config.deterministic and not only_replay and (num_actors * num_envs) % fresh:
         raise UserError(
             f"--deterministic learns from whole rounds: --actors {num_actors} × --envs"
-            f" {num_envs} must be a multiple of --batch-size {batch_size}."
+            f" {num_envs} must be a multiple of {size}."
         )
     return num_actors, num_envs

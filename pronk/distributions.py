@@ -39,6 +39,7 @@ class Distribution(Protocol):
     def mode(self, params: Array) -> Array: ...
     def log_prob(self, params: Array, raw: Array) -> Array: ...
     def entropy(self, params: Array, key: Key) -> Array: ...
+    def kl(self, params: Array, other: Array) -> Array: ...  # of `other` from `params`, [...]
     def action(self, raw: Array) -> Array: ...
     def features(self, raw: Array) -> Array: ...
 
@@ -71,6 +72,10 @@ class Categorical:
     def entropy(self, params: Array, key: Key) -> Array:
         log_p = jax.nn.log_softmax(params)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def kl(self, params: Array, other: Array) -> Array:
+        log_p = jax.nn.log_softmax(params)
+        return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(other)), axis=-1)
 
     def action(self, raw: Array) -> Array:
         return raw
@@ -111,6 +116,10 @@ class MultiCategorical:
 
     def entropy(self, params: Array, key: Key) -> Array:
         return sum(d.entropy(p, key) for d, p in self._split(params))
+
+    def kl(self, params: Array, other: Array) -> Array:
+        parts = zip(self._split(params), self._split(other), strict=True)
+        return sum(d.kl(p, q) for (d, p), (_, q) in parts)
 
     def action(self, raw: Array) -> Array:
         return raw
@@ -177,6 +186,12 @@ class DiagonalGaussian:
         if self.squash:
             entropy += jnp.sum(_log_tanh_slope(self.sample(params, key)), axis=-1)
         return entropy
+
+    def kl(self, params: Array, other: Array) -> Array:
+        """Squashing both by the same function changes nothing."""
+        (mean, std), (mean_o, std_o) = self._mean_std(params), self._mean_std(other)
+        spread = (jnp.square(std) + jnp.square(mean - mean_o)) / (2.0 * jnp.square(std_o))
+        return jnp.sum(jnp.log(std_o / std) + spread - 0.5, axis=-1)
 
     def action(self, raw: Array) -> Array:
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)

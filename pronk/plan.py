@@ -128,9 +128,12 @@ _NOT_NEGATIVE = frozenset(
     {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost", "trace_lambda"}
     | {"reward_clip", "overlap", "burn_in", "rescaling_epsilon", "priority_exponent"}
     | {"importance_exponent", "exploration_exponent", "head", "max_restarts", "actor_gpus"}
-    | {"learner_rank"}
+    | {"learner_rank", "policy_lag", "trust_region"}
 )
-_FRACTIONS = frozenset({"discount", "rmsprop_decay", "priority_mixture", "exploration"})
+_FRACTIONS = frozenset(
+    {"discount", "rmsprop_decay", "priority_mixture", "exploration", "average_decay"}
+    | {"trace_leak", "replay_share"}
+)
 
 
 def _check(*configs: Any) -> None:

@@ -68,6 +68,7 @@ class Batch(NamedTuple):
     trajectory: Trajectory
     probabilities: Array | None = None  # float32 [B], of having been drawn
     core: PyTree = ()  # [B, ...], `Carry.core` as it was before row `ReplaySpec.burn_in`
+    replayed: Array | None = None  # bool [B], where some are drawn and others were just acted
 
 
 class LearnerState(NamedTuple):
@@ -85,10 +86,13 @@ class LearnerState(NamedTuple):
 
 
 class ReplaySpec(NamedTuple):
-    """What an agent wants to learn from instead of what its actors have just done.
+    """What an agent wants to learn from instead of, or beside, what its actors have just done.
 
     Sequences of `length` transitions, neighbours sharing `overlap` of them, behind up to `burn_in`
     rows that only bring the recurrent state up to date: `[burn_in + length + 1, B]` rows.
+
+    With a `share` below 1, the rest of each batch is what the actors have just done, and there is
+    an update whenever there is enough of that; `samples_per_insert` and `minimum` mean nothing.
     """
 
     capacity: int  # agent steps held
@@ -101,6 +105,8 @@ class ReplaySpec(NamedTuple):
     eviction: str = "fifo"  # or "lowest-priority"
     compress: bool = False  # frames
     saved: bool = True  # with the run; otherwise a resumed one fills its memory anew
+    share: float = 1.0  # of each batch's columns
+    across: bool = False  # sequences go on across episodes, as unrolls do
 
 
 class Agent(NamedTuple):

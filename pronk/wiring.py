@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,13 @@ from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.process import ActorProcess
-from pronk.runtime.replaying import Memory, ReplayRuntime, SynchronousReplayRuntime
+from pronk.runtime.replaying import (
+    Memory,
+    MixedRuntime,
+    ReplayRuntime,
+    SynchronousMixedRuntime,
+    SynchronousReplayRuntime,
+)
 from pronk.runtime.supervise import Restarts, Supervised
 from pronk.types import (
     Agent,
@@ -191,10 +198,22 @@ def make_runtime(
     check_together(config, batch_size)
     # A resumed life that starts new episodes must not replay those of the first.
     life = 0 if config.deterministic else life
-    learner = (
-        None if architecture.gradients else Learner(agent, state, devices, batch_size=batch_size)
-    )
-    num_actors, num_envs = fixed_numbers(config, batch_size, replay=agent.replay is not None)
+    mixes = agent.replay is not None and agent.replay.share < 1.0
+    drawn = drawn_columns(agent.replay, batch_size) if mixes else 0  # type: ignore[arg-type]
+    if config.policy_lag and not (config.deterministic or architecture.synchronous):
+        raise UserError(_NO_LAG.format(config.policy_lag, "the actors wait for nobody"))
+    if config.policy_lag and agent.replay is not None and not mixes:
+        raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
+    learner = None
+    if not architecture.gradients:
+        learner = Learner(
+            agent,
+            state,
+            devices,
+            batch_size=math.gcd(batch_size, drawn),  # parts have the share of the whole
+            policy_lag=config.policy_lag,
+        )
+    num_actors, num_envs = fixed_numbers(config, batch_size, agent.replay, batch_size - drawn)
     cluster = None
     if config.ray is not None:
         cluster = _connected(config, num_actors or tuning.ACTORS)
@@ -210,7 +229,7 @@ def make_runtime(
         picked = tuning.pick(
             crew.make,
             learner.behaviour(),
-            batch_size=batch_size,
+            batch_size=batch_size - drawn,
             actors=num_actors,
             envs=num_envs,
             actor_cores=config.actor_cores,
@@ -239,7 +258,14 @@ def make_runtime(
         if learner is None:
             runtime = _a3c(plan, agent, state, actors, devices)
         elif agent.replay is not None:
-            runtime = _with_replay(plan, env, agent, learner, actors, life, unfinished)
+            memory = _memory(plan, env, agent.replay, agent, life, unfinished)
+            if mixes:
+                runtime = _mixed(learner, actors, memory, plan, batch_size - drawn)
+            elif config.deterministic:
+                runtime = SynchronousReplayRuntime(learner, actors, memory)
+            else:
+                cores = config.actor_cores
+                runtime = ReplayRuntime(learner, actors, memory, actor_cores=cores)
         elif architecture.synchronous or config.deterministic:
             runtime = SynchronousRuntime(
                 learner,
@@ -307,6 +333,13 @@ class _Crew(NamedTuple):
         return factory(self.agent, server)
 
 
+_NO_LAG = (
+    "`--policy-lag` is {}, and {}: it is exact where actors wait for the learner, which makes one"
+    " update of each batch of theirs; use --runtime fused, --deterministic or --architecture"
+    " a2c-sync-trajectory, and an agent that does so."
+)
+
+
 def _fused_runtime(
     plan: Plan, env: Any, agent: Agent, state: LearnerState, devices: Devices
 ) -> Runtime:
@@ -330,7 +363,17 @@ def _fused_runtime(
             " local."
         )
     num_envs, unroll, draws = config.envs or batch_size, plan.agent_config.unroll, 0
-    if agent.replay is not None:
+    if agent.replay is not None and agent.replay.share < 1.0:
+        draws = drawn_columns(agent.replay, batch_size)
+        num_envs = batch_size - draws
+        if config.envs not in (None, num_envs):
+            raise UserError(
+                f"`--envs` is {config.envs}; of the `--batch-size` {batch_size} trajectories"
+                f" {draws} are replayed, so that {num_envs} environments have to make the others."
+            )
+    elif agent.replay is not None:
+        if config.policy_lag:
+            raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
         unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
     return FusedRuntime(
         agent,
@@ -341,7 +384,21 @@ def _fused_runtime(
         num_envs=num_envs,
         max_steps=config.steps,
         draws=draws,
+        policy_lag=config.policy_lag,
     )
+
+
+def drawn_columns(spec: ReplaySpec, batch_size: int) -> int:
+    """How many of a batch's trajectories are replayed, for agents that mix; raises UserError where
+    that leaves none of a kind."""
+    drawn = round(spec.share * batch_size)
+    if drawn != spec.share * batch_size or not 0 < drawn < batch_size:
+        raise UserError(
+            f"`--replay-share` {spec.share:g} of `--batch-size` {batch_size} is"
+            f" {spec.share * batch_size:g} trajectories; expected a whole number of them, and at"
+            " least one that is not replayed."
+        )
+    return drawn
 
 
 def _a3c(
@@ -356,28 +413,35 @@ def _a3c(
     return A3CRuntime(agent, state, actors, devices, plan.run.actor_cores)
 
 
-def _with_replay(
+def _memory(
     plan: Plan,
     env: Any,
+    spec: ReplaySpec,
     agent: Agent,
-    learner: Learner,
-    actors: list[Any],
     life: int,
     unfinished: contextlib.ExitStack,
-) -> Runtime:
-    """Actors that fill a replay, and a learner that draws from it."""
+) -> Memory:
+    """The replay that actors fill, with its log if it is saved."""
     config = plan.run
-    assert agent.replay is not None
-    replay = Replay(agent.replay, row_of(agent, envs.spec_of(env, plan.env_args)))
+    replay = Replay(spec, row_of(agent, envs.spec_of(env, plan.env_args)))
     log = None
-    if agent.replay.saved:
+    if spec.saved:
         log = SegmentLog(replay, plan.run_dir / "replay", config.keep)
         unfinished.callback(log.close)
     seed = derived_seed(config.seed, REPLAY_KEY, life)
-    memory = Memory(replay, log, batch_size=plan.agent_config.batch_size, seed=seed)
-    if config.deterministic:
-        return SynchronousReplayRuntime(learner, actors, memory)
-    return ReplayRuntime(learner, actors, memory, actor_cores=config.actor_cores)
+    return Memory(replay, log, batch_size=plan.agent_config.batch_size, seed=seed)
+
+
+def _mixed(
+    learner: Learner, actors: list[Any], memory: Memory, plan: Plan, batch_size: int
+) -> Runtime:
+    """Learning from what actors do and from replay, `batch_size` fresh trajectories at a time."""
+    config = plan.run
+    options: dict[str, Any] = {"batch_size": batch_size, "actor_cores": config.actor_cores}
+    if config.deterministic or ARCHITECTURES[config.architecture].synchronous:
+        in_turns = config.deterministic
+        return SynchronousMixedRuntime(learner, actors, memory, in_turns=in_turns, **options)
+    return MixedRuntime(learner, actors, memory, **options)
 
 
 def _connected(config: RunConfig, actors: int) -> Any:
@@ -466,7 +530,8 @@ def _is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     has_jax = envs.jax_env_of(env, plan.env_args) is not None
     if config.runtime == "auto":
         alone = config.ray is None and config.learners == 1
-        return has_jax and alone and config.architecture == "impala" and agent.replay is None
+        fresh = agent.replay is None or agent.replay.share < 1.0
+        return has_jax and alone and config.architecture == "impala" and fresh
     if config.runtime == "local":
         return False
     if not has_jax:

@@ -61,6 +61,12 @@ VARIANTS = {
     "multi_discrete": variant(MIXED, spaces.MultiDiscrete([2, 3]), **ADAM),
     "masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, core="gru"),
     "pixels": variant(PIXELS, DISCRETE, torso="shallow"),
+    "uncorrected": variant(VECTOR, DISCRETE, correction="none"),
+    "epsilon": variant(VECTOR, BOX, correction="epsilon", **ADAM),
+    "one_step": variant(MIXED, DISCRETE, correction="one-step", core="gru"),
+    "laser": variant(VECTOR, spaces.MultiDiscrete([2, 3]), core="lstm", replay_share=2 / 3,
+                     trust_region=1e6),
+    "laser_gaussian": variant(VECTOR, BOX, replay_share=1 / 3, trust_region=1e6),
     "r2d2": variant(VECTOR, DISCRETE, agent="r2d2"),
     "r2d2_feed_forward": variant(MIXED, DISCRETE, agent="r2d2", core="none", burn_in=0,
                                  sequence_length=UNROLL, loss_reduction="mean"),
@@ -573,7 +579,7 @@ def test_rmsprop_is_tensorflows():
     _, before, apply = tabular()
     state, gradients = before, [0.3, -2.0]
     for g in gradients:
-        aux = {"steps": jnp.float32(10)}
+        aux = {"steps": jnp.float32(10), "fresh": jnp.float32(10)}
         state, _, _ = apply(state, gradient_like(state.params, g), aux)
     for old, new in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params), strict=True):
         expected = [
@@ -587,10 +593,12 @@ def test_rmsprop_is_tensorflows():
 def test_gradients_are_clipped_by_their_global_norm():
     _, state, apply = tabular()
     sizes = sum(x.size for x in jax.tree.leaves(state.params))
-    after, _, metrics = apply(state, gradient_like(state.params, 1e3), {"steps": jnp.float32(1)})
+    after, _, metrics = apply(
+        state, gradient_like(state.params, 1e3), {"steps": jnp.float32(1), "fresh": jnp.float32(1)}
+    )
     np.testing.assert_allclose(metrics["gradient_norm"], 1e3 * np.sqrt(sizes), rtol=1e-5)
     clipped = gradient_like(state.params, 40 / np.sqrt(sizes))
-    expected, _, _ = apply(state, clipped, {"steps": jnp.float32(1)})
+    expected, _, _ = apply(state, clipped, {"steps": jnp.float32(1), "fresh": jnp.float32(1)})
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -598,7 +606,10 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 def test_the_learning_rate_anneals_to_zero_at_the_horizon():
     _, state, apply = tabular(anneal=True)
-    gradients, aux = gradient_like(state.params, 1.0), {"steps": jnp.float32(10)}
+    gradients, aux = (
+        gradient_like(state.params, 1.0),
+        {"steps": jnp.float32(10), "fresh": jnp.float32(10)},
+    )
     for steps, share in ((0, 1.0), (HORIZON // 4, 0.75), (HORIZON, 0.0), (2 * HORIZON, 0.0)):
         after, _, metrics = apply(state._replace(steps=jnp.uint32(steps)), gradients, aux)
         np.testing.assert_allclose(metrics["learning_rate"], 6e-4 * share, rtol=1e-5, atol=1e-12)
@@ -621,6 +632,7 @@ def test_hyperparameters_are_arrays(name):
     plain, _, _ = learn(state, batch)
     unused = {"rmsprop_decay"} if name == "gaussian" else set()
     values = {"max_gradient_norm": 1e-3, "horizon": HORIZON * 2.0, "c_bar": 0.3, "rho_bar": 0.5}
+    values |= {"trace_leak": 0.3}
     for hyper, value in state.hyper.items():
         assert value.shape == ()
         assert value.dtype == jnp.float32

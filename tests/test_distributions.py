@@ -40,6 +40,33 @@ def test_categorical():
     np.testing.assert_array_equal(d.features(jnp.array([2])), [[0, 0, 1]])
 
 
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Categorical(3),
+        MultiCategorical((2, 3)),
+        DiagonalGaussian((-1.0, 0.0), (1.0, 2.0)),
+        DiagonalGaussian((-1.0, 0.0), (1.0, 2.0), squash=True),
+    ],
+)
+def test_the_kl_divergence_is_the_mean_of_the_log_ratio(distribution):
+    rng = np.random.default_rng(1)
+    params, other = rng.normal(size=(2, distribution.num_params)).astype(np.float32)
+    many, raw = samples(distribution, jnp.asarray(params), 40_000)
+    ratio = distribution.log_prob(many, raw) - distribution.log_prob(
+        jnp.broadcast_to(other, many.shape), raw
+    )
+    found = float(distribution.kl(params, other))
+    assert found == pytest.approx(float(ratio.mean()), abs=5 * float(ratio.std()) / 200)
+    assert found > 0.05
+    assert float(distribution.kl(params, params)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_kl_divergence_with_a_mask():
+    masked = jnp.array([0.3, MASKED, -1.0])
+    assert float(Categorical(3).kl(masked, masked + 0.5)) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_multi_categorical_is_independent_categoricals():
     sizes = (2, 3, 4)
     d = MultiCategorical(sizes)

@@ -43,6 +43,7 @@ R2D2: dict[str, Any] = {
 FUSED = {"runtime": "fused"}
 LOCAL = {"runtime": "local"}
 GRU, LSTM = ({"core": core, "core_size": 8} for core in ("gru", "lstm"))
+LASER = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200}
 ATARI = {"envs": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # The conformance table: every agent under every runtime, and what else it is made of. Add each new
 # agent.
@@ -54,6 +55,10 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-pendulum": ("impala", "Pendulum-v1", {"actors": 1}, 600),
     "impala-atari": ("impala", "ALE/Breakout-v5", {"envs": 2, "batch_size": 2}, 600),
+    "impala-mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs": 2}, 1000),
+    "impala-mixed-local": ("impala", "CartPole-v1", {**LSTM, **LASER, "envs": 1}, 1000),
+    "impala-lag-fused": ("impala", "pronk/Catch-v0", {**FUSED, "policy_lag": 3}, 1000),
+    "impala-lag-local": ("impala", "pronk/Catch-v0", {**LOCAL, "policy_lag": 3}, 1000),
     "r2d2-fused": ("r2d2", "pronk/Catch-v0", {**FUSED, "replay_ratio": 2.0}, 1500),
     "r2d2-fused-memory": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "replay_ratio": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
@@ -88,7 +93,8 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_pa
         assert part <= paused["agent_steps"] < steps
     rest = train(tmp_path / "parts")
     expected, found = (everything_saved(tmp_path / d) for d in ("whole", "parts"))
-    assert any(k.startswith("replay/") for k in found) == (agent == "r2d2" and "fused" not in name)
+    remembers = (agent == "r2d2" or "mixed" in name) and "fused" not in name
+    assert any(k.startswith("replay/") for k in found) == remembers
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     timing = {"wall_seconds", "steps_per_second", "run_dir", "bound_by"}
     assert {k: v for k, v in whole.items() if k not in timing} == {

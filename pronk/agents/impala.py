@@ -8,7 +8,7 @@ weighs them, `gradients` and `apply` take the step.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,20 @@ import optax
 
 from pronk import distributions, losses, networks, returns, transforms
 from pronk.configs.impala import Config
-from pronk.types import Agent, Array, Batch, Carry, EnvSpec, Key, LearnerState, PyTree, TimeStep
+from pronk.errors import UserError
+from pronk.returns import Transitions
+from pronk.types import (
+    Agent,
+    Array,
+    Batch,
+    Carry,
+    EnvSpec,
+    Key,
+    LearnerState,
+    PyTree,
+    ReplaySpec,
+    TimeStep,
+)
 
 
 class Core(NamedTuple):
@@ -24,6 +37,9 @@ class Core(NamedTuple):
 
     state: PyTree  # of the recurrent core
     last_action: Array  # [B, A] features, zero before an episode's first action
+
+
+EPSILON = 1e-6  # of ε-correction: log(π + ε) (section 5.2.2)
 
 
 class Behaviour(NamedTuple):
@@ -35,8 +51,13 @@ class Behaviour(NamedTuple):
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """IMPALA for environments of this `spec`; schedules end after `horizon` agent steps.
 
-    Raises UserError where a space of the environment can't be handled.
+    Raises UserError where a space of the environment can't be handled, and where all is replayed.
     """
+    if config.replay_share == 1.0:
+        raise UserError(
+            "`--replay-share` is 1, which leaves nothing of what the actors do; expected less, such"
+            " as 0.875."
+        )
     distribution = distributions.for_space(
         spec.action_space, squash=config.squash_actions, initial_std=config.initial_std
     )
@@ -87,6 +108,8 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             for name in (
                 *("learning_rate", "epsilon", "rmsprop_decay", "max_gradient_norm"),
                 *("entropy_cost", "value_cost", "discount", "rho_bar", "c_bar", "trace_lambda"),
+                *(("trace_leak",) if config.correction == "vtrace" else ()),
+                *(("trust_region", "average_decay") if config.trust_region else ()),
             )
         }
         hyper["horizon"] = jnp.float32(horizon)
@@ -98,6 +121,8 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             steps=jnp.uint32(0),
             skipped=jnp.int32(0),
             key=key,
+            # The average policy, of which the trust region is one.
+            aux={"target": jax.tree.map(jnp.copy, params)} if config.trust_region else (),
         )
 
     def optimiser(hyper: dict[str, Array]) -> optax.GradientTransformation:
@@ -133,38 +158,67 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         extras = {"log_prob": distribution.log_prob(policy, raw)}
         if distribution.continuous:
             extras["raw_action"] = raw
+        if config.trust_region:
+            extras["policy"] = policy
+        if config.replay_share:
+            extras["core"] = carry.core
         core = Core(state, distribution.features(raw))
         return distribution.action(raw), Carry(core, carry.private), extras
 
+    def corrected(
+        hyper: dict[str, Array], values: Array, seen: Transitions, ratio: Array, used: Array
+    ) -> returns.VTrace:
+        """Targets and advantages by `config.correction`; all `[T, B]`, values `[T + 1, B]`.
+
+        used: 0 for transitions to be left out, dummies among them. The alternatives to V-trace are
+        those of the paper's section 5.2.2.
+        """
+        levels: dict[str, Any] = {"lambda_": hyper["trace_lambda"]}
+        continuation = seen.continuation
+        if config.correction == "vtrace":
+            levels |= {"rho_bar": hyper["rho_bar"], "c_bar": hyper["c_bar"]}
+            levels |= {"leak": hyper["trace_leak"]}
+            weights = jnp.where(used > 0, ratio, 0.0)
+        else:
+            weights = used
+        if config.correction == "one-step":
+            continuation = jnp.zeros_like(continuation)
+        found = jax.vmap(lambda *args: returns.vtrace(*args, **levels), in_axes=1, out_axes=1)(
+            values, seen.reward, seen.discount, continuation, weights
+        )
+        if config.correction == "one-step":
+            rho = jnp.minimum(hyper["rho_bar"], ratio)
+            found = found._replace(advantages=rho * found.advantages)
+        return found
+
+    def trusted(target: PyTree, hyper: dict[str, Array], batch: Batch, inputs: tuple) -> Array:
+        """Whether a transition's behaviour is near enough to the average policy, `[T, B]`."""
+        average, _, _ = forward(target, *inputs)
+        behaved = batch.trajectory.extras["policy"][:-1]
+        return distribution.kl(average[:-1], behaved) < hyper["trust_region"]
+
     def loss(
-        params: PyTree, hyper: dict[str, Array], batch: Batch, key: Key
+        params: PyTree, target: PyTree, hyper: dict[str, Array], batch: Batch, key: Key
     ) -> tuple[Array, dict[str, Array]]:
         rows, core = batch.trajectory.timestep, batch.trajectory.core
         raw = batch.trajectory.extras.get("raw_action", batch.trajectory.action)
         taken = distribution.features(raw)
         last_action = jnp.concatenate([core.last_action[None], taken[:-1]])
         last_action = jnp.where(rows.first[..., None], 0.0, last_action)
-        policy, values, _ = forward(params, rows, last_action, core.state)
+        inputs = (rows, last_action, core.state)
+        policy, values, _ = forward(params, *inputs)
 
-        reward, discount, continuation, weight = returns.transitions(
-            rows._replace(reward=scaled(rows.reward)), hyper["discount"]
-        )
+        seen = returns.transitions(rows._replace(reward=scaled(rows.reward)), hyper["discount"])
+        weight = seen.weight
         log_prob = distribution.log_prob(policy[:-1], raw[:-1])
         # A dummy's ratio may be anything, and infinity times its weight 0 would not be 0.
         log_ratio = jnp.where(weight > 0, log_prob - batch.trajectory.extras["log_prob"][:-1], 0.0)
-        vtrace = jax.vmap(
-            lambda *args: returns.vtrace(
-                *args,
-                rho_bar=hyper["rho_bar"],
-                c_bar=hyper["c_bar"],
-                lambda_=hyper["trace_lambda"],
-            ),
-            in_axes=1,
-            out_axes=1,
-        )(
-            *jax.lax.stop_gradient((values, reward, discount, continuation)),
-            jax.lax.stop_gradient(jnp.exp(log_ratio)) * weight,
-        )
+        used = weight
+        if config.trust_region:
+            used = weight * trusted(target, hyper, batch, inputs)
+        vtrace = corrected(hyper, *jax.lax.stop_gradient((values, seen, jnp.exp(log_ratio), used)))
+        if config.correction == "epsilon":
+            log_prob = jnp.logaddexp(log_prob, jnp.log(EPSILON))
         # Section 4.2 of the paper: three terms, each over all real transitions.
         terms = {
             "policy": losses.policy_gradient(log_prob, vtrace.advantages),
@@ -181,12 +235,15 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             **{f"loss/{k}": v for k, v in total.items()},
             "importance_ratio": jnp.sum(jnp.exp(log_ratio) * weight),
             "value_mean": jnp.sum(values[:-1] * weight),
+            **({"trusted": jnp.sum(used)} if config.trust_region else {}),
             "steps": jnp.sum(weight),
+            "fresh": jnp.sum(weight if batch.replayed is None else weight * ~batch.replayed),
         }
 
     def gradients(state: LearnerState, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.updates)
-        return jax.grad(loss, has_aux=True)(state.params, state.hyper, batch, key)
+        target = state.aux["target"] if config.trust_region else ()
+        return jax.grad(loss, has_aux=True)(state.params, target, state.hyper, batch, key)
 
     def apply(
         state: LearnerState, grads: PyTree, aux: dict[str, Array]
@@ -212,14 +269,31 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             params=params,
             optimiser=optimiser_state,
             updates=state.updates + 1,
-            steps=state.steps + aux["steps"].astype(jnp.uint32),
+            steps=state.steps + aux["fresh"].astype(jnp.uint32),
             skipped=state.skipped + (~finite).astype(jnp.int32),
         )
-        metrics = {k: aux[k] / count for k in aux if k != "steps"}
+        if config.trust_region:
+            decay = state.hyper["average_decay"]
+            average = optax.incremental_update(params, state.aux["target"], 1.0 - decay)
+            state = state._replace(aux={"target": average})
+        metrics = {k: aux[k] / count for k in aux if k not in ("steps", "fresh")}
         metrics |= {"steps": aux["steps"], "gradient_norm": norm, "learning_rate": learning_rate}
         return state, (), metrics
 
     def learn(state: LearnerState, batch: Batch) -> tuple[LearnerState, PyTree, dict[str, Array]]:
         return apply(state, *gradients(state, batch))
 
-    return Agent(init, behaviour, initial_carry, act, learn, gradients, apply)
+    replay = None
+    if config.replay_share:
+        replay = ReplaySpec(
+            capacity=config.replay_capacity,
+            burn_in=0,
+            length=config.unroll,
+            overlap=0,
+            minimum=1,
+            samples_per_insert=1.0,
+            priority_exponent=0.0,
+            share=config.replay_share,
+            across=True,
+        )
+    return Agent(init, behaviour, initial_carry, act, learn, gradients, apply, replay)

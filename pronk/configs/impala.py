@@ -1,7 +1,9 @@
 """IMPALA's configuration: the paper's table, and presets that learn on one small machine.
 
 Sources: [E18] Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance
-Weighted Actor-Learner Architectures", appendix D, table D.1 and G.1 (Atari).
+Weighted Actor-Learner Architectures", appendix D, table D.1 and G.1 (Atari). [Z20] Zahavy et al.
+2020, "A Self-Tuning Actor-Critic Algorithm". [S20] Schmitt et al. 2020, "Off-Policy Actor-Critic
+with Shared Experience Replay" (LASER).
 """
 
 from __future__ import annotations
@@ -30,6 +32,21 @@ class Config:
     """c̄, truncates the trace: it sets the speed. [E18, 4.1]"""
     trace_lambda: float = 1.0
     """λ, shortens the trace further: c_i = λ min(c̄, ratio). [E18, remark 2]"""
+    trace_leak: float = 0.0
+    """How much of the untruncated ratio ρ and c let through: 1 − α of leaky V-trace. [Z20]"""
+    correction: Literal["vtrace", "none", "epsilon", "one-step"] = "vtrace"
+    """Of what is off-policy. none: ρ = c = 1. epsilon: none, with log(π + 1e-6). one-step: value
+    target r + γ V' without a weight, the policy's gradient times ρ. [E18, section 5.2.2]"""
+    replay_share: float = 0.0
+    """How much of each batch is drawn, uniformly, from a replay of trajectories. [E18, 5.2.2: 0.5;
+    S20: 0.875]"""
+    replay_capacity: int = 200_000
+    """Agent steps that are held there. (10,000 trajectories of 20 steps.)"""
+    trust_region: float = 0.0
+    """Transitions where KL(average policy ‖ behaviour) is not below this are left out, and end
+    traces; 0 leaves none out. [S20, section 4.2]"""
+    average_decay: float = 0.99
+    """Of the average policy's parameters, per update."""
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
     """RMSProp as TensorFlow's: ε inside the root, mean square starting at 1. [E18, table G.1]"""
     learning_rate: float = 6e-4
@@ -69,6 +86,21 @@ class Config:
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
 
 
+_SMALL: dict[str, Any] = {
+    "batch_size": 16,
+    "optimiser": "adam",
+    "learning_rate": 3e-3,
+    "epsilon": 1e-5,
+    "loss_reduction": "mean",
+    "max_gradient_norm": 0.5,
+    "reward_clip": 0.0,
+    "reward_scale": 0.1,
+    "entropy_cost": 1e-3,
+    "hidden": (64, 64),
+    "activation": "tanh",
+    "core_size": 64,
+}
+
 # What differs from the defaults. Values without a source were found by measuring (docs/agents).
 PRESETS: dict[str, dict[str, Any]] = {
     # [E18, table G.1]: made for 50 million agent steps and more.
@@ -84,20 +116,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_gradient_norm": 0.5,
     },
     # Small problems with discrete actions.
-    "small": {
-        "batch_size": 16,
-        "optimiser": "adam",
-        "learning_rate": 3e-3,
-        "epsilon": 1e-5,
-        "loss_reduction": "mean",
-        "max_gradient_norm": 0.5,
-        "reward_clip": 0.0,
-        "reward_scale": 0.1,
-        "entropy_cost": 1e-3,
-        "hidden": (64, 64),
-        "activation": "tanh",
-        "core_size": 64,
-    },
+    "small": _SMALL,
+    # The same as [S20] would: of each batch seven eighths replayed, in a trust region.
+    "laser": {**_SMALL, "replay_share": 0.875, "trust_region": 0.1},
     # Small problems with continuous actions.
     "continuous": {
         "unroll": 10,

@@ -96,6 +96,9 @@ class RunConfig:
     """Agent steps between evaluations. [none]"""
     eval_episodes: int = 10
     """Episodes per evaluation."""
+    policy_lag: int = 0
+    """Actors act with parameters that are so many updates old, to see what that does. Where they
+    wait for the learner, or act in the same program: exactly."""
     init_from: Path | None = None
     """Start from the parameters of this run, or of what `pronk export` wrote (fine-tuning)."""
     quiet: bool = False

@@ -198,12 +198,13 @@ class Replay:
     def _cut(
         self, stream: Stream, places: Array, first: Array, core: PyTree, column: int
     ) -> Iterator[tuple[list[Sequence], list[int]]]:
-        """A column's rows go on with its stream, which is cut where episodes begin; sequences that
-        are complete, and rows that the stream needs no more."""
+        """A column's rows go on with its stream, which is cut where episodes begin unless sequences
+        go across them; sequences that are complete, and rows that the stream needs no more."""
+        begin = np.zeros_like(first) if self.spec.across else first
         for start, stop in itertools.pairwise(
-            [0, *(np.flatnonzero(first[1:]) + 1).tolist(), len(places)]
+            [0, *(np.flatnonzero(begin[1:]) + 1).tolist(), len(places)]
         ):
-            if first[start]:
+            if begin[start]:
                 yield stream.close()
             row = stream.end
             cores = {

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pronk.replay.store import without_core
 from pronk.types import Array, Batch, Trajectory
 
 
@@ -17,13 +18,22 @@ def columns(trajectory: Trajectory, start: int, stop: int) -> Trajectory:
     return _per_axis(lambda x: x[:, start:stop], lambda x: x[start:stop], trajectory)
 
 
-def concatenate(parts: list[Trajectory]) -> Trajectory:
-    """Trajectories side by side, along their environments."""
+def concatenate(parts: list[Trajectory], xp: Any = np) -> Trajectory:
+    """Trajectories side by side, along their environments; of `xp`, numpy or jax.numpy, arrays."""
     if len(parts) == 1:
         return parts[0]
     return _per_axis(
-        lambda *x: np.concatenate(x, axis=1), lambda *x: np.concatenate(x, axis=0), *parts
+        lambda *x: xp.concatenate(x, axis=1), lambda *x: xp.concatenate(x, axis=0), *parts
     )
+
+
+def mixed(fresh: Trajectory, drawn: Trajectory, xp: Any = np) -> Batch:
+    """A batch of what was just acted, and beside it what was drawn from replay."""
+    rows, _ = without_core(fresh[:3])
+    fresh = Trajectory(*rows, core=fresh.core, version=fresh.version)
+    trajectory = concatenate([fresh, drawn], xp)
+    widths = [x.version.shape[0] for x in (fresh, drawn)]
+    return Batch(trajectory, replayed=np.repeat([False, True], widths))
 
 
 def over_axes(rows: Any, slots: Any, batch: Batch) -> Batch:

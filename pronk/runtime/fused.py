@@ -17,6 +17,7 @@ from pronk.envs.jax_env import JaxEnv, Slots, advance, start
 from pronk.runtime import ring
 from pronk.runtime.actor import Row
 from pronk.runtime.base import Update
+from pronk.runtime.batcher import mixed
 from pronk.runtime.ring import Ring
 from pronk.types import Agent, Array, Batch, Carry, Episode, Key, LearnerState, PyTree, Trajectory
 
@@ -36,6 +37,7 @@ class RunState(NamedTuple):
     act_key: Key
     count: Array  # uint32 [], act calls so far
     replay: Ring | None = None  # of agents that learn from it
+    past: PyTree = ()  # with a policy lag: the last behaviours, leaves [lag + 1, ...]
 
 
 class Outcome(NamedTuple):
@@ -44,17 +46,26 @@ class Outcome(NamedTuple):
     metrics: dict[str, Array]
     learnt: Array  # bool [], whether anything was
     steps: Array  # int32 [], agent steps
+    lag: Array  # int32 [], updates since the parameters that acted
     ended: Array  # bool [T, B], a game ended in this step
     episode_return: Array  # float32 [T, B], where ended
     episode_length: Array  # int32 [T, B], where ended
 
 
 def build(
-    agent: Agent, env: JaxEnv, *, unroll: int, num_envs: int, draws: int = 0
+    agent: Agent,
+    env: JaxEnv,
+    *,
+    unroll: int,
+    num_envs: int,
+    draws: int = 0,
+    policy_lag: int = 0,
 ) -> tuple[Callable[[LearnerState, Key], RunState], Callable[[RunState], tuple[RunState, Outcome]]]:
     """`init(learner, key) -> RunState` and `update(RunState) -> RunState, Outcome`, both pure.
 
-    draws: batches of `num_envs` sequences that agents with a replay learn from after each unroll.
+    draws: of agents that learn from replay alone, batches of `num_envs` sequences after each
+    unroll; of those that mix, sequences beside each unroll. policy_lag: of agents with one update
+    per unroll, how many updates old the parameters are that act, if there were as many.
     """
     env_ids = np.arange(num_envs, dtype=np.int32)
 
@@ -69,7 +80,12 @@ def build(
         replay = None
         if agent.replay is not None:
             replay = ring.make(agent.replay, (timestep, action, extras), carry.core)
-        return RunState(learner, slots, after, row, act_key, jnp.uint32(1), replay)
+        past = ()
+        if policy_lag:
+            past = jax.tree.map(
+                lambda x: jnp.repeat(x[None], policy_lag + 1, axis=0), agent.behaviour(learner)
+            )
+        return RunState(learner, slots, after, row, act_key, jnp.uint32(1), replay, past)
 
     def learn(run: RunState, trajectory: Trajectory) -> tuple[Any, ...]:
         """The learner, the replay, metrics, and whether anything was learnt."""
@@ -79,6 +95,11 @@ def build(
         assert run.replay is not None
         replay = ring.insert(run.replay, agent.replay, trajectory)
         key = jax.random.fold_in(run.act_key, DRAWS)
+        if agent.replay.share < 1.0:
+            drawn = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), draws)
+            batch = mixed(trajectory, drawn.trajectory, jnp)
+            learner, _, metrics = agent.learn(run.learner, batch)
+            return learner, replay, metrics, jnp.bool_(True)
 
         def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
             batch = ring.draw(replay, jax.random.fold_in(key, learner.updates), num_envs)
@@ -97,8 +118,18 @@ def build(
         learner, metrics = jax.lax.cond(enough, every, none, run.learner)
         return learner, replay, metrics, enough
 
+    def acting(run: RunState) -> tuple[PyTree, PyTree, Array]:
+        """The parameters that act, those kept for later, and how many updates old the first are."""
+        newest, updates = agent.behaviour(run.learner), run.learner.updates
+        if not policy_lag:
+            return newest, (), jnp.int32(0)
+        lag = jnp.minimum(policy_lag, updates)
+        size = policy_lag + 1
+        past = jax.tree.map(lambda xs, x: xs.at[updates % size].set(x), run.past, newest)
+        return jax.tree.map(lambda xs: xs[(updates - lag) % size], past), past, lag
+
     def update(run: RunState) -> tuple[RunState, Outcome]:
-        behaviour = agent.behaviour(run.learner)
+        behaviour, past, lag = acting(run)
 
         def step(
             state: tuple[Slots, Carry, Row, Array], _: None
@@ -118,12 +149,12 @@ def build(
         )
         first = (run.row.timestep, run.row.action, run.row.extras)
         rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, seen)
-        version = jnp.full((num_envs,), run.learner.updates)
+        version = jnp.full((num_envs,), run.learner.updates - lag)
         trajectory = Trajectory(*rows, core=run.row.core, version=version)
         learner, replay, metrics, learnt = learn(run, trajectory)
         steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
-        run = RunState(learner, slots, carry, row, run.act_key, count, replay)
-        return run, Outcome(metrics, learnt, steps, *stats)
+        run = RunState(learner, slots, carry, row, run.act_key, count, replay, past)
+        return run, Outcome(metrics, learnt, steps, lag, *stats)
 
     return init, update
 
@@ -144,8 +175,11 @@ class FusedRuntime:
         num_envs: int,
         max_steps: int,
         draws: int = 0,
+        policy_lag: int = 0,
     ):
-        init, update = build(agent, env, unroll=unroll, num_envs=num_envs, draws=draws)
+        init, update = build(
+            agent, env, unroll=unroll, num_envs=num_envs, draws=draws, policy_lag=policy_lag
+        )
         per_update = unroll * num_envs
         calls = max(1, min(STEPS_PER_CALL, max_steps // 20) // per_update)
 
@@ -173,7 +207,7 @@ class FusedRuntime:
         ]
         learnt = outcome.learnt
         metrics = {k: v[learnt].mean() for k, v in outcome.metrics.items()} if learnt.any() else {}
-        return Update(metrics, int(outcome.steps.sum()), episodes, 0.0)
+        return Update(metrics, int(outcome.steps.sum()), episodes, float(outcome.lag.mean()))
 
     def bound_by(self) -> str:
         """One program does it all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
-from pronk.runtime.batcher import over_axes
+from pronk.runtime.batcher import columns, over_axes
 from pronk.runtime.cores import usable
 from pronk.runtime.group import everywhere, here
 from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
@@ -23,8 +25,8 @@ class Prepared(NamedTuple):
     """A batch on the learner's device, in parts, and what a person is told of it."""
 
     parts: list[Batch]
-    steps: int  # agent steps
-    version: Array  # int32 [B], as `Trajectory.version`
+    steps: int  # agent steps; what is replayed is not counted again
+    version: Array  # int32 [B], as `Trajectory.version`, of what is not replayed
 
 
 # More threads than this gain nothing on a batch of the usual size.
@@ -41,12 +43,23 @@ class Learner:
     Where `devices.learner` are several, each has a copy of the state and a part of the batch's
     columns, and XLA adds up what they find (synchronous data parallelism, figure 1 of the IMPALA
     paper on the right): the update is that of the whole batch, to rounding.
+
+    batch_size: what the number of parts must divide. policy_lag: `latest` is so many updates old,
+    if there were as many, and if `publish` was called after each.
     """
 
     def __init__(
-        self, agent: Agent, state: LearnerState, devices: Devices = ANYWHERE, *, batch_size: int
+        self,
+        agent: Agent,
+        state: LearnerState,
+        devices: Devices = ANYWHERE,
+        *,
+        batch_size: int,
+        policy_lag: int = 0,
     ):
         self._devices = devices
+        self.policy_lag = policy_lag
+        self._past: deque[tuple[int, PyTree]] = deque(maxlen=policy_lag + 1)  # published of late
         self._shared: NamedSharding | None = None
         if isinstance(devices.learner, NamedSharding):
             self._shared, self._far = devices.learner, True
@@ -92,8 +105,9 @@ class Learner:
     def prepare(self, parts: list[Batch]) -> Prepared:
         """Bring a batch, whole or in `self.parts` parts, to the device; may be done during an
         update."""
-        steps = sum(agent_steps(part.trajectory) for part in parts)
-        version = np.concatenate([part.trajectory.version for part in parts])
+        fresh = [fresh_columns(part) for part in parts]
+        steps = sum(agent_steps(trajectory) for trajectory in fresh)
+        version = np.concatenate([trajectory.version for trajectory in fresh])
         if self._shared is not None:
             # What this process has is its part of the columns.
             parts = [
@@ -144,12 +158,39 @@ class Learner:
         behaviour = self._copy(self._state)
         behaviour = here(behaviour) if self.shared_by > 1 else behaviour
         behaviour = jax.device_put(behaviour, self._devices.actor)
-        self.latest: tuple[int, PyTree] = (self.updates, jax.block_until_ready(behaviour))
+        if self._past and self._past[-1][0] == self.updates:
+            self._past.pop()
+        self._past.append((self.updates, jax.block_until_ready(behaviour)))
+
+    @property
+    def latest(self) -> tuple[int, PyTree]:
+        """The version and the parameters for actors."""
+        return self._past[0]
+
+    def past(self) -> PyTree:
+        """With a policy lag, what has been published and has not acted for the last time yet."""
+        return {str(version): behaviour for version, behaviour in self._past}
+
+    def restore_past(self, loaded: Loaded) -> None:
+        """Take up what `past` gave."""
+        versions = sorted(int(version) for version in loaded.tree("past") or {})
+        template = {str(version): self._past[-1][1] for version in versions}
+        past = loaded.restore("past", template)
+        for version in versions:
+            self._past.append((version, jax.device_put(past[str(version)], self._devices.actor)))
 
 
 def _processes(sharding: NamedSharding) -> int:
     """Whose devices these are."""
     return len({device.process_index for device in sharding.device_set})
+
+
+def fresh_columns(batch: Batch) -> Trajectory:
+    """What was just acted of a batch, which is all if nothing is replayed."""
+    width = batch.trajectory.version.shape[0]
+    # What is replayed is beside it, on the right.
+    fresh = width if batch.replayed is None else width - int(batch.replayed.sum())
+    return columns(batch.trajectory, 0, fresh)
 
 
 def agent_steps(trajectory: Trajectory) -> int:

@@ -23,7 +23,7 @@ from pronk.runtime.cores import settle_on
 from pronk.runtime.learner import Learner, Prepared, only_acted
 from pronk.runtime.supervise import Supervised
 from pronk.runtime.workers import PATIENCE, Asynchronous, Waits, Workers
-from pronk.types import LearnerState, PyTree
+from pronk.types import Batch, LearnerState, PyTree
 
 
 class OneLearner(Asynchronous):
@@ -74,7 +74,11 @@ class LocalRuntime(OneLearner):
             unrolls.append(unroll)
         # While the learner is the one that waits, the actors need the cores more than it.
         parts = self.learner.parts if self._waits.on_learner() else 1
-        return self.learner.prepare(self._batcher.take(parts)), unrolls
+        return self.learner.prepare(self._take(parts)), unrolls
+
+    def _take(self, parts: int) -> list[Batch]:
+        """The next batch, in so many parts."""
+        return self._batcher.take(parts)
 
     def update(self) -> Update:
         """Learn from the next batch, waiting for it if need be, but not for ever."""
@@ -129,13 +133,18 @@ class SynchronousRuntime:
                     unrolls.append(unroll)
             acted = time.perf_counter()
             self._waits.learner += acted - start
-            update = self.learner.update(
-                self.learner.prepare(self._batcher.take(self.learner.parts)), unrolls
-            )
+            batch = self.learner.prepare(self._take(self.learner.parts))
+            update = self.learner.update(batch, unrolls)
             jax.block_until_ready(update.metrics)
+            if self.learner.policy_lag:  # otherwise, when a round begins
+                self.learner.publish()
             # Meanwhile all actors waited.
             self._waits.queue += time.perf_counter() - acted
         return update
+
+    def _take(self, parts: int) -> list[Batch]:
+        """The next batch, in so many parts."""
+        return self._batcher.take(parts)
 
     @contextlib.contextmanager
     def undrained(self) -> Iterator[None]:
@@ -176,6 +185,8 @@ class SynchronousRuntime:
             trees[f"actor{i}"] = own
             if env is not None:
                 trees[f"env{i}"] = env
+        if self.learner.policy_lag:
+            trees["past"] = self.learner.past()
         return trees
 
     @property
@@ -186,6 +197,8 @@ class SynchronousRuntime:
     def restore(self, loaded: Loaded) -> list[str]:
         """Take up the actors and, where they could be saved, their environments."""
         told = []
+        if self.learner.policy_lag:
+            self.learner.restore_past(loaded)
         _, behaviour = self.learner.latest
         for i, actor in enumerate(self._actors):
             env = loaded.tree(f"env{i}")

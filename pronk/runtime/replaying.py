@@ -1,14 +1,15 @@
 """Learning from replay: actors fill it, the learner draws from it, and says what is worth drawing.
 
 Asynchronous, actors and learner each go at their own speed as far as the limiter lets them.
-Synchronous (deterministic runs), they take turns.
+Synchronous (deterministic runs), they take turns. Where only a share of each batch is replayed, all
+is as without replay, and what was drawn is beside what was just acted.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,15 @@ import numpy as np
 from pronk.checkpoint import Loaded
 from pronk.errors import UserError
 from pronk.replay import Limiter, Replay, SegmentLog
+from pronk.replay.store import without_core
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
+from pronk.runtime.batcher import columns, concatenate, mixed
 from pronk.runtime.learner import Learner, Prepared, agent_steps, only_acted
-from pronk.runtime.local import OneLearner, SynchronousRuntime
+from pronk.runtime.local import LocalRuntime, OneLearner, SynchronousRuntime
 from pronk.runtime.supervise import Closed, Supervised
 from pronk.runtime.workers import Workers
-from pronk.types import Array, PyTree
+from pronk.types import Array, Batch, PyTree, Trajectory
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped
 
@@ -60,6 +63,28 @@ class Memory:
         self.limiter.changed()
         steps = agent_steps(unroll.trajectory)
         return Seen(steps, unroll._replace(trajectory=None))  # type: ignore[arg-type]
+
+    def forget(self, lives: list[int]) -> None:
+        """Drop what actors that are no more had begun."""
+        while lives:
+            self.replay.forget(lives.pop())
+
+    def mix(self, parts: list[Batch]) -> list[Batch]:
+        """Batches with what is replayed beside them; while there is nothing, they themselves."""
+        share = self.replay.spec.share
+        found = []
+        for part in parts:
+            fresh = part.trajectory
+            width = fresh.version.shape[0]
+            count = round(width * share / (1.0 - share))
+            if len(self.replay):
+                drawn = self.replay.sample(count, self._rng)[0].trajectory
+            else:
+                rows, _ = without_core(fresh[:3])
+                again = Trajectory(*rows, core=fresh.core, version=fresh.version)
+                drawn = columns(concatenate([again] * (1 + count // width)), 0, count)
+            found.append(mixed(fresh, drawn))
+        return found
 
     def draw(self, learner: Learner) -> Drawn:
         """A batch for the learner."""
@@ -147,8 +172,7 @@ class ReplayRuntime(OneLearner):
         self._waits.queued(time.perf_counter() - start)
         unroll = actor.unroll_newest(lambda: self.learner.latest)
         self._waits.acted(unroll)
-        while actor.ended:
-            self.memory.replay.forget(actor.ended.pop())
+        self.memory.forget(actor.ended)
         # What one life began, no other continues.
         return self.memory.insert(actor.life, unroll)
 
@@ -191,23 +215,58 @@ class ReplayRuntime(OneLearner):
         self.memory.close()
 
 
-class SynchronousReplayRuntime(SynchronousRuntime):
-    """Actors and learner in turns: the learner whenever it may draw, else each actor once."""
+class MixedRuntime(LocalRuntime):
+    """Actors in threads around one learner, which learns from what they did, and from replay."""
 
-    def __init__(self, learner: Learner, actors: Sequence[Actor], memory: Memory):
-        super().__init__(learner, actors, batch_size=1, in_turns=True)
-        self._memory = memory
+    def __init__(
+        self,
+        learner: Learner,
+        actors: Sequence[Supervised],
+        memory: Memory,
+        *,
+        batch_size: int,
+        actor_cores: int | None = None,
+    ):
+        self.memory = memory
+        self._begun = threading.Event()  # by the first update: until then, replay can be restored
+        super().__init__(learner, actors, batch_size=batch_size, actor_cores=actor_cores)
+
+    def _unroll(self, actor: Supervised) -> Unroll:
+        self._begun.wait()
+        unroll = super()._unroll(actor)
+        self.memory.forget(actor.ended)
+        self.memory.replay.add(actor.life, unroll.trajectory)
+        return unroll
+
+    def _take(self, parts: int) -> list[Batch]:
+        return self.memory.mix(super()._take(parts))
 
     def update(self) -> Update:
-        """Learn from a batch, or act where none may be drawn."""
-        with self.undrained():
-            if self._memory.limiter.may_sample():
-                drawn = self._memory.draw(self.learner)
-                return self._memory.learn(self.learner, drawn, [])
-            seen = []
-            for source, unroll in enumerate(self.unrolls()):
-                seen.append(self._memory.insert(source, unroll))
-            return only_seen(seen)
+        """Learn from the next batch."""
+        self._begun.set()
+        return super().update()
+
+    def state(self) -> dict[str, PyTree]:
+        """The replay; actors are in the middle of things."""
+        return self.memory.state()
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """Take up the replay; actors begin with the first update, in new episodes."""
+        return [*super().restore(loaded), *self.memory.restore(loaded, episodes=False)]
+
+    def close(self) -> None:
+        """Stop the actors and release their environments."""
+        self._begun.set()
+        super().close()
+        self.memory.close()
+
+
+class _SynchronousWithMemory(SynchronousRuntime):
+    """Rounds, and a replay that is saved with them."""
+
+    def __init__(self, learner: Learner, actors: Sequence[Actor], memory: Memory, **options: Any):
+        super().__init__(learner, actors, **options)
+        self._memory = memory
 
     def state(self) -> dict[str, PyTree]:
         """The actors', their environments', and the replay with the running episodes."""
@@ -223,3 +282,34 @@ class SynchronousReplayRuntime(SynchronousRuntime):
         """Release the environments."""
         super().close()
         self._memory.close()
+
+
+class SynchronousMixedRuntime(_SynchronousWithMemory):
+    """Rounds of which all is learnt from, with what is replayed beside it."""
+
+    def unrolls(self) -> Iterator[Unroll]:
+        """One of each actor, all with the newest parameters."""
+        for source, unroll in enumerate(super().unrolls()):
+            self._memory.replay.add(source, unroll.trajectory)
+            yield unroll
+
+    def _take(self, parts: int) -> list[Batch]:
+        return self._memory.mix(super()._take(parts))
+
+
+class SynchronousReplayRuntime(_SynchronousWithMemory):
+    """Actors and learner in turns: the learner whenever it may draw, else each actor once."""
+
+    def __init__(self, learner: Learner, actors: Sequence[Actor], memory: Memory):
+        super().__init__(learner, actors, memory, batch_size=1, in_turns=True)
+
+    def update(self) -> Update:
+        """Learn from a batch, or act where none may be drawn."""
+        with self.undrained():
+            if self._memory.limiter.may_sample():
+                drawn = self._memory.draw(self.learner)
+                return self._memory.learn(self.learner, drawn, [])
+            seen = []
+            for source, unroll in enumerate(self.unrolls()):
+                seen.append(self._memory.insert(source, unroll))
+            return only_seen(seen)
