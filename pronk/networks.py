@@ -116,6 +116,21 @@ class Shallow(nn.Module):
         return x.reshape(x.shape[0], -1)
 
 
+class MinAtar(nn.Module):
+    """One convolution, of 16 3 × 3 kernels (Young and Tian 2019): uint8 `[N, H, W, C]` to
+    `[N, F]`."""
+
+    dtype: Any = jnp.float32  # of what is computed; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("conv0_kernel", _init, (3, 3, x.shape[-1], 16))
+        bias = self.param("conv0_bias", nn.initializers.zeros, (16,))
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        x = nn.relu(_centred_conv2d(x, kernel, 1, "VALID") + bias)
+        return x.reshape(x.shape[0], -1)
+
+
 class Nature(nn.Module):
     """The three convolutions of DQN (Mnih et al. 2015): uint8 `[N, H, W, C]` to `[N, F]`.
 
@@ -163,7 +178,13 @@ class Deep(nn.Module):
         return nn.relu(x).reshape(x.shape[0], -1)
 
 
-_TORSOS: dict[str, Any] = {"auto": Shallow, "shallow": Shallow, "nature": Nature, "deep": Deep}
+_TORSOS: dict[str, Any] = {
+    "auto": Shallow,
+    "minatar": MinAtar,
+    "shallow": Shallow,
+    "nature": Nature,
+    "deep": Deep,
+}
 
 
 class Encoder(nn.Module):
@@ -174,7 +195,7 @@ class Encoder(nn.Module):
     """
 
     space: gym.Space
-    torso: str  # auto, mlp, shallow, nature, deep
+    torso: str  # auto, mlp, minatar, shallow, nature, deep
     hidden: tuple[int, ...]
     activation: str
     dtype: Any = jnp.float32  # of what is computed

@@ -344,7 +344,7 @@ def _fused_runtime(
     plan: Plan, env: Any, agent: Agent, state: LearnerState, devices: Devices
 ) -> Runtime:
     """All of it in one jitted scan; raises UserError for settings of the local runtime."""
-    config, batch_size = plan.run, plan.agent_config.batch_size
+    config = plan.run
     jax_env = envs.jax_env_of(env, plan.env_args)
     assert jax_env is not None
     if isinstance(devices.learner, jax.sharding.NamedSharding):
@@ -362,6 +362,20 @@ def _fused_runtime(
             "the fused runtime has no actors' threads: leave `--actor-cores` out, or use --runtime"
             " local."
         )
+    shape = fused_shape(plan, agent)
+    return FusedRuntime(
+        agent,
+        jax_env,
+        jax.device_put(state, devices.learner),
+        key_for(config.seed, ACTOR_KEY),
+        max_steps=config.steps,
+        **shape,
+    )
+
+
+def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
+    """What `fused.build` is to be told of a plan; raises UserError for what can't be done."""
+    config, batch_size = plan.run, plan.agent_config.batch_size
     num_envs, unroll, draws = config.envs or batch_size, plan.agent_config.unroll, 0
     if agent.replay is not None and agent.replay.share < 1.0:
         draws = drawn_columns(agent.replay, batch_size)
@@ -375,17 +389,12 @@ def _fused_runtime(
         if config.policy_lag:
             raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
         unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
-    return FusedRuntime(
-        agent,
-        jax_env,
-        jax.device_put(state, devices.learner),
-        key_for(config.seed, ACTOR_KEY),
-        unroll=unroll,
-        num_envs=num_envs,
-        max_steps=config.steps,
-        draws=draws,
-        policy_lag=config.policy_lag,
-    )
+    return {
+        "unroll": unroll,
+        "num_envs": num_envs,
+        "draws": draws,
+        "policy_lag": config.policy_lag,
+    }
 
 
 def drawn_columns(spec: ReplaySpec, batch_size: int) -> int:

@@ -65,8 +65,9 @@ class Config:
     """Rewards are clipped to ± this; 0 leaves them alone. [E18, table G.1]"""
     reward_scale: float = 1.0
     """Rewards are multiplied by this, before clipping."""
-    torso: Literal["auto", "mlp", "shallow", "deep"] = "auto"
-    """Feature extractor; auto is `shallow` for images and `mlp` for vectors. [E18, figure 3]"""
+    torso: Literal["auto", "mlp", "minatar", "shallow", "deep"] = "auto"
+    """Feature extractor; auto is `shallow` for images and `mlp` for vectors. [E18, figure 3]
+    minatar is one convolution, for images of 10 × 10."""
     hidden: tuple[int, ...] = (256,)
     """Layer widths after convolutions, or of the MLP. [E18, figure 3]"""
     activation: Literal["relu", "tanh"] = "relu"
