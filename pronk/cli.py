@@ -421,6 +421,8 @@ def reproduce(args: list[str]) -> None:
     for field in ("seeds", "steps"):
         if getattr(settings, field, 1) < 1:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
+    if not getattr(settings, "scale", 1.0) > 0:
+        raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
     from pronk import reproduce as experiments
 
     print(experiments.run(name, settings))

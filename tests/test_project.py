@@ -29,7 +29,7 @@ LAYERS = (
     ("architectures",),
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint", "replay"),
-    ("networks", "returns", "losses", "distributions", "transforms"),
+    ("networks", "returns", "losses", "distributions", "transforms", "tabular"),
     ("convolution", "scores", "files", "shared_memory", "allocator"),
     ("types", "configs"),
     ("errors",),

@@ -62,9 +62,43 @@ class VTraceAnalysis:
     """A fifth of the MDPs."""
 
 
+@dataclass(frozen=True)
+class VTraceAblation:
+    """V-trace, 1-step, ε-correction and no correction on five tasks, with and without replay."""
+
+    seeds: int = 5
+    """Runs of what is best of the grid, whose learning rate and entropy cost two others chose."""
+    scale: float = 1.0
+    """How much of each task's agent steps is trained for."""
+    output: Path = Path("runs") / "vtrace-ablation"
+    """Where the runs' figures are kept; interrupted, the same command goes on."""
+    results: Path = Path("runs") / "vtrace-ablation"
+    """Where the tables (CSV) and the picture (PNG) are written."""
+    quick: bool = False
+    """The three smallest tasks, three seeds, half of the steps: some minutes."""
+
+
+@dataclass(frozen=True)
+class PolicyLag:
+    """Return against how many updates old the actors' parameters are, for each correction."""
+
+    seeds: int = 5
+    """Runs of each correction at each lag."""
+    scale: float = 1.0
+    """How much of each task's agent steps is trained for."""
+    output: Path = Path("runs") / "policy-lag"
+    """Where the runs' figures are kept; interrupted, the same command goes on."""
+    results: Path = Path("runs") / "policy-lag"
+    """Where the table (CSV) and the picture (PNG) are written."""
+    quick: bool = False
+    """The smallest task, three seeds, half of the steps: some minutes."""
+
+
 EXPERIMENTS = {
+    "policy-lag": PolicyLag,
     "r2d2-ablations": Ablations,
     "r2d2-staleness": Staleness,
     "td-lambda": TDLambda,
+    "vtrace-ablation": VTraceAblation,
     "vtrace-analysis": VTraceAnalysis,
 }

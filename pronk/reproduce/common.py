@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,19 @@ import numpy as np
 from pronk.files import write_json_atomically
 
 
-def once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` found, as JSON kept in `path`: done by the first call only, however often the
-    experiment is begun again."""
+def once(
+    folder: Path, name: str, what: Mapping[str, Any], work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `work` found, as JSON kept in `folder`: done by the first call only, however often the
+    experiment is begun again.
+
+    what: all settings that it depends on; with others it is done anew, beside what is there.
+    """
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    path = folder / f"{name}-{digest[:8]}.json"
     if not path.exists():
         start = time.perf_counter()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, work())
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
     return json.loads(path.read_text())

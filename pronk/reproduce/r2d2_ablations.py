@@ -50,9 +50,9 @@ def run(settings: Ablations) -> str:
     found = []
     for seed in range(settings.seeds):
         for variant in VARIANTS:
-            run_dir = settings.output / f"{variant}-{seed}-{settings.steps}"
-            work = partial(_train, run_dir, variant, seed, settings.steps)
-            found.append(once(run_dir.with_suffix(".json"), work))
+            name = f"{variant}-{seed}-{settings.steps}"
+            work = partial(_train, settings.output / name, variant, seed, settings.steps)
+            found.append(once(settings.output, name, {**COMMON, **VARIANTS[variant]}, work))
     return _write(found, settings.results)
 
 

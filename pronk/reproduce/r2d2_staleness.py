@@ -60,10 +60,10 @@ def run(settings: Staleness) -> str:
     found = []
     for seed in range(settings.seeds):
         for strategy in STRATEGIES:
-            name = f"{strategy.replace(' ', '-')}-{seed}-{settings.steps}.json"
-            path = settings.output / name
+            name = f"{strategy.replace(' ', '-')}-{seed}-{settings.steps}"
+            what = dataclasses.asdict(_plan(strategy, seed, settings.steps).agent_config)
             work = partial(_train, strategy, seed, settings.steps)
-            found.append(once(path, work))
+            found.append(once(settings.output, name, what, work))
     return _write(found, settings.results)
 
 
