@@ -13,7 +13,15 @@ import pytest
 from gymnasium import spaces
 
 import pronk.envs
-from pronk.envs import cartpole, catch, memory_cue, orchard
+from pronk.envs import (
+    breakout,
+    cartpole,
+    catch,
+    deep_sea,
+    memory_cue,
+    orchard,
+    space_invaders,
+)
 from pronk.envs.jax_env import JaxEnv, JaxVectorEnv, Slots, advance, start
 from pronk.errors import UserError
 from pronk.types import Array, EnvSpec, Episode, TimeStep
@@ -92,9 +100,13 @@ def random_actions(env: JaxEnv, num_steps: int, num_envs: int, seed: int = 0) ->
 ENVS = {
     "dice": dice(),
     "catch": catch.make(rows=4, columns=3),
+    "catch_delay": catch.make(rows=3, columns=3, delay=2),
+    "deep_sea": deep_sea.make(size=4, unscaled_move_cost=0.5),  # its returns are exact in float32
     "memory_cue": memory_cue.make(delay=2, cues=3),
     "cartpole": cartpole.make(max_steps=12),
     "orchard": orchard.make(rows=3, columns=3, seen=1, lives=2, falls=4),
+    "breakout": breakout.make(max_steps=12),
+    "space_invaders": space_invaders.make(max_steps=12),
 }
 every_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS.keys())
 
@@ -154,6 +166,8 @@ def test_deterministic_environments_get_no_step_keys():
 
     assert makes_keys(dice())
     assert not makes_keys(dice(stochastic=False))
+    assert makes_keys(breakout.make())
+    assert not makes_keys(breakout.make(sticky=0))
 
 
 @every_env
@@ -340,6 +354,101 @@ def test_catch_by_chance():
     assert abs(returns.mean() + 0.6) < 0.045
 
 
+def test_a_delayed_catch_by_hand():
+    env = catch.make(rows=3, columns=3, delay=2)
+    state, _ = env.reset(jax.random.key(0))
+    state = state._replace(ball_row=jnp.int32(1), ball_column=jnp.int32(0))
+    left, right, key = jnp.int32(0), jnp.int32(2), jax.random.key(0)
+
+    def play(state, *actions):
+        rows = []
+        for action in actions:
+            state, board, *rest = env.step(state, action, key)
+            assert not board[:2].any()  # the ball has vanished
+            assert env.render is not None
+            picture = env.render(jax.tree.map(np.asarray, state))[::24, ::24]
+            np.testing.assert_array_equal((picture != 30).any(-1), board)
+            rows.append((int(board[2].argmax()), int(board[2].sum()), *map(float, rest)))
+        return rows
+
+    caught = play(state, left, right, right)
+    assert caught == [(0, 1, 0, 0, 0), (1, 1, 0, 0, 0), (2, 1, 1, 1, 0)]
+    missed = play(state, right, left, left)
+    assert missed == [(2, 1, 0, 0, 0), (1, 1, 0, 0, 0), (0, 1, -1, 1, 0)]
+
+
+@pytest.mark.parametrize("delay", [1, 4])
+def test_a_delay_changes_only_when_catch_pays(delay: int):
+    """The same balls, the same screens while they fall, the same rewards, but later."""
+    actions = random_actions(catch.make(), 9 + delay, 64)
+    _, plain = unroll(catch.make(), jax.random.key(6), range(64), actions[:9])
+    _, late = unroll(catch.make(delay=delay), jax.random.key(6), range(64), actions)
+    np.testing.assert_array_equal(late.observation[:9], plain.observation[:9])
+    np.testing.assert_array_equal(late.observation[9:, :, :-1], 0)
+    np.testing.assert_array_equal(late.observation[9:].sum((2, 3)), 1)
+    np.testing.assert_array_equal(late.reward[-1], plain.reward[-1])
+    assert set(plain.reward[-1]) == {-1, 1}
+    assert not late.reward[:-1].any()
+    np.testing.assert_array_equal(late.terminated.T, [np.arange(10 + delay) == 9 + delay] * 64)
+
+
+# DeepSea
+
+# What bsuite draws for a size of 5 and a mapping seed of 7: which action leads to the right.
+BSUITE = [[0, 1, 0, 1, 1], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 1, 0], [1, 1, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_deep_sea_dives_as_in_bsuite(mapped: bool):
+    """Every way down, in two episodes: in the second the actions mean the same."""
+    env = deep_sea.make(size=5, mapping_seed=7, randomize_actions=mapped)
+    mapping = np.array(BSUITE) if mapped else np.ones((5, 5))
+    ways = (np.arange(32) >> np.arange(5)[:, None]) & 1
+    actions = np.concatenate([ways, ways[:1], ways]).astype(np.int32)
+    _, timestep = unroll(env, jax.random.key(7), range(32), actions)
+    for begin, b in ((begin, b) for begin in (0, 6) for b in range(32)):
+        row, column, total = 0, 0, 0.0
+        for action in ways[:, b]:
+            screen = np.zeros((5, 5))
+            screen[row, column] = 1
+            np.testing.assert_array_equal(timestep.observation[begin + row, b], screen)
+            reward = 0.0
+            if action == mapping[row, column]:
+                reward = (1 if (row, column) == (4, 4) else 0) - 0.01 / 5
+                column = min(column + 1, 4)
+            else:
+                column = max(column - 1, 0)
+            row, total = row + 1, total + reward
+            assert timestep.reward[begin + row, b] == pytest.approx(reward)
+            assert timestep.terminated[begin + row, b] == (row == 5)
+        assert not timestep.observation[begin + 5, b].any()
+    assert not timestep.truncated.any()
+
+
+def test_deep_sea_pays_on_one_way_only():
+    env = deep_sea.make()
+    ways = ((np.arange(256) >> np.arange(8)[:, None]) & 1).astype(np.int32)
+    slots, timestep = unroll(env, jax.random.key(8), range(256), ways)
+    assert timestep.terminated[-1].all()
+    returns = np.sort(slots.episode_return[-1])
+    np.testing.assert_allclose(returns[-1], 0.99, rtol=1e-6)
+    np.testing.assert_allclose(returns[0], -0.01 * 7 / 8, rtol=1e-6)
+    assert (returns[:-1] <= 0).all()
+    best = slots.episode_return[-1].argmax()
+    np.testing.assert_array_equal(timestep.observation[:8, best], np.eye(8)[:, None] * np.eye(8))
+    assert 0 < ways[:, best].sum() < 8  # neither action is always the right one
+
+
+def test_deep_seas_mapping_is_its_seeds():
+    key, actions = jax.random.key(9), random_actions(deep_sea.make(), 8, 64)
+    a, again, other = (
+        unroll(deep_sea.make(mapping_seed=seed), key, range(64), actions)[1].observation
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(a, again)
+    assert (a != other).any()
+
+
 # MemoryCue
 
 
@@ -506,6 +615,12 @@ def test_cartpole_without_velocities():
     [
         (catch.make, {"rows": 1}),
         (catch.make, {"columns": 0}),
+        (catch.make, {"delay": -1}),
+        (deep_sea.make, {"size": 0}),
+        (deep_sea.make, {"unscaled_move_cost": -0.1}),
+        (deep_sea.make, {"unscaled_move_cost": float("nan")}),
+        (deep_sea.make, {"mapping_seed": -1}),
+        (deep_sea.make, {"mapping_seed": 2**32}),
         (memory_cue.make, {"delay": 0}),
         (memory_cue.make, {"cues": 1}),
         (orchard.make, {"rows": 1}),
@@ -516,9 +631,34 @@ def test_cartpole_without_velocities():
         (orchard.make, {"life_loss": "rol"}),
         (orchard.make, {"life_loss": 1}),
         (cartpole.make, {"max_steps": 0}),
+        (breakout.make, {"sticky": -0.1}),
+        (breakout.make, {"max_steps": 0}),
+        (space_invaders.make, {"sticky": 1.1}),
+        (space_invaders.make, {"sticky": float("nan")}),
+        (space_invaders.make, {"max_steps": 0}),
     ],
 )
 def test_bad_values_are_named(make, wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(UserError, match=f"{name}={value!r}"):
         make(**wrong)
+
+
+@pytest.mark.parametrize("name", pronk.envs._JAX)
+def test_each_is_what_its_id_says(name: str):
+    env = pronk.envs.jax_env_of(name)
+    assert env is not None
+    assert env.spec.name == name
+    assert name in pronk.envs.names()
+    if env.render is None:
+        assert name == "pronk/MemoryCue-v0"
+        return
+    made = JaxVectorEnv(env, 1, seed=3)
+    made.reset()
+    pictures = [np.asarray(env.render(made.first_state()))]
+    while not made.episodes():  # also of the terminal state
+        made.step(np.zeros(1, np.int32))
+        pictures.append(np.asarray(env.render(made.first_state())))
+    assert {(p.dtype, p.ndim, p.shape[2]) for p in pictures} == {(np.dtype(np.uint8), 3, 3)}
+    assert len({p.shape for p in pictures}) == 1
+    assert len({p.tobytes() for p in pictures}) > 2

@@ -9,11 +9,22 @@ import jax
 import numpy as np
 import pytest
 
-from pronk import cli
+from pronk import cli, envs
 from pronk.agents import r2d2
+from pronk.plan import resolve
+from pronk.reproduce import policy_lag, side_by_side, vtrace_ablation
 from pronk.reproduce import r2d2_ablations as ablations
 from pronk.reproduce import r2d2_staleness as study
-from pronk.wiring import ActorFactory, build, initial_state
+from pronk.runtime import fused
+from pronk.wiring import (
+    ACTOR_KEY,
+    INIT_KEY,
+    ActorFactory,
+    build,
+    fused_shape,
+    initial_state,
+    key_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +141,7 @@ def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, cap
     [
         (["r2d2-stalenes"], "did you mean 'r2d2-staleness'"),
         (["r2d2-staleness", "--seeds", "0"], "`--seeds` is 0; expected at least 1"),
+        (["policy-lag", "--scale", "0"], "`--scale` is 0.0; expected a number above zero"),
     ],
 )
 def test_bad_input(args, message, capsys):
@@ -137,3 +149,160 @@ def test_bad_input(args, message, capsys):
         cli.main(["reproduce", *args])
     assert caught.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+# Fused runs side by side, and what is made of them.
+
+
+def test_members_are_the_runs_that_they_would_be_alone():
+    """Their own seeds and hyperparameters, whoever is beside them."""
+    plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=1600, batch_size=2, unroll=5,
+                   hidden=(8,), runtime="fused")  # fmt: skip
+    members = [
+        side_by_side.Member(seed, {"learning_rate": rate, "entropy_cost": 0.02})
+        for seed, rate in ((3, 1e-3), (3, 3e-2), (4, 1e-3))
+    ]
+    curves = side_by_side.train(plan, members, points=4)
+    assert curves.mean_return.shape == curves.steps.shape == (3, 4)
+    _, agent = build(plan, plan.env)
+    env = envs.jax_env_of(plan.env)
+    assert env is not None
+    init, update = fused.build(agent, env, **fused_shape(plan, agent))
+    update = jax.jit(update)
+    for i, member in enumerate(members):
+        learner = agent.init(key_for(member.seed, INIT_KEY))
+        hyper = learner.hyper | {k: np.float32(v) for k, v in member.hyper.items()}
+        run = init(learner._replace(hyper=hyper), key_for(member.seed, ACTOR_KEY))
+        ended, steps = [], 0
+        for _ in range(40):  # updates in a quarter of 1,600 steps, of 2 × 5 each
+            run, outcome = update(run)
+            ended += np.asarray(outcome.episode_return)[np.asarray(outcome.ended)].tolist()
+            steps += int(outcome.steps)
+        assert curves.steps[i, 0] == steps
+        assert curves.mean_return[i, 0] == pytest.approx(np.mean(ended), abs=1e-5)
+    assert len({tuple(row) for row in curves.mean_return.tolist()}) == 3
+
+
+def pretended(plan, members, *, points):
+    """Curves as if something had been learnt: the more, the nearer the learning rate is to 1e-3."""
+    level = [1 / (1 + abs(np.log10(m.hyper["learning_rate"]) + 3)) + m.seed / 1e4 for m in members]
+    curves = np.outer(level, np.linspace(0, 1, points))
+    curves[:, 0] = np.nan  # no game had ended yet
+    return side_by_side.Curves(curves, np.tile(np.arange(1, points + 1) * 100, (len(members), 1)))
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Two tasks and two corrections; nothing is trained, and the plans are noted."""
+    plans = []
+
+    def train(plan, members, *, points):
+        plans.append(plan)
+        return pretended(plan, members, points=points)
+
+    tasks = {
+        "short": vtrace_ablation.Task("pronk/Catch-v0", {"rows": 4}, 3200, {"hidden": (8,)}),
+        "delayed": vtrace_ablation.Task("pronk/Catch-v0", {"delay": 5}, 3200, {"hidden": (8,)}),
+    }
+    monkeypatch.setattr(policy_lag, "SHOWN", ("short",))
+    for module in (vtrace_ablation, policy_lag):
+        monkeypatch.setattr(module, "TASKS", tasks)
+        monkeypatch.setattr(module, "CORRECTIONS", {"vtrace": "V-trace", "none": "none"})
+        monkeypatch.setattr(module, "train", train)
+    return plans
+
+
+def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys):
+    args = ["reproduce", "vtrace-ablation", "--seeds", "2", "--output", str(tmp_path / "runs")]
+    args += ["--results", str(tmp_path)]
+    cell, done = vtrace_ablation._cell, []
+
+    def some(plan, seeds):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(plan)
+        return cell(plan, seeds)
+
+    monkeypatch.setattr(vtrace_ablation, "_cell", some)
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    monkeypatch.setattr(vtrace_ablation, "_cell", lambda *x: done.append(x[0]) or cell(*x))
+    cli.main(args)
+    shown = capsys.readouterr().out
+    assert len(done) == 8  # two tasks × two corrections × with and without replay
+    assert "| **with replay** |" in shown
+    assert "best, or within the interval of the best, with replay: V-trace" in shown
+    cli.main(args)
+    assert len(done) == 8
+    # With other settings nothing of it counts, and nothing of it is lost.
+    cli.main([*args[:2], "--scale", "0.5", *args[2:]])
+    assert len(done) == 16
+    assert len(list((tmp_path / "runs").iterdir())) == 16
+    assert {p.run.policy_lag for p in done} == {10}
+    # As many trajectories just acted with replay as without.
+    assert {(p.agent_config.replay_share, p.agent_config.batch_size) for p in done} == {
+        (0.0, 8), (0.5, 16)
+    }  # fmt: skip
+    grid = len(vtrace_ablation.LEARNING_RATES) * len(vtrace_ablation.ENTROPY_COSTS)
+    rows = (tmp_path / "vtrace-ablation.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8 * (grid * vtrace_ablation.SELECTION_SEEDS + 2)
+    curves = (tmp_path / "vtrace-ablation-curves.csv").read_text().splitlines()
+    assert len(curves) == 1 + 8 * 2 * vtrace_ablation.POINTS
+    assert (tmp_path / "vtrace-ablation.png").stat().st_size > 10_000
+
+
+def test_the_grids_best_point_is_run_on_other_seeds(pretend):
+    plan = vtrace_ablation.plan_for(
+        vtrace_ablation.TASKS["short"], "vtrace", replay=False, lag=0, steps=100
+    )
+    found = vtrace_ablation._cell(plan, 3)
+    assert found["best"] == {"learning_rate": 1e-3, "entropy_cost": 1e-3}
+    assert len(found["grid"]) == 6
+    # The last quarter's mean of 40 points that rise from 0 to 1 + seed / 10,000.
+    rising = np.linspace(0, 1, 40)[-10:].mean()
+    assert found["scores"] == pytest.approx([rising * (1 + seed / 1e4) for seed in (100, 101, 102)])
+    assert found["grid"][0]["scores"] == pytest.approx(
+        [rising * (1 / (1 + np.log10(1e-3 / 3e-4)) + seed / 1e4) for seed in (0, 1)]
+    )
+
+
+@pytest.mark.parametrize("name", vtrace_ablation.TASKS)
+def test_the_tasks_plans_can_be_made(name):
+    for replay in (False, True):
+        plan = vtrace_ablation.plan_for(
+            vtrace_ablation.TASKS[name], "one-step", replay=replay, lag=10, steps=1000
+        )
+        _, agent = build(plan, plan.env)
+        shape = fused_shape(plan, agent)
+        assert shape["num_envs"] * shape["unroll"] == vtrace_ablation.FRESH
+        assert shape["draws"] == (shape["num_envs"] if replay else 0)
+
+
+def test_the_verdict_counts_who_is_near_the_best():
+    def cell(correction, scores):
+        return {"task": "a", "replay": False, "correction": correction, "scores": scores}
+
+    scores = {"vtrace": [1.0, 1.2], "one-step": [1.1, 1.3], "epsilon": [0.2] * 2, "none": [0.0] * 2}
+    found = [cell(c, s) for c, s in scores.items()]
+    found += [{**f, "replay": True, "scores": [0.5, 0.5]} for f in found]
+    assert vtrace_ablation.verdict(found).splitlines() == [
+        "best, or within the interval of the best, without replay: V-trace 1 of 1, 1-step 1 of 1,"
+        " ε-correction 0 of 1, no-correction 0 of 1",
+        "best, or within the interval of the best, with replay: V-trace 1 of 1, 1-step 1 of 1,"
+        " ε-correction 1 of 1, no-correction 1 of 1",
+    ]
+    assert "| 1-step | **1.2** [1.1, 1.3] |" in vtrace_ablation.table(found)
+
+
+def test_policy_lag_as_an_experiment(pretend, tmp_path, capsys):
+    args = ["reproduce", "policy-lag", "--seeds", "2", "--output", str(tmp_path / "runs")]
+    cli.main([*args, "--results", str(tmp_path)])
+    assert "| short | k = 0 | k = 1 |" in capsys.readouterr().out
+    expected = [(lag, c) for lag in policy_lag.LAGS for c in ("vtrace", "none")]
+    assert [(p.run.policy_lag, p.agent_config.correction) for p in pretend] == expected
+    rows = (tmp_path / "policy-lag.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(expected) * 2
+    assert (tmp_path / "policy-lag.png").stat().st_size > 5_000
+    cli.main([*args, "--results", str(tmp_path)])
+    assert len(pretend) == len(expected)

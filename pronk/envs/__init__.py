@@ -29,10 +29,13 @@ if TYPE_CHECKING:  # jax must not be imported by worker processes
 EnvLike = str | Callable[..., gym.Env]
 
 _JAX = {
+    "pronk/Breakout-v0": "breakout",
     "pronk/CartPole-v1": "cartpole",
     "pronk/Catch-v0": "catch",
+    "pronk/DeepSea-v0": "deep_sea",
     "pronk/MemoryCue-v0": "memory_cue",
     "pronk/Orchard-v0": "orchard",
+    "pronk/SpaceInvaders-v0": "space_invaders",
 }
 _PROBE_STEPS = 40
 _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +213,8 @@ def band(curves: Sequence[Sequence[float]]) -> tuple[Array, Array, Array]:
     out."""
     values = np.array(curves, float)
     drawn = np.random.default_rng(0).integers(len(values), size=(500, len(values)))
-    with np.errstate(invalid="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where no game has ended yet
         means = np.array([np.nanmean(values[rows], axis=0) for rows in drawn])
         low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
         return np.nanmean(values, axis=0), low, high
