@@ -137,7 +137,7 @@ MISTAKES = {
     ),
     "rounds": (
         ["train", "impala", "CartPole-v1", "--deterministic", "--envs", "3", "--actors", "1"],
-        "must be a multiple of --batch-size",
+        "must be a multiple of `--batch-size`",
     ),
     "no run": (["eval", "nowhere"], "holds no run"),
     "film type": (["record", "nowhere"], "holds no run"),

@@ -15,13 +15,22 @@ from pronk.types import Agent
 from pronk.wiring import build, configure_jax, initial_state
 
 UPDATES_PER_CALL = 16
+_VECTOR: dict[str, Any] = {"hidden": (64, 64)}
+_PIXELS: dict[str, Any] = {"torso": "minatar", "hidden": (128,)}
+NETWORKS = {
+    "pronk/Catch-v0": _VECTOR,
+    "pronk/CartPole-v1": _VECTOR,
+    "pronk/Breakout-v0": _PIXELS,
+    "pronk/SpaceInvaders-v0": _PIXELS,
+}
 
 
 def measure(settings: Fused) -> dict[str, Any]:
-    """Agent steps per second of Catch and CartPole, network 64 × 64."""
+    """Agent steps per second of Catch and CartPole (network 64 × 64), and of MinAtar's games (16
+    kernels of 3 × 3, and 128 units)."""
     configure_jax()
     rows = []
-    for env in ("pronk/Catch-v0", "pronk/CartPole-v1"):
+    for env in NETWORKS:
         training = _steps_per_second(env, settings, learning=True)
         acting = _steps_per_second(env, settings, learning=False)
         rows.append(
@@ -41,7 +50,7 @@ def measure(settings: Fused) -> dict[str, Any]:
 
 
 def _steps_per_second(env: str, settings: Fused, *, learning: bool) -> float:
-    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.envs, hidden=(64, 64))
+    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.envs, **NETWORKS[env])
     _, agent = build(plan, env)
     if not learning:
         agent = _without_update(agent)
