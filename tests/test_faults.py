@@ -59,16 +59,16 @@ def test_a_soak_leaves_nothing_and_grows_nowhere() -> None:
     assert all(flat.values()), found
 
 
-def samples(seconds: float, directory: Path, *flags: str) -> Iterator[dict[str, float]]:
-    """Of a run whose environment leaks in the run's own process."""
+def samples(steps: int, directory: Path, *flags: str) -> Iterator[dict[str, float]]:
+    """Of a run whose environment leaks in the run's own process, for so many agent steps."""
     args = ("impala", faults.ENV, "--env-arg", f"directory={directory}", "--env-workers", "0",
             "--actors", "1", "--envs", "2", "--unroll", "10", "--batch-size", "2",
             "--hidden", "8", "--torso", "mlp", *flags)  # fmt: skip
     with training(directory / "run", *args) as (process, run):
         run.goes_on(3)
         strike(directory, "leak")
-        start = len(run.records())
-        while len(run.records()) < start + seconds / 0.2:
+        start = run.records()[-1]["steps"]
+        while run.records()[-1]["steps"] < start + steps:
             yield soak.sample(process.pid)
             run.goes_on(1)
         stopped(process, run)
@@ -76,7 +76,7 @@ def samples(seconds: float, directory: Path, *flags: str) -> Iterator[dict[str, 
 
 def test_a_leak_made_on_purpose_is_found(tmp_path: Path) -> None:
     """By the check that the soak makes."""
-    found = soak.growth(list(samples(6.0, tmp_path)))
+    found = soak.growth(list(samples(3000, tmp_path)))
     assert not found["descriptors"]["flat"], found
     assert not found["memory_mib"]["flat"], found
     assert found["threads"]["flat"]

@@ -67,6 +67,8 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "r2d2-atari": ("r2d2", "ALE/Breakout-v5", {**ATARI, "replay_compress": True}, 400),
 }
 
+OTHER_SEEDS = ("impala-fused", "impala-local", "r2d2-fused", "r2d2-local")  # make other runs
+
 
 def everything_saved(run_dir: Path) -> dict[str, np.ndarray]:
     """All arrays of the last checkpoint but for where the replay happens to keep its contents."""
@@ -100,9 +102,10 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_pa
     assert {k: v for k, v in whole.items() if k not in timing} == {
         k: v for k, v in rest.items() if k not in timing
     }
-    other = train(tmp_path / "other", seed=4)
-    assert other["status"] == "finished"
-    assert digest(tmp_path / "other") != digest(tmp_path / "whole")
+    if name in OTHER_SEEDS:
+        other = train(tmp_path / "other", seed=4)
+        assert other["status"] == "finished"
+        assert digest(tmp_path / "other") != digest(tmp_path / "whole")
 
 
 def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:

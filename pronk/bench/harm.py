@@ -33,7 +33,10 @@ class Progress:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the run in {self.run_dir} did not do what it should")
+                said = self.said()[-2000:]
+                raise TimeoutError(
+                    f"the run in {self.run_dir} did not do what it should. It said:\n{said}"
+                )
             time.sleep(0.02)
         return found
 
