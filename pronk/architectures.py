@@ -157,6 +157,13 @@ def fixed_numbers(
     if not (config.deterministic or architecture.central or several):
         return config.actors, config.envs
     num_envs = config.envs or tuning.ENVS
+    if config.policy_lag:
+        num_envs = config.envs or max(fresh // num_actors, 1)
+        if num_actors * num_envs != fresh:
+            raise UserError(
+                f"`--policy-lag` is {config.policy_lag}, which is exact where a round makes one"
+                f" update: `--actors` {num_actors} × `--envs` {num_envs} must equal {size}."
+            )
     if config.deterministic and not only_replay and (num_actors * num_envs) % fresh:
         raise UserError(
             f"--deterministic learns from whole rounds: --actors {num_actors} × --envs"

@@ -39,7 +39,8 @@ class Distribution(Protocol):
     def mode(self, params: Array) -> Array: ...
     def log_prob(self, params: Array, raw: Array) -> Array: ...
     def entropy(self, params: Array, key: Key) -> Array: ...
-    def kl(self, params: Array, other: Array) -> Array: ...  # of `other` from `params`, [...]
+    def kl(self, params: Array, other: Array) -> Array: ...  # KL(params ‖ other), [...]
+    def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array: ...
     def action(self, raw: Array) -> Array: ...
     def features(self, raw: Array) -> Array: ...
 
@@ -76,6 +77,11 @@ class Categorical:
     def kl(self, params: Array, other: Array) -> Array:
         log_p = jax.nn.log_softmax(params)
         return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(other)), axis=-1)
+
+    def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
+        """Parameters of π_ρ̄ ∝ min(ρ̄ μ, π), whose value V-trace finds."""
+        log_pi, log_mu = jax.nn.log_softmax(params), jax.nn.log_softmax(behaviour)
+        return jnp.minimum(jnp.log(rho_bar) + log_mu, log_pi)
 
     def action(self, raw: Array) -> Array:
         return raw
@@ -120,6 +126,12 @@ class MultiCategorical:
     def kl(self, params: Array, other: Array) -> Array:
         parts = zip(self._split(params), self._split(other), strict=True)
         return sum(d.kl(p, q) for (d, p), (_, q) in parts)
+
+    def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
+        """As if each action had a ratio of its own: π_ρ̄ of their product is no product."""
+        parts = zip(self._split(params), self._split(behaviour), strict=True)
+        found = [d.implied(p, q, rho_bar) for (d, p), (_, q) in parts]
+        return jnp.concatenate(found, axis=-1)
 
     def action(self, raw: Array) -> Array:
         return raw
@@ -192,6 +204,10 @@ class DiagonalGaussian:
         (mean, std), (mean_o, std_o) = self._mean_std(params), self._mean_std(other)
         spread = (jnp.square(std) + jnp.square(mean - mean_o)) / (2.0 * jnp.square(std_o))
         return jnp.sum(jnp.log(std_o / std) + spread - 0.5, axis=-1)
+
+    def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
+        """The behaviour itself: π_ρ̄ is no Gaussian, and for π far from μ near it."""
+        return behaviour
 
     def action(self, raw: Array) -> Array:
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)

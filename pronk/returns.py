@@ -98,8 +98,9 @@ def vtrace(
     No gradient flows through the result.
     """
     v_t, v_tp1 = values[:-1], values[1:]
-    rho = (1.0 - leak) * jnp.minimum(rho_bar, ratio) + leak * ratio
-    c = (1.0 - leak) * jnp.minimum(c_bar, ratio) + leak * ratio
+    leaked = jnp.where(leak > 0, leak * ratio, 0.0)  # a ratio may be infinite
+    rho = (1.0 - leak) * jnp.minimum(rho_bar, ratio) + leaked
+    c = (1.0 - leak) * jnp.minimum(c_bar, ratio) + leaked
     errors = rho * td_errors(values, reward, discount)
     targets = from_td_errors(values, errors, discount * continuation * lambda_ * c)
     # The policy gradient looks ahead with v_{s+1}, the target, not V(x_{s+1}) (section 4.2);
@@ -156,8 +157,11 @@ def _recursion(
     n: int | None,
     continuation: Array | float = 1.0,
 ) -> Array:
-    """G_t = now_t + going_on_t G', with G' that of t + 1, or `bootstrap[t + 1]`: where t is n − 1
-    steps on, at the end, and where the continuation is 0. `[T]`; bootstrap `[T + 1]`."""
+    """G_t = now_t + going_on_t G', `[T]`: what every return of the module's table is.
+
+    G' is that of t + 1, or `bootstrap[t + 1]`: n − 1 steps on, at the sequence's end, and where the
+    continuation is 0. bootstrap: `[T + 1]`.
+    """
     if n is not None and n < 1:
         raise ValueError(f"`n` is {n}; a return has at least one reward.")
     now = now + going_on * (1.0 - continuation) * bootstrap[1:]
@@ -323,7 +327,7 @@ def td_lambda(
     def step(state: tuple[Array, ...], x: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
         w, e, v_old, faded = state
         x_t, x_tp1, reward_t, discount_t = x
-        at = w if online else weights
+        at = w if online or dutch else weights
         v_t, v_tp1 = at @ x_t, at @ x_tp1
         delta = reward_t + discount_t * v_tp1 - v_t
         e = faded * e + (1.0 - dutch * step_size * faded * (e @ x_t)) * x_t

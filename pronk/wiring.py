@@ -389,6 +389,11 @@ def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
         if config.policy_lag:
             raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
         unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
+    if agent.replay is not None and agent.replay.capacity < unroll * num_envs:
+        raise UserError(
+            f"`--replay-capacity` is {agent.replay.capacity}; expected room for what {num_envs}"
+            f" environments do in {unroll} steps, {unroll * num_envs}."
+        )
     return {
         "unroll": unroll,
         "num_envs": num_envs,
@@ -401,7 +406,7 @@ def drawn_columns(spec: ReplaySpec, batch_size: int) -> int:
     """How many of a batch's trajectories are replayed, for agents that mix; raises UserError where
     that leaves none of a kind."""
     drawn = round(spec.share * batch_size)
-    if drawn != spec.share * batch_size or not 0 < drawn < batch_size:
+    if not math.isclose(drawn, spec.share * batch_size) or not 0 < drawn < batch_size:
         raise UserError(
             f"`--replay-share` {spec.share:g} of `--batch-size` {batch_size} is"
             f" {spec.share * batch_size:g} trajectories; expected a whole number of them, and at"

@@ -52,7 +52,12 @@ def test_replay(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     assert result["bytes_per_observation"] < 40_000  # stacks would be more than 28,224
 
 
-def test_fused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_fused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "pronk/Breakout-v0" in fused.NETWORKS
+    small = {env: {"hidden": (8,)} for env in ("pronk/Catch-v0", "pronk/DeepSea-v0")}
+    monkeypatch.setattr(fused, "NETWORKS", small)
     path = tmp_path / "fused.json"
     flags = ["--envs", "4", "--unroll", "5", "--seconds", "0.05"]
     cli.main(["bench", "fused", *flags, "--json", str(path)])

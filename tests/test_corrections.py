@@ -161,7 +161,9 @@ def test_the_trust_region_leaves_transitions_out(correction):
         (table["kernel"] + table["bias"])[seen.trajectory.timestep.observation]
     )
     behaviour = reference.softmax(seen.trajectory.extras["policy"])
-    divergence = (average * np.log(average / behaviour)).sum(-1)[:-1]
+    implied = np.minimum(1.2 * behaviour, average)
+    implied /= implied.sum(-1, keepdims=True)
+    divergence = (average * np.log(average / implied)).sum(-1)[:-1]
     level = float(np.median(divergence))
     agent, _ = made(trust_region=level, correction=correction)
     hyper = {**state.hyper, "trust_region": jnp.float32(level)}
@@ -174,6 +176,32 @@ def test_the_trust_region_leaves_transitions_out(correction):
     _, aux = jax.jit(agent.gradients)(state, seen)
     weight = 1 - seen.trajectory.timestep.first[1:]
     assert float(aux["trusted"]) == (weight * used).sum()
+
+
+def test_what_is_left_out_or_replayed_brings_no_entropy():
+    """Of the trust region's transitions, and of what is replayed (LASER)."""
+    seen = batch()
+    agent, state = made(trust_region=0.3, entropy_cost=0.1)
+    replayed = np.arange(WIDTH) >= 2
+    gradients_of = jax.jit(agent.gradients)
+    _, alone = gradients_of(state, Batch(_some(seen.trajectory, slice(0, 2))))
+    _, both = gradients_of(state, seen._replace(replayed=replayed))
+    _, all_ = gradients_of(state, seen)
+    np.testing.assert_allclose(both["loss/entropy"], alone["loss/entropy"], rtol=1e-5)
+    assert both["loss/entropy"] < all_["loss/entropy"]
+    assert both["loss/value"] == all_["loss/value"]
+    loose, _ = made(trust_region=1e6, entropy_cost=0.1)
+    hyper = {**state.hyper, "trust_region": jnp.float32(1e6)}
+    _, everything = jax.jit(loose.gradients)(state._replace(hyper=hyper), seen)
+    assert 0 < all_["trusted"] < everything["trusted"] == everything["steps"]
+    assert all_["loss/entropy"] < everything["loss/entropy"]
+
+
+def test_without_decay_the_average_policy_is_what_is_learnt():
+    agent, state = made(trust_region=1.0, average_decay=0.0)
+    after, _, _ = jax.jit(agent.learn)(state, batch())
+    for new, mean in zip(*map(jax.tree.leaves, (after.params, after.aux["target"])), strict=True):
+        np.testing.assert_array_equal(new, mean)
 
 
 def test_the_average_policy_follows():
@@ -291,6 +319,7 @@ def test_fused_policy_lag_is_exact(lag):
     )
     assert int(outcome.lag) == lag
     act = jax.jit(agent.act)
+    compared = 0
     for i, seen in enumerate(batches):
         version = max(0, i - lag)
         assert all(seen.trajectory.version == version)
@@ -299,9 +328,11 @@ def test_fused_policy_lag_is_exact(lag):
             carry = agent.initial_carry(KEY, np.arange(2), 2, False)
             action, _, extras = act(agent.behaviour(_with(params[version])), carry, rows, KEY)
             agree = np.asarray(action) == seen.trajectory.action[t]
+            compared += int(agree.sum())
             stored = seen.trajectory.extras["log_prob"][t]
             # Where the same action comes up, with the same probability.
             np.testing.assert_allclose(extras["log_prob"][agree], stored[agree], atol=1e-5)
+    assert compared > 2
     if lag:
         assert not same(*(tuple(jax.tree.leaves(p)) for p in (params[-1], params[-1 - lag])))
 
@@ -344,6 +375,11 @@ def test_a_learners_policy_lag_is_exact():
         ({"replay_share": 0.5, "envs": 8}, "so that 4 environments have to make the others"),
         ({"policy_lag": 2, "runtime": "local"}, "`--policy-lag` is 2, and the actors wait for"),
         ({"policy_lag": -1}, "`--policy-lag` is -1; expected zero or more"),
+        (
+            {"policy_lag": 2, "runtime": "local", "deterministic": True, "envs": 8},
+            "`--policy-lag` is 2, which is exact where a round makes one update: `--actors` 2 ×",
+        ),
+        ({"replay_share": 0.5, "replay_capacity": 60}, "expected room for what 4 environments do"),
         (
             {"replay_share": 0.5, "architecture": "a3c"},
             "learns from what actors have just done, and this agent from replay",

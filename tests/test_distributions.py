@@ -62,6 +62,21 @@ def test_the_kl_divergence_is_the_mean_of_the_log_ratio(distribution):
     assert float(distribution.kl(params, params)) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_the_implied_policy_is_vtraces():
+    rng = np.random.default_rng(0)
+    params, behaviour = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    pi, mu = (scipy.special.softmax(x, axis=-1) for x in (params, behaviour))
+    for rho_bar in (0.5, 1.0, 2.0, np.inf):
+        expected = np.minimum(rho_bar * mu, pi)
+        expected /= expected.sum(-1, keepdims=True)
+        found = Categorical(3).implied(params, behaviour, jnp.float32(rho_bar))
+        np.testing.assert_allclose(scipy.special.softmax(found, axis=-1), expected, rtol=1e-5)
+    several = MultiCategorical((3, 3))
+    both = several.implied(*(np.tile(x, (1, 2)) for x in (params, behaviour)), jnp.float32(1.0))
+    one = Categorical(3).implied(params, behaviour, jnp.float32(1.0))
+    np.testing.assert_allclose(both, np.tile(one, (1, 2)))
+
+
 def test_the_kl_divergence_with_a_mask():
     masked = jnp.array([0.3, MASKED, -1.0])
     assert float(Categorical(3).kl(masked, masked + 0.5)) == pytest.approx(0.0, abs=1e-6)

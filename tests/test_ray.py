@@ -191,17 +191,16 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
             run.goes_on()
             raylets.remove_node(nodes.pop(), allow_graceful=False)
             run.until(lambda: run.lines("actor_faults.log"))
-            run.goes_on()
+            run.until(lambda: "1 of 2 actors wait for a place" in " ".join(run.said().split()))
             nodes.append(raylets.add_node(num_cpus=1))
-            run.until(lambda: len(hosts()) == 2)
-            run.goes_on(10)
+            run.until(lambda: "all actors have a place" in " ".join(run.said().split()))
+            assert len(hosts()) == 2
+            run.goes_on()
             out = stopped(process, run)
     finally:
         for node in nodes:
             raylets.remove_node(node)
     assert "interrupted" in out
-    assert "1 of 2 actors wait for a place" in out
-    assert "all actors have a place" in out
     assert never_go_back(Progress(tmp_path).records())
     assert pronk.load(tmp_path).steps >= Progress(tmp_path).records()[-1]["steps"]
     (line,) = run.lines("actor_faults.log")

@@ -181,6 +181,23 @@ def test_members_are_the_runs_that_they_would_be_alone():
         assert curves.steps[i, 0] == steps
         assert curves.mean_return[i, 0] == pytest.approx(np.mean(ended), abs=1e-5)
     assert len({tuple(row) for row in curves.mean_return.tolist()}) == 3
+    assert curves.final.shape == (3,)
+    assert np.all(np.abs(curves.final) < 1)
+
+
+def test_what_was_learnt_plays_in_the_end():
+    """And not what acted so many updates before, nor what is learnt while it plays."""
+    plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=60_000, batch_size=16,
+                   env_args={"rows": 4}, hidden=(16,), reward_scale=1.0, runtime="fused",
+                   policy_lag=40)  # fmt: skip
+    members = [
+        side_by_side.Member(0, {"learning_rate": rate, "entropy_cost": 1e-3})
+        for rate in (0.0, 1e-2)
+    ]
+    curves = side_by_side.train(plan, members, points=1)
+    assert curves.final[0] < 0
+    assert curves.final[1] > 0.9
+    assert curves.final[1] > curves.mean_return[1, 0] + 0.1
 
 
 def pretended(plan, members, *, points):
@@ -188,7 +205,8 @@ def pretended(plan, members, *, points):
     level = [1 / (1 + abs(np.log10(m.hyper["learning_rate"]) + 3)) + m.seed / 1e4 for m in members]
     curves = np.outer(level, np.linspace(0, 1, points))
     curves[:, 0] = np.nan  # no game had ended yet
-    return side_by_side.Curves(curves, np.tile(np.arange(1, points + 1) * 100, (len(members), 1)))
+    steps = np.tile(np.arange(1, points + 1) * 100, (len(members), 1))
+    return side_by_side.Curves(curves, steps, np.array(level))
 
 
 @pytest.fixture

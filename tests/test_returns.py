@@ -261,6 +261,14 @@ def test_leaky_vtrace_is_rlaxs_without_truncation(case, lambda_, leak):
     close(ours.targets, theirs + values[:-1])
 
 
+def test_an_infinite_ratio_is_truncated():
+    """Nothing of it leaks unless a leak is asked for."""
+    case = (np.ones(3), np.ones(2), np.full(2, 0.9), np.ones(2))
+    found = jit_vtrace(*case, np.array([np.inf, 0.5]))
+    close(found, jit_vtrace(*case, np.array([7.0, 0.5])))
+    assert np.isfinite(found.targets).all()
+
+
 def test_gae_is_rlaxs():
     rng = np.random.default_rng(12)
     reward, values = rng.normal(size=6), rng.normal(size=7)
@@ -321,6 +329,11 @@ def test_true_online_td_is_the_online_lambda_return(lambda_):
         )
         expected = reference.online_lambda_return(weights, features, reward, discount, 0.1, lambda_)
         close(after, expected)
+        always = jit_td(
+            weights, features, reward, discount,
+            step_size=0.1, lambda_=lambda_, trace="dutch", online=False,
+        )  # fmt: skip
+        close(after, always)
 
 
 def test_online_td_is_the_forward_view_nearly():

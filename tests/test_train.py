@@ -58,7 +58,8 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs": 2}, 1000),
     "impala-mixed-local": ("impala", "CartPole-v1", {**LSTM, **LASER, "envs": 1}, 1000),
     "impala-lag-fused": ("impala", "pronk/Catch-v0", {**FUSED, "policy_lag": 3}, 1000),
-    "impala-lag-local": ("impala", "pronk/Catch-v0", {**LOCAL, "policy_lag": 3}, 1000),
+    # More than there are updates before the pauses.
+    "impala-lag-local": ("impala", "pronk/Catch-v0", {**LOCAL, "envs": 2, "policy_lag": 40}, 1000),
     "r2d2-fused": ("r2d2", "pronk/Catch-v0", {**FUSED, "replay_ratio": 2.0}, 1500),
     "r2d2-fused-memory": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "replay_ratio": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),

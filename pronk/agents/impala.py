@@ -108,7 +108,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             for name in (
                 *("learning_rate", "epsilon", "rmsprop_decay", "max_gradient_norm"),
                 *("entropy_cost", "value_cost", "discount", "rho_bar", "c_bar", "trace_lambda"),
-                *(("trace_leak",) if config.correction == "vtrace" else ()),
+                *(("trace_leak",) if config.trace_leak else ()),
                 *(("trust_region", "average_decay") if config.trust_region else ()),
             )
         }
@@ -177,14 +177,14 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         continuation = seen.continuation
         if config.correction == "vtrace":
             levels |= {"rho_bar": hyper["rho_bar"], "c_bar": hyper["c_bar"]}
-            levels |= {"leak": hyper["trace_leak"]}
-            weights = jnp.where(used > 0, ratio, 0.0)
+            levels |= {"leak": hyper.get("trace_leak", 0.0)}
+            told = jnp.where(used > 0, ratio, 0.0)
         else:
-            weights = used
+            told = used  # as if π and μ were the same
         if config.correction == "one-step":
             continuation = jnp.zeros_like(continuation)
         found = jax.vmap(lambda *args: returns.vtrace(*args, **levels), in_axes=1, out_axes=1)(
-            values, seen.reward, seen.discount, continuation, weights
+            values, seen.reward, seen.discount, continuation, told
         )
         if config.correction == "one-step":
             rho = jnp.minimum(hyper["rho_bar"], ratio)
@@ -192,10 +192,12 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         return found
 
     def trusted(target: PyTree, hyper: dict[str, Array], batch: Batch, inputs: tuple) -> Array:
-        """Whether a transition's behaviour is near enough to the average policy, `[T, B]`."""
+        """Whether what V-trace would find from this behaviour is nearly the average policy's value,
+        `[T, B]` (Schmitt et al. 2020, section 4.3)."""
         average, _, _ = forward(target, *inputs)
-        behaved = batch.trajectory.extras["policy"][:-1]
-        return distribution.kl(average[:-1], behaved) < hyper["trust_region"]
+        behaved = batch.trajectory.extras["policy"]
+        implied = distribution.implied(average, behaved, hyper["rho_bar"])
+        return distribution.kl(average, implied)[:-1] < hyper["trust_region"]
 
     def loss(
         params: PyTree, target: PyTree, hyper: dict[str, Array], batch: Batch, key: Key
@@ -225,7 +227,9 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             "value": losses.squared_error(values[:-1], vtrace.targets),
             "entropy": distribution.entropy(policy[:-1], key),
         }
-        total = {k: jnp.sum(v * weight) for k, v in terms.items()}
+        total = {k: jnp.sum(v * used) for k, v in terms.items()}
+        if batch.replayed is not None:  # of fresh data alone (Schmitt et al. 2020, section 5.1)
+            total["entropy"] = jnp.sum(terms["entropy"] * used * ~batch.replayed)
         objective = (
             total["policy"]
             + hyper["value_cost"] * total["value"]

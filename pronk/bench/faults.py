@@ -357,11 +357,14 @@ def checkpoints(directory: Path) -> Iterator[Row]:
     with _running(directory, *flags) as (process, run):
         run.until(lambda: len(list((run.run_dir / "checkpoints").glob("[0-9]*"))) >= 5)
         stopped(process, run)
-    damaged: set[Path] = set()
+    damaged: dict[Path, bytes] = {}  # what was made of them; a run may write them anew
+
+    def whole() -> list[Path]:
+        found = sorted((run.run_dir / "checkpoints").glob("[0-9]*"))
+        return [p for p in found if (p / "arrays.safetensors").read_bytes() != damaged.get(p)]
+
     for fault in ("cut short", "a bit flipped", "other shapes claimed"):
-        whole = {*(run.run_dir / "checkpoints").glob("[0-9]*")} - damaged
-        newest, before = sorted(whole)[:-3:-1]
-        damaged.add(newest)
+        newest, before = whole()[:-3:-1]
         path = newest / "arrays.safetensors"
         data = bytearray(path.read_bytes())
         if fault == "cut short":
@@ -372,6 +375,7 @@ def checkpoints(directory: Path) -> Iterator[Row]:
             at = data.index(b'"shape":[') + len(b'"shape":[')
             data[at : at + 1] = b"9"
         path.write_bytes(data)
+        damaged[newest] = bytes(data)
         out, resumed, seconds = _again(directory, flags)
         named = f"checkpoints/{newest.name}" in "".join(out.split())  # lines may break anywhere
         yield {

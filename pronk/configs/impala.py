@@ -43,10 +43,10 @@ class Config:
     replay_capacity: int = 200_000
     """Agent steps that are held there. (10,000 trajectories of 20 steps.)"""
     trust_region: float = 0.0
-    """Transitions where KL(average policy ‖ behaviour) is not below this are left out, and end
-    traces; 0 leaves none out. [S20, section 4.2]"""
+    """Transitions are left out, and end traces, where KL(π ‖ π_ρ̄) is not below this: of the average
+    policy from the one whose value V-trace finds. 0 leaves none out. [S20, section 4.3]"""
     average_decay: float = 0.99
-    """Of the average policy's parameters, per update."""
+    """Of the average policy's parameters, per update; 0: π is what is learnt. [S20: 0]"""
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
     """RMSProp as TensorFlow's: ε inside the root, mean square starting at 1. [E18, table G.1]"""
     learning_rate: float = 6e-4

@@ -34,7 +34,7 @@ class Sequence(NamedTuple):
 
 
 class Stream:
-    """The running episode of one environment.
+    """The running episode of one environment, or all of them where sequences go across episodes.
 
     Sequences begin at rows 0, stride, 2 stride … of the episode. The last one is shorter, and is
     left out where it would bring no new transition.

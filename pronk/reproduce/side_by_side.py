@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
+from pronk.envs.jax_env import JaxEnv
 from pronk.plan import Plan
 from pronk.runtime import fused
-from pronk.types import Array, Key
+from pronk.types import Agent, Array, Key, LearnerState
 from pronk.wiring import ACTOR_KEY, INIT_KEY, build, fused_shape
+
+PLAYERS, PLAYED = 32, 1000  # environments, and steps of each, after training
 
 
 class Member(NamedTuple):
@@ -24,14 +27,16 @@ class Member(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What the runs achieved, `[N, points]` each."""
+    """What the runs achieved, `[N, points]` where nothing else is said."""
 
     mean_return: Array  # of the games that ended since the point before; NaN where none did
     steps: Array  # agent steps so far
+    final: Array  # [N], the mean return of games with what was learnt in the end, sampled actions
 
 
 def train(plan: Plan, members: Sequence[Member], *, points: int) -> Curves:
-    """Train all `members` for `plan.run.steps` agent steps; what they achieved at so many points.
+    """Train all `members` for `plan.run.steps` rows, the dummies between episodes among them; what
+    they achieved at so many points.
 
     Each is the run that `pronk train --runtime fused` makes of its seed and hyperparameters, but
     for the order in which sums are rounded.
@@ -68,5 +73,24 @@ def train(plan: Plan, members: Sequence[Member], *, points: int) -> Curves:
         runs, told = advance(runs)
         found.append(jax.device_get(told))
     total, count, steps = (np.stack(x, axis=1) for x in zip(*found, strict=True))
-    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-    return Curves(mean, steps.cumsum(1))
+    final = _played(agent, env, runs.learner, keys[1])
+    return Curves(_mean(total, count), steps.cumsum(1), final)
+
+
+def _mean(total: Array, count: Array) -> Array:
+    """NaN where there is nothing to divide by."""
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def _played(agent: Agent, env: JaxEnv, learners: LearnerState, keys: Key) -> Array:
+    """The mean return `[N]` of the games that end within PLAYED steps of each of PLAYERS
+    environments, in which nothing is learnt."""
+    idle = agent._replace(learn=lambda state, batch: (state, (), {}), replay=None)
+    init, update = fused.build(idle, env, unroll=PLAYED, num_envs=PLAYERS)
+
+    def play(learner: LearnerState, key: Key) -> tuple[Array, Array]:
+        _, outcome = update(init(learner, jax.random.fold_in(key, PLAYED)))
+        total = jnp.sum(jnp.where(outcome.ended, outcome.episode_return, 0.0))
+        return total, jnp.sum(outcome.ended)
+
+    return _mean(*jax.device_get(jax.jit(jax.vmap(play))(learners, keys)))

@@ -122,7 +122,7 @@ def _cell(plan: Plan, seeds: int) -> dict[str, Any]:
     ]
     members = [Member(seed, hyper) for hyper in grid for seed in range(SELECTION_SEEDS)]
     tried = score(train(plan, members, points=POINTS)).reshape(len(grid), SELECTION_SEEDS)
-    best = grid[int(np.nanmean(tried, axis=1).argmax())]
+    best = grid[int(np.nan_to_num(tried.mean(axis=1), nan=-np.inf).argmax())]
     members = [Member(FIRST_SEED + i, best) for i in range(seeds)]
     curves = train(plan, members, points=POINTS)
     return {

@@ -176,6 +176,7 @@ class Learner:
         versions = sorted(int(version) for version in loaded.tree("past") or {})
         template = {str(version): self._past[-1][1] for version in versions}
         past = loaded.restore("past", template)
+        self._past.clear()
         for version in versions:
             self._past.append((version, jax.device_put(past[str(version)], self._devices.actor)))
 
