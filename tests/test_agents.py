@@ -61,8 +61,6 @@ VARIANTS = {
     "multi_discrete": variant(MIXED, spaces.MultiDiscrete([2, 3]), **ADAM),
     "masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, core="gru"),
     "pixels": variant(PIXELS, DISCRETE, torso="shallow"),
-    "epsilon": variant(VECTOR, BOX, correction="epsilon", **ADAM),
-    "one_step": variant(MIXED, DISCRETE, correction="one-step", core="gru"),
     "laser": variant(VECTOR, spaces.MultiDiscrete([2, 3]), core="lstm", replay_share=2 / 3,
                      trust_region=1e6),
     "r2d2": variant(VECTOR, DISCRETE, agent="r2d2"),

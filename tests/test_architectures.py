@@ -190,7 +190,8 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
     runtime = A3CRuntime(agent, jax.tree.map(jnp.copy, state), [actor, actor])  # type: ignore[list-item]
     versions = [state]
     for _ in range(6):
-        update = runtime.update()
+        while not (update := runtime.update()).metrics:
+            pass  # nothing came for a while: it compiles
         # One of the earlier versions acted; its gradient is what was applied.
         acted = versions[-1 - int(update.policy_lag)]
         grads, aux = agent.gradients(acted, Batch(actor.unrolled.trajectory))  # type: ignore[misc]

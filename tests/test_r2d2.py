@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
@@ -388,27 +389,30 @@ def test_kill_9_at_any_time(tmp_path):
         before = now
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
-def test_a_damaged_replay_is_noticed_and_filled_anew(tmp_path, damage, capsys):
-    train(tmp_path, 3000, stop_after=1500)
-    updates = counts(tmp_path)["updates"]
-    segment = sorted((tmp_path / "replay").iterdir())[-1]
-    data = bytearray(segment.read_bytes())
-    if damage == "missing":
-        segment.unlink()
-    else:
-        data[len(data) // 2] ^= 1
-        segment.write_bytes(data if damage == "flipped" else data[:-5])
-    train(tmp_path, 3000)
-    said = " ".join("".join(capsys.readouterr()).split())
-    assert "the replay is filled anew" in said
-    assert counts(tmp_path)["updates"] > updates
+def test_a_damaged_replay_is_noticed_and_filled_anew(tmp_path, capsys):
+    train(tmp_path / "whole", 3000, stop_after=1200)
+    for damage in ("flipped", "cut", "missing"):
+        run_dir = tmp_path / damage
+        shutil.copytree(tmp_path / "whole", run_dir)
+        updates = counts(run_dir)["updates"]
+        segment = sorted((run_dir / "replay").iterdir())[-1]
+        data = bytearray(segment.read_bytes())
+        if damage == "missing":
+            segment.unlink()
+        else:
+            data[len(data) // 2] ^= 1
+            segment.write_bytes(data if damage == "flipped" else data[:-5])
+        capsys.readouterr()
+        train(run_dir, 3000, stop_after=2400)
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert "the replay is filled anew" in said, damage
+        assert counts(run_dir)["updates"] > updates, damage
 
 
 def test_a_replay_that_is_not_saved_is_filled_anew(tmp_path):
-    train(tmp_path, 3000, stop_after=1500, replay_saved=False)
+    train(tmp_path, 2400, stop_after=1200, replay_saved=False)
     assert not (tmp_path / "replay").exists()
-    train(tmp_path, 3000, replay_saved=False)
+    train(tmp_path, 2400, replay_saved=False)
     assert inspect(tmp_path)["learner_sha256"]
 
 

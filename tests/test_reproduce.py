@@ -109,6 +109,9 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablations, "GAMES", 2)
+    some = {name: ablations.VARIANTS[name] for name in ("R2D2", "Feed-Forward", "roll")}
+    assert len(ablations.VARIANTS) == 6
+    monkeypatch.setattr(ablations, "VARIANTS", some)
     args = ["reproduce", "r2d2-ablations", "--seeds", "1", "--steps", "2000"]
     args += ["--output", str(tmp_path / "runs"), "--results", str(tmp_path)]
     cli.main(args)

@@ -43,23 +43,20 @@ R2D2: dict[str, Any] = {
 FUSED = {"runtime": "fused"}
 LOCAL = {"runtime": "local"}
 GRU, LSTM = ({"core": core, "core_size": 8} for core in ("gru", "lstm"))
-LASER = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200}
+LASER = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
 ATARI = {"envs": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # The conformance table: every agent under every runtime, and what else it is made of. Add each new
 # agent.
 EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-fused": ("impala", "pronk/Catch-v0", FUSED, 1000),
     "impala-local": ("impala", "pronk/Catch-v0", LOCAL, 1000),
-    "impala-gru": ("impala", "pronk/CartPole-v1", {**LOCAL, **GRU}, 1000),
-    "impala-lstm": ("impala", "CartPole-v1", LSTM, 1000),
+    "impala-gru": ("impala", "CartPole-v1", GRU, 1000),
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-pendulum": ("impala", "Pendulum-v1", {"actors": 1}, 600),
     "impala-atari": ("impala", "ALE/Breakout-v5", {"envs": 2, "batch_size": 2}, 600),
+    # With a lag of more updates than there are before the pauses.
     "impala-mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs": 2}, 1000),
     "impala-mixed-local": ("impala", "CartPole-v1", {**LSTM, **LASER, "envs": 1}, 1000),
-    "impala-lag-fused": ("impala", "pronk/Catch-v0", {**FUSED, "policy_lag": 3}, 1000),
-    # More than there are updates before the pauses.
-    "impala-lag-local": ("impala", "pronk/Catch-v0", {**LOCAL, "envs": 2, "policy_lag": 40}, 1000),
     "r2d2-fused": ("r2d2", "pronk/Catch-v0", {**FUSED, "replay_ratio": 2.0}, 1500),
     "r2d2-fused-memory": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "replay_ratio": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
@@ -539,11 +536,10 @@ def test_catch_is_learnt(runtime: str, tmp_path: Path) -> None:
 def test_memory_is_learnt_with_a_core_and_not_without(tmp_path: Path) -> None:
     settings = {"env_args": {"delay": 5}, "steps": 300_000, **SMALL}
     scores = {}
-    for core in ("lstm", "gru", "none"):
+    for core in ("lstm", "none"):
         pronk.train("impala", "pronk/MemoryCue-v0", run_dir=tmp_path / core, core=core, **settings)
         scores[core] = pronk.load(tmp_path / core).evaluate(episodes=400).mean_return
     assert scores["lstm"] >= 0.95
-    assert scores["gru"] >= 0.95
     assert scores["none"] <= 0.35  # chance is 0.25
 
 
