@@ -145,6 +145,8 @@ def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, cap
         (["r2d2-stalenes"], "did you mean 'r2d2-staleness'"),
         (["r2d2-staleness", "--seeds", "0"], "`--seeds` is 0; expected at least 1"),
         (["policy-lag", "--scale", "0"], "`--scale` is 0.0; expected a number above zero"),
+        (["policy-lag", "--tasks", "deep see"], "`--tasks` has 'deep see'; known are 'delayed"),
+        (["vtrace-ablation", "--tasks", "deep see"], "'deep see'; did you mean 'deep sea'?"),
     ],
 )
 def test_bad_input(args, message, capsys):
@@ -257,6 +259,8 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
     cli.main(args)
     assert len(done) == 8
     # With other settings nothing of it counts, and nothing of it is lost.
+    cli.main([*args[:2], "--scale", "0.5", "--tasks", "short", *args[2:]])
+    assert len(done) == 12
     cli.main([*args[:2], "--scale", "0.5", *args[2:]])
     assert len(done) == 16
     assert len(list((tmp_path / "runs").iterdir())) == 16

@@ -70,6 +70,8 @@ class VTraceAblation:
     """Runs of what is best of the grid, whose learning rate and entropy cost two others chose."""
     scale: float = 1.0
     """How much of each task's agent steps is trained for."""
+    tasks: tuple[str, ...] = ()
+    """Some of them only. [all]"""
     output: Path = Path("runs") / "vtrace-ablation"
     """Where the runs' figures are kept; interrupted, the same command goes on."""
     results: Path = Path("runs") / "vtrace-ablation"
@@ -86,6 +88,8 @@ class PolicyLag:
     """Runs of each correction at each lag."""
     scale: float = 1.0
     """How much of each task's agent steps is trained for."""
+    tasks: tuple[str, ...] = ()
+    """Some of them only. [all]"""
     output: Path = Path("runs") / "policy-lag"
     """Where the runs' figures are kept; interrupted, the same command goes on."""
     results: Path = Path("runs") / "policy-lag"

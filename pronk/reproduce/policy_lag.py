@@ -19,6 +19,7 @@ from pronk.reproduce.vtrace_ablation import (
     CORRECTIONS,
     FIRST_SEED,
     TASKS,
+    chosen,
     plan_for,
     plan_identity,
 )
@@ -32,9 +33,8 @@ SHOWN = ("delayed catch", "breakout")
 def run(settings: PolicyLag) -> str:
     """Train what is missing, then write the table and the picture."""
     configure_jax()
-    tasks = SHOWN
+    tasks = chosen(settings, SHOWN[:1] if settings.quick else SHOWN)
     if settings.quick:
-        tasks = SHOWN[:1]
         settings = dataclasses.replace(settings, seeds=min(3, settings.seeds), scale=0.5)
     settings.results.mkdir(parents=True, exist_ok=True)
     found = []

@@ -11,13 +11,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pronk.configs.reproduce import VTraceAblation
+from pronk.configs.reproduce import PolicyLag, VTraceAblation
+from pronk.errors import UserError, nearest
 from pronk.plan import Plan, resolve
 from pronk.reproduce.common import Interval, interval, once
 from pronk.reproduce.side_by_side import Curves, Member, train
@@ -85,7 +86,7 @@ def plan_for(task: Task, correction: str, *, replay: bool, lag: int, steps: int)
 def run(settings: VTraceAblation) -> str:
     """Train what is missing, then write the tables and the picture."""
     configure_jax()
-    tasks = {name: TASKS[name] for name in (QUICK if settings.quick else TASKS)}
+    tasks = {name: TASKS[name] for name in chosen(settings, QUICK if settings.quick else TASKS)}
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=min(3, settings.seeds), scale=0.5)
     settings.results.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,18 @@ def run(settings: VTraceAblation) -> str:
                 )
                 found.append({"task": name, "replay": replay, "correction": correction, **done})
     return _write(found, settings.results)
+
+
+def chosen(settings: VTraceAblation | PolicyLag, known: Iterable[str]) -> list[str]:
+    """Those of the tasks that are wanted; raises UserError for one that there is not."""
+    names = list(known)
+    for task in settings.tasks:
+        if task not in names:
+            raise UserError(
+                f"`--tasks` has '{task}'{nearest(task, names) or ';'} known are"
+                f" {', '.join(map(repr, names))}."
+            )
+    return list(settings.tasks) or names
 
 
 def plan_identity(plan: Plan) -> dict[str, Any]:
