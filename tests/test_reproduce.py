@@ -255,7 +255,7 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr().out
     assert len(done) == 8  # two tasks × two corrections × with and without replay
     assert "| **with replay** |" in shown
-    assert "best, or within the interval of the best, with replay: V-trace" in shown
+    assert "best, or within the interval of the best (or 1% of the spread), with replay:" in shown
     cli.main(args)
     assert len(done) == 8
     # With other settings nothing of it counts, and nothing of it is lost.
@@ -310,12 +310,14 @@ def test_the_verdict_counts_who_is_near_the_best():
 
     scores = {"vtrace": [1.0, 1.2], "one-step": [1.1, 1.3], "epsilon": [0.2] * 2, "none": [0.0] * 2}
     found = [cell(c, s) for c, s in scores.items()]
-    found += [{**f, "replay": True, "scores": [0.5, 0.5]} for f in found]
+    close = {"vtrace": 0.495, "one-step": 0.5, "epsilon": 0.48, "none": -0.5}
+    found += [{**cell(c, [s] * 2), "replay": True} for c, s in close.items()]
+    start = "best, or within the interval of the best (or 1% of the spread), "
     assert vtrace_ablation.verdict(found).splitlines() == [
-        "best, or within the interval of the best, without replay: V-trace 1 of 1, 1-step 1 of 1,"
-        " ε-correction 0 of 1, no-correction 0 of 1",
-        "best, or within the interval of the best, with replay: V-trace 1 of 1, 1-step 1 of 1,"
-        " ε-correction 1 of 1, no-correction 1 of 1",
+        f"{start}without replay: V-trace 1 (1) of 1, 1-step 1 (1) of 1, ε-correction 0 (0) of 1,"
+        " no-correction 0 (0) of 1",
+        f"{start}with replay: V-trace 0 (1) of 1, 1-step 1 (1) of 1, ε-correction 0 (0) of 1,"
+        " no-correction 0 (0) of 1",
     ]
     assert "| 1-step | **1.2** [1.1, 1.3] |" in vtrace_ablation.table(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from pronk import cli, returns
 from pronk.configs.reproduce import TDLambda, VTraceAnalysis
-from pronk.reproduce import td_lambda, vtrace_analysis
+from pronk.reproduce import td_lambda, vtrace_ablation, vtrace_analysis
 from pronk.tabular import (
     VTraceOperator,
     random_mdp,
@@ -176,3 +177,19 @@ def test_the_pages_code_runs():
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
+
+
+def test_the_pages_ablation_is_the_committed_one():
+    """The table as `pronk reproduce vtrace-ablation` prints it, from every seed's score."""
+    path = DOCS / "results" / "vtrace-ablation.csv"
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["part"] == "shown":
+                cell = (row["task"], row["replay"], row["correction"])
+                scores.setdefault(cell, []).append(float(row["score"]))
+    found = [
+        {"task": task, "replay": replay == "True", "correction": correction, "scores": values}
+        for (task, replay, correction), values in scores.items()
+    ]
+    assert vtrace_ablation.table(found) in (DOCS / "vtrace.md").read_text()

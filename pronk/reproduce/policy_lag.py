@@ -65,7 +65,7 @@ def _write(found: list[dict[str, Any]], results: Path) -> str:
         for cell in found:
             for i, value in enumerate(cell["scores"]):
                 name = [cell["task"], cell["correction"], cell["lag"]]
-                writer.writerow([*name, FIRST_SEED + i, f"{value:.6g}"])
+                writer.writerow([*name, FIRST_SEED + i, f"{value:.12g}"])
     picture = results / "policy-lag.png"
     _draw(found, picture)
     return "\n\n".join([*(table(found, task) for task in _tasks(found)), str(picture)])
