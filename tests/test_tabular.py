@@ -14,7 +14,7 @@ import pytest
 
 from pronk import cli, returns
 from pronk.configs.reproduce import TDLambda, VTraceAnalysis
-from pronk.reproduce import td_lambda, vtrace_ablation, vtrace_analysis
+from pronk.reproduce import policy_lag, td_lambda, vtrace_ablation, vtrace_analysis
 from pronk.tabular import (
     VTraceOperator,
     random_mdp,
@@ -193,3 +193,18 @@ def test_the_pages_ablation_is_the_committed_one():
         for (task, replay, correction), values in scores.items()
     ]
     assert vtrace_ablation.table(found) in (DOCS / "vtrace.md").read_text()
+
+
+def test_the_pages_policy_lags_are_the_committed_ones():
+    """As above, from `pronk reproduce policy-lag`."""
+    scores: dict[tuple[str, str, int], list[float]] = {}
+    with (DOCS / "results" / "policy-lag.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            cell = (row["task"], row["correction"], int(row["lag"]))
+            scores.setdefault(cell, []).append(float(row["score"]))
+    found = [
+        {"task": task, "correction": correction, "lag": lag, "scores": values}
+        for (task, correction, lag), values in scores.items()
+    ]
+    for task in dict.fromkeys(cell["task"] for cell in found):
+        assert policy_lag.table(found, task) in (DOCS / "vtrace.md").read_text()
