@@ -194,7 +194,7 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
             run.until(lambda: "1 of 2 actors wait for a place" in " ".join(run.said().split()))
             nodes.append(raylets.add_node(num_cpus=1))
             run.until(lambda: "all actors have a place" in " ".join(run.said().split()))
-            assert len(hosts()) == 2
+            run.until(lambda: len(hosts()) == 2)
             run.goes_on()
             out = stopped(process, run)
     finally:
