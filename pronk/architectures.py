@@ -145,25 +145,21 @@ def fixed_numbers(
                 f" {size}."
             )
         return num_actors, num_envs
-    if architecture.synchronous:
+    if architecture.synchronous or config.policy_lag:
+        why = f"{name} learns once from what all actors did"
+        if config.policy_lag:
+            lag = f"`--policy-lag` is {config.policy_lag}"
+            why = f"{lag}, which is exact where a round makes one update"
         num_envs = config.envs or max(fresh // num_actors, 1)
         if num_actors * num_envs != fresh:
             raise UserError(
-                f"{name} learns once from what all actors did: `--actors` {num_actors} ×"
-                f" `--envs` {num_envs} must equal {size}."
+                f"{why}: `--actors` {num_actors} × `--envs` {num_envs} must equal {size}."
             )
         return (1, fresh) if architecture.single else (num_actors, num_envs)
     several = config.actor_kind == "process" or config.learners > 1
     if not (config.deterministic or architecture.central or several):
         return config.actors, config.envs
     num_envs = config.envs or tuning.ENVS
-    if config.policy_lag:
-        num_envs = config.envs or max(fresh // num_actors, 1)
-        if num_actors * num_envs != fresh:
-            raise UserError(
-                f"`--policy-lag` is {config.policy_lag}, which is exact where a round makes one"
-                f" update: `--actors` {num_actors} × `--envs` {num_envs} must equal {size}."
-            )
     if config.deterministic and not only_replay and (num_actors * num_envs) % fresh:
         raise UserError(
             f"--deterministic learns from whole rounds: --actors {num_actors} × --envs"

@@ -273,7 +273,8 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
     rows = (tmp_path / "vtrace-ablation.csv").read_text().splitlines()
     assert len(rows) == 1 + 8 * (grid * vtrace_ablation.SELECTION_SEEDS + 2)
     curves = (tmp_path / "vtrace-ablation-curves.csv").read_text().splitlines()
-    assert len(curves) == 1 + 8 * 2 * vtrace_ablation.POINTS
+    assert len(curves) == 1 + 8 * 2
+    assert {len(row.split(",")) for row in curves} == {5 + vtrace_ablation.POINTS}
     assert (tmp_path / "vtrace-ablation.png").stat().st_size > 10_000
 
 

@@ -170,12 +170,14 @@ def _write(found: list[dict[str, Any]], results: Path) -> str:
                 writer.writerow([*name, *hyper, "shown", FIRST_SEED + i, f"{value:.12g}"])
     with (results / "vtrace-ablation-curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["task", "replay", "correction", "seed", "steps", "mean_return"])
+        # A row for each curve, whose points are equally far apart.
+        points = [f"return{i}" for i in range(1, POINTS + 1)]
+        writer.writerow(["task", "replay", "correction", "seed", "steps_to_the_last", *points])
         for cell in found:
             name = [cell["task"], cell["replay"], cell["correction"]]
             for i, curve in enumerate(cell["curves"]):
-                for steps, value in zip(cell["steps"], curve, strict=True):
-                    writer.writerow([*name, FIRST_SEED + i, int(steps), f"{value:.5g}"])
+                values = [f"{value:.4g}" for value in curve]
+                writer.writerow([*name, FIRST_SEED + i, int(cell["steps"][-1]), *values])
     picture = results / "vtrace-ablation.png"
     _draw(found, picture)
     return "\n\n".join([table(found), verdict(found), str(picture)])

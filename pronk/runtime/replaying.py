@@ -17,15 +17,14 @@ import numpy as np
 from pronk.checkpoint import Loaded
 from pronk.errors import UserError
 from pronk.replay import Limiter, Replay, SegmentLog
-from pronk.replay.store import without_core
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
-from pronk.runtime.batcher import columns, concatenate, mixed
+from pronk.runtime.batcher import as_drawn, columns, concatenate, mixed
 from pronk.runtime.learner import Learner, Prepared, agent_steps, only_acted
 from pronk.runtime.local import LocalRuntime, OneLearner, SynchronousRuntime
 from pronk.runtime.supervise import Closed, Supervised
 from pronk.runtime.workers import Workers
-from pronk.types import Array, Batch, PyTree, Trajectory
+from pronk.types import Array, Batch, PyTree
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped
 
@@ -80,9 +79,8 @@ class Memory:
             if len(self.replay):
                 drawn = self.replay.sample(count, self._rng)[0].trajectory
             else:
-                rows, _ = without_core(fresh[:3])
-                again = Trajectory(*rows, core=fresh.core, version=fresh.version)
-                drawn = columns(concatenate([again] * (1 + count // width)), 0, count)
+                again = [as_drawn(fresh)] * (1 + count // width)
+                drawn = columns(concatenate(again), 0, count)
             found.append(mixed(fresh, drawn))
         return found
 
