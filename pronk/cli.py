@@ -72,8 +72,8 @@ def _train_usage() -> str:
     return (
         "usage: pronk train AGENT ENV [flags]\n\n"
         f"AGENT is one of: {', '.join(AGENTS)}. ENV is a Gymnasium id (CartPole-v1), an Atari game"
-        " (ALE/Pong-v5)\nor one of pronk's own (pronk/Catch-v0): see `pronk list`."
-        " `pronk train AGENT --help` lists the flags.\n"
+        " (ALE/Pong-v5)\nor one of pronk's own (pronk/Catch-v0): see `pronk list`. ENV,ENV,… or"
+        " suite/NAME is several tasks for one agent.\n`pronk train AGENT --help` lists the flags.\n"
     )
 
 
@@ -85,7 +85,8 @@ class TrainArguments(Generic[AgentConfig]):
     """What follows `pronk train AGENT`."""
 
     env: Positional[str]
-    """Environment: a Gymnasium id, ALE/Game-v5, or one of pronk's own."""
+    """Environment: a Gymnasium id, ALE/Game-v5, or one of pronk's own; several, ENV,ENV,…, or a
+    suite's name, for one agent that learns them all."""
     run: OmitArgPrefixes[RunConfig]
     agent_config: OmitArgPrefixes[AgentConfig]
     preset: str = "auto"
@@ -173,6 +174,7 @@ def evaluate(args: list[str]) -> None:
     parsed = _parse(EvalArguments, "eval", args, description="Play games and report the score.")
     if parsed.episodes < 1:
         raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
+    from pronk.evaluate import SuiteEvaluation
     from pronk.files import without_nan
     from pronk.policy import load
 
@@ -187,6 +189,9 @@ def evaluate(args: list[str]) -> None:
     if parsed.json:
         print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
         return
+    if isinstance(result, SuiteEvaluation):
+        print(_suite_table(result))
+        return
     human = result.human_normalised
     normalised = "" if human is None else f", {human:.1%} human-normalised"
     print(
@@ -195,6 +200,24 @@ def evaluate(args: list[str]) -> None:
         f" {result.episodes} games, {'sampled' if parsed.sample else 'greedy'}, {result.minimum:g}"
         f" to {result.maximum:g}, {result.mean_length:,.0f} steps long{normalised})"
     )
+
+
+def _suite_table(result: Any) -> str:
+    """A `SuiteEvaluation` for people."""
+    width = max(map(len, result.tasks))
+    lines = [f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'games':>5}  {'score':>7}"]
+    for name, found in result.tasks.items():
+        score = result.normalised.get(name)
+        shown = "–" if score is None else f"{score:.1%}"
+        lines.append(
+            f"{name:{width}}  {found.mean_return:12.4g}  {found.standard_error:9.3g}"
+            f"  {found.episodes:5}  {shown:>7}"
+        )
+    if result.scores:
+        words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
+        listed = ", ".join(f"{words[k]} {v:.1%}" for k, v in result.scores.items())
+        lines.append(f"normalised scores: {listed}")
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +236,8 @@ class RecordArguments:
     """Draw actions from the policy instead of taking the likeliest."""
     seed: int = 1_000_000
     """Of the games."""
+    task: str | None = None
+    """Which task, of a suite."""
 
 
 def record(args: list[str]) -> None:
@@ -235,6 +260,7 @@ def record(args: list[str]) -> None:
         max_steps=parsed.max_steps,
         seed=parsed.seed,
         sample=parsed.sample,
+        task=parsed.task,
     )
     print(f"{output}: returns {', '.join(f'{r:g}' for r in returns) or 'none, no game ended'}")
 

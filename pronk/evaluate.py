@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from pronk import scores
 from pronk.runtime.actor import Player
-from pronk.types import Agent, Episode, Key, PyTree, VectorEnv
+from pronk.types import Agent, EnvSpec, Episode, Key, PyTree, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,24 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SuiteEvaluation:
+    """What N games of each task of a suite gave."""
+
+    tasks: dict[str, Evaluation]
+    normalised: dict[str, float]  # (score − random) / (what counts as 1 − random), where known
+    scores: dict[str, float]  # `scores.aggregates` of these, if known for all tasks
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """What is recorded during training, flat."""
+        returns = {f"return/{name}": found.mean_return for name, found in self.tasks.items()}
+        return returns | {f"score/{name}": value for name, value in self.scores.items()}
 
 
 def evaluate(
@@ -62,6 +81,45 @@ def evaluate(
                 quota[slot] -= 1
                 done.append(episode)
     return summarise(env.spec.name, done)
+
+
+def evaluate_suite(
+    agent: Agent,
+    behaviour: PyTree,
+    make_env: Callable[[int], VectorEnv],
+    spec: EnvSpec,
+    *,
+    episodes: int,
+    key: Key,
+    sample: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> SuiteEvaluation | None:
+    """`evaluate` with `episodes` games of each task; `make_env` gives environments of that task."""
+    tasks: dict[str, Evaluation] = {}
+    for k, name in enumerate(spec.tasks):
+        with contextlib.closing(make_env(k)) as env:
+            found = evaluate(
+                agent, behaviour, env, episodes=episodes, key=key, sample=sample, stop=stop
+            )
+        if found is None:
+            return None
+        tasks[name] = found
+    means = {name: found.mean_return for name, found in tasks.items()}
+    return SuiteEvaluation(tasks, *suite_scores(spec, means))
+
+
+def suite_scores(
+    spec: EnvSpec, mean_returns: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The normalised scores of the tasks whose references are known, and, if all of them are there,
+    their `scores.aggregates`."""
+    normalised = {
+        name: scores.normalised(mean_returns[name], reference)
+        for name, reference in zip(spec.tasks, spec.references, strict=True)
+        if reference is not None and name in mean_returns
+    }
+    whole = len(normalised) == len(spec.tasks)
+    return normalised, scores.aggregates(list(normalised.values())) if whole else {}
 
 
 def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:

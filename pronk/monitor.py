@@ -37,6 +37,9 @@ from pronk.files import (
 )
 
 _MAX_LOSSES = 6  # shown, so that the panel stays within a small terminal
+_MAX_TASKS = 8  # of a suite
+# Normalised scores of a suite.
+_SCORES = {"score/mean": "score (mean)", "score/median": "score (median)"}
 # Shown once there are any.
 _FAULTS = {
     "skipped_updates": "updates skipped",
@@ -164,6 +167,8 @@ class Monitor:
         else:
             count = min(100, int(record.get("episodes") or 0))
             parts.append(f"return {_number(record['mean_return'])} ({_episodes(count)})")
+        if record.get("score/median") is not None:
+            parts.append(f"median score {_number(record['score/median'])}")
         if record.get("eval/mean_return") is not None:
             parts.append(f"evaluation {_number(record['eval/mean_return'])}")
         if record.get("policy_lag") is not None:
@@ -227,6 +232,13 @@ class Monitor:
         ]
         if "eval/mean_return" in record:
             rows.append(("evaluation", _number(record["eval/mean_return"])))
+        rows += [
+            (name, _number(record[key]))
+            for key, name in _SCORES.items()
+            if record.get(key) is not None
+        ]
+        tasks = [name for name in record if name.startswith("return/")][:_MAX_TASKS]
+        rows += [(_tail(name.removeprefix("return/")), _number(record[name])) for name in tasks]
         losses = [name for name in record if name.startswith("loss/")][:_MAX_LOSSES]
         rows += [(f"{name.removeprefix('loss/')} loss", _number(record[name])) for name in losses]
         if "gradient_norm" in record:
@@ -292,6 +304,11 @@ def _number(value: Any) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _tail(name: str, width: int = 24) -> str:
+    """A long name's end, where tasks differ."""
+    return name if len(name) <= width else f"…{name[-width + 1 :]}"
 
 
 def _episodes(count: int) -> str:

@@ -5,7 +5,7 @@ Everything is time-major `[T, B, ...]`; acting is the case T = 1. Parameters are
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import gymnasium as gym
@@ -283,12 +283,67 @@ def _remembered(features: Array, reward: Array, last_action: Array) -> Array:
     return jnp.concatenate([features, reward[..., None], last_action], axis=-1)
 
 
+class PixelControl(nn.Module):
+    """Action values of changing the pixels of each cell of a grid: features `[N, F]` to
+    `[N, H, W, actions]`, by deconvolution and a dueling head (Jaderberg et al. 2017, section 3.1
+    and figure 1)."""
+
+    cells: tuple[int, int]  # H, W
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        height, width = (-(-n // 2) for n in self.cells)
+        x = nn.relu(nn.Dense(height * width * 32, kernel_init=_init, name="dense")(features))
+        x = x.reshape(-1, height, width, 32)
+        small = nn.initializers.orthogonal(0.1)
+        value, advantage = (
+            nn.ConvTranspose(n, (4, 4), (2, 2), kernel_init=small, name=name)(x)
+            for name, n in (("value", 1), ("advantage", self.num_actions))
+        )
+        q = value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+        return q[:, : self.cells[0], : self.cells[1]]
+
+
+def pixel_cells(space: gym.Space, size: int) -> tuple[int, int] | None:
+    """How many cells of `size` × `size` the first image of an observation has, `(H, W)`; None where
+    there is no image, or none so large."""
+    image = next((leaf for leaf in leaf_spaces(space) if is_image(leaf)), None)
+    if image is None:
+        return None
+    a, b, c = image.shape or (0, 0, 0)
+    height, width = (b, c) if _channels_first((a, b, c)) else (a, b)
+    return (height // size, width // size) if min(height, width) >= size else None
+
+
+def pixel_change(space: gym.Space, observation: PyTree, size: int) -> Array:
+    """How much each cell of an observation's first image changes from row to row: the mean over its
+    pixels and channels of what 255 is 1 of. Rows `[T + 1, B, ...]` to float32 `[T, B, H, W]`."""
+    leaves = zip(leaf_spaces(space), jax.tree.leaves(observation), strict=True)
+    x = next(x for leaf, x in leaves if is_image(leaf))
+    if _channels_first(x.shape[2:]):
+        x = jnp.moveaxis(x, 2, -1)
+    steps, batch, height, width, channels = x.shape
+    height, width = height // size, width // size
+    x = x[:, :, : height * size, : width * size].astype(jnp.float32) / 255.0
+    change = jnp.abs(x[1:] - x[:-1]).reshape(steps - 1, batch, height, size, width, size, channels)
+    return jnp.mean(change, axis=(3, 5, 6))
+
+
+class Output(NamedTuple):
+    """What `ActorCritic` makes of `[T, B]` rows."""
+
+    policy: Array  # [T, B, P], parameters of the action distribution
+    values: Array  # [T, B, K], one for each task
+    state: PyTree  # [B, ...], of the core after the last row
+    pixel_values: Array | None = None  # [T, B, H, W, actions], where asked for
+
+
 class ActorCritic(nn.Module):
     """Encoder, optional recurrent core, policy and value heads.
 
     observation `[T, B, ...]`, reward `[T, B]` and last_action `[T, B, A]` (inputs of the core
-    only), first `[T, B]`, state `[B, ...]`; returns policy parameters `[T, B, P]`, values
-    `[T, B]` and the state after the last row.
+    only), first `[T, B]`, state `[B, ...]`. Values of pixel control are computed where `pixel`.
     """
 
     space: gym.Space
@@ -300,11 +355,20 @@ class ActorCritic(nn.Module):
     core_size: int
     separate_value: bool
     encoder_dtype: Any = jnp.float32
+    num_values: int = 1
+    pixel_control: PixelControl | None = None
 
     @nn.compact
     def __call__(
-        self, observation: PyTree, reward: Array, last_action: Array, first: Array, state: PyTree
-    ) -> tuple[Array, Array, PyTree]:
+        self,
+        observation: PyTree,
+        reward: Array,
+        last_action: Array,
+        first: Array,
+        state: PyTree,
+        *,
+        pixel: bool = False,
+    ) -> Output:
         steps, batch = first.shape
         encoder: dict[str, Any] = {
             "space": self.space,
@@ -321,10 +385,15 @@ class ActorCritic(nn.Module):
         # Small policy weights make the first policy nearly uniform.
         small = nn.initializers.orthogonal(0.01)
         policy = nn.Dense(self.num_params, kernel_init=small, name="policy")(features)
+        pixel_values = None
+        if pixel and self.pixel_control is not None:
+            pixel_values = self.pixel_control(features.reshape(steps * batch, -1))
+            pixel_values = pixel_values.reshape(steps, batch, *pixel_values.shape[1:])
         if self.separate_value:
             features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(features)
-        return policy, value[..., 0], state
+        one = nn.initializers.orthogonal(1.0)
+        values = nn.Dense(self.num_values, kernel_init=one, name="value")(features)
+        return Output(policy, values, state, pixel_values)
 
 
 class DuelingQ(nn.Module):

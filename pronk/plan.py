@@ -122,17 +122,17 @@ _POSITIVE = frozenset(
     | {"eval_every", "eval_episodes", "unroll", "batch_size", "learning_rate", "epsilon"}
     | {"max_gradient_norm", "rho_bar", "c_bar", "reward_scale", "core_size", "initial_std"}
     | {"sequence_length", "n_steps", "replay_capacity", "replay_minimum", "replay_ratio"}
-    | {"target_every", "hang_after", "actor_cpus", "learners"}
+    | {"target_every", "hang_after", "actor_cpus", "learners", "pixel_control_cell"}
 )
 _NOT_NEGATIVE = frozenset(
     {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost", "trace_lambda"}
     | {"reward_clip", "overlap", "burn_in", "rescaling_epsilon", "priority_exponent"}
     | {"importance_exponent", "exploration_exponent", "head", "max_restarts", "actor_gpus"}
-    | {"learner_rank", "policy_lag", "trust_region"}
+    | {"learner_rank", "policy_lag", "trust_region", "pixel_control_cost"}
 )
 _FRACTIONS = frozenset(
     {"discount", "rmsprop_decay", "priority_mixture", "exploration", "average_decay"}
-    | {"trace_leak", "replay_share"}
+    | {"trace_leak", "replay_share", "popart_beta", "pixel_control_discount"}
 )
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from pronk import envs
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
 from pronk.errors import UserError
-from pronk.evaluate import Evaluation, evaluate
+from pronk.evaluate import Evaluation, SuiteEvaluation, evaluate, evaluate_suite
 from pronk.files import cannot_write
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
-from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep
+from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep, VectorEnv
 from pronk.wiring import build, configure_jax, initial_state
 
 
@@ -93,38 +93,50 @@ class Policy:
         seed: int = 1_000_000,
         env: Any = None,
         env_args: Mapping[str, Any] | None = None,
-    ) -> Evaluation:
-        """Play `episodes` full games, unclipped; on another environment if one is given."""
+    ) -> Evaluation | SuiteEvaluation:
+        """Play `episodes` full games, unclipped, of each task if it is a suite; on another
+        environment if one is given."""
         own = env is None or env == self.env
         played: Any = self.env if own else env
-        vector = envs.make(
-            played,
-            min(episodes, 16),
-            seed=seed,
-            env_args={**(self.plan.env_args if own else {}), **(env_args or {})},
-            threads=os.cpu_count() or 1,
-            evaluate=True,
-            max_faults=self.plan.run.max_env_faults,
-        )
-        with contextlib.closing(vector):
-            for kind in ("observation_space", "action_space"):
-                theirs, ours = getattr(vector.spec, kind), getattr(self.spec, kind)
-                if theirs != ours:
-                    raise UserError(
-                        f"'{vector.spec.name}' has the {kind.replace('_', ' ')} {theirs}, but this"
-                        f" policy was trained with {ours}; evaluate it on an environment like its"
-                        " own."
-                    )
-            result = evaluate(
-                self.agent,
-                self.behaviour,
-                vector,
-                episodes=episodes,
-                key=jax.random.key(seed),
-                sample=sample,
+        options: dict[str, Any] = {"episodes": episodes, "sample": sample}
+
+        def make_env(task: int | None) -> VectorEnv:
+            vector = envs.make(
+                played,
+                min(episodes, 16),
+                seed=seed,
+                env_args={**(self.plan.env_args if own else {}), **(env_args or {})},
+                threads=os.cpu_count() or 1,
+                evaluate=True,
+                max_faults=self.plan.run.max_env_faults,
+                task=task,
             )
-        assert result is not None  # nobody asked it to stop
-        return result
+            try:
+                self._check_spaces(vector.spec)
+            except UserError:
+                vector.close()
+                raise
+            return vector
+
+        options["key"] = jax.random.key(seed)
+        spec = self.spec if own else envs.spec_of(played, env_args)
+        if spec.tasks:
+            found = evaluate_suite(self.agent, self.behaviour, make_env, spec, **options)
+        else:
+            with contextlib.closing(make_env(None)) as vector:
+                found = evaluate(self.agent, self.behaviour, vector, **options)
+        assert found is not None  # nobody asked it to stop
+        return found
+
+    def _check_spaces(self, spec: EnvSpec) -> None:
+        """Raise UserError where an environment's spaces are not this policy's."""
+        for kind in ("observation_space", "action_space"):
+            theirs, ours = getattr(spec, kind), getattr(self.spec, kind)
+            if theirs != ours:
+                raise UserError(
+                    f"'{spec.name}' has the {kind.replace('_', ' ')} {theirs}, but this policy was"
+                    f" trained with {ours}; evaluate it on an environment like its own."
+                )
 
 
 def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:

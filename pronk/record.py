@@ -26,15 +26,16 @@ def record(
     max_steps: int = 10_000,
     seed: int = 0,
     sample: bool = False,
+    task: str | None = None,
 ) -> list[float]:
     """Play `episodes` games, at most `max_steps` in all, and write them to `output`, .mp4 or .gif.
 
-    Returns the returns of the games that ended. Raises UserError for another file type, or an
-    environment that can't be rendered.
+    task: which one of a suite. Returns the returns of the games that ended. Raises UserError for
+    another file type, or an environment that can't be rendered.
     """
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
-    game = film.make(policy.env, seed=seed, env_args=policy.plan.env_args)
+    game = film.make(policy.env, seed=seed, env_args=policy.plan.env_args, task=task)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         rate: dict[str, Any] = {"duration": 1000 / game.frames_per_second, "loop": 0}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 # Random and human play per Atari game: Schrittwieser et al. 2020 ("Mastering Atari, Go, Chess and
 # Shogi by Planning with a Learned Model"), table S1; 57 games.
 ATARI: dict[str, tuple[float, float]] = {
@@ -65,10 +68,30 @@ ATARI: dict[str, tuple[float, float]] = {
 }
 
 
+def game(env_name: str) -> str | None:
+    """The key in `ATARI` of `ALE/Game-v5`, None where there is none."""
+    name = env_name.removeprefix("ALE/").rsplit("-v", 1)[0]
+    return name if env_name.startswith("ALE/") and name in ATARI else None
+
+
+def normalised(score: float, reference: tuple[float, float]) -> float:
+    """(score − random) / (what counts as 1 − random)."""
+    random, one = reference
+    return (score - random) / (one - random)
+
+
 def human_normalised(env_name: str, score: float) -> float | None:
     """(score − random) / (human − random) for `ALE/Game-v5`, None where it isn't known."""
-    game = env_name.removeprefix("ALE/").rsplit("-v", 1)[0]
-    if not env_name.startswith("ALE/") or game not in ATARI:
-        return None
-    random, human = ATARI[game]
-    return (score - random) / (human - random)
+    name = game(env_name)
+    return None if name is None else normalised(score, ATARI[name])
+
+
+def aggregates(values: Sequence[float]) -> dict[str, float]:
+    """Of one normalised score per task: mean, median, and the mean of scores cut off at 1, which
+    doesn't reward what is superhuman in some tasks at the cost of others (Espeholt et al. 2018,
+    section 5.3)."""
+    return {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "mean_capped": statistics.fmean(min(v, 1.0) for v in values),
+    }

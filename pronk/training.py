@@ -25,13 +25,13 @@ from pronk import envs
 from pronk.architectures import check_together
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
 from pronk.errors import UserError
-from pronk.evaluate import evaluate
+from pronk.evaluate import evaluate, evaluate_suite, suite_scores
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
 from pronk.runtime.base import Runtime, Update
 from pronk.runtime.group import ALONE, Group, join
-from pronk.types import Batch, LearnerState
+from pronk.types import Batch, LearnerState, VectorEnv
 from pronk.wiring import (
     EVALUATION_KEY,
     build,
@@ -89,7 +89,8 @@ class _Run:
         self.checkpointer = Checkpointer(self.run_dir / "checkpoints", keep=self.config.keep)
         self.agent_steps = 0
         self.episodes = 0
-        self.recent: deque[float] = deque(maxlen=100)  # returns of the last games
+        # Returns of the last games of each task.
+        self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
         self.wall_seconds = 0.0  # of earlier lives
         self.lag_sum, self.lag_count = 0.0, 0
         self.batch: Sequence[Batch] = ()  # that was learnt from last
@@ -111,10 +112,7 @@ class _Run:
             state = loaded.restore("learner", state)
             self._take_up(loaded.meta)
         elif self.config.init_from is not None and not self.group.rank:
-            params = _params_of(self.config.init_from, state)
-            state = state._replace(params=params)
-            if isinstance(state.aux, dict) and "target" in state.aux:
-                state = state._replace(aux=state.aux | {"target": jax.tree.map(jnp.copy, params)})
+            state = _begun_from(self.config.init_from, state)
         self._check_group()
         state = self.group.agreed(state)
         (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
@@ -169,7 +167,9 @@ class _Run:
     def _take_up(self, meta: Mapping[str, Any]) -> None:
         self.agent_steps = meta["agent_steps"]
         self.episodes = meta["episodes"]
-        self.recent.extend(meta["recent_returns"])
+        kept = meta["recent_returns"]
+        for recent, returns in zip(self.recent, kept if self.spec.tasks else [kept], strict=True):
+            recent.extend(returns)
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
 
@@ -237,7 +237,8 @@ class _Run:
     def _count(self, update: Update, steps: int) -> None:
         self.agent_steps += steps
         self.episodes += len(update.episodes)
-        self.recent.extend(e.episode_return for e in update.episodes)
+        for episode in update.episodes:
+            self.recent[episode.task].append(episode.episode_return)
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
@@ -273,40 +274,62 @@ class _Run:
         )
 
     def _counters(self) -> dict[str, Any]:
+        names = self.spec.tasks or ("",)
+        means = {
+            name: float(np.mean(recent))
+            for name, recent in zip(names, self.recent, strict=True)
+            if recent
+        }
         return {
             "steps": self.agent_steps,
             "frames": self.agent_steps * self.spec.frames_per_step,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
-            "mean_return": float(np.mean(self.recent)) if self.recent else math.nan,
+            "mean_return": float(np.mean(list(means.values()))) if means else math.nan,
             "episodes": self.episodes,
+            **({} if not self.spec.tasks else self._task_scores(means)),
         }
+
+    def _task_scores(self, mean_returns: Mapping[str, float]) -> dict[str, float]:
+        """Of a suite: each task's mean return, and the normalised scores of all."""
+        returns = {f"return/{name}": value for name, value in mean_returns.items()}
+        _, aggregates = suite_scores(self.spec, mean_returns)
+        return returns | {f"score/{name}": value for name, value in aggregates.items()}
 
     def _evaluate(self, runtime: Runtime, monitor: Monitor, signalled: threading.Event) -> None:
         config = self.config
-        env = envs.make(
-            self.env,
-            min(config.eval_episodes, 16),
-            seed=derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
-            env_args=self.plan.env_args,
-            workers=config.env_workers,
-            hang_after=config.hang_after,
-            threads=os.cpu_count() or 1,
-            evaluate=True,
-            fault_log=self.run_dir / "env_faults.log",
-            max_faults=config.max_env_faults,
-        )
-        with contextlib.closing(env):
-            result = evaluate(
-                self.agent,
-                jax.tree.map(np.asarray, self.agent.behaviour(runtime.learner_state)),
-                env,
-                episodes=config.eval_episodes,
-                key=key_for(config.seed, EVALUATION_KEY),
-                stop=signalled.is_set,
+
+        def make_env(task: int | None) -> VectorEnv:
+            return envs.make(
+                self.env,
+                min(config.eval_episodes, 16),
+                seed=derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
+                env_args=self.plan.env_args,
+                workers=config.env_workers,
+                hang_after=config.hang_after,
+                threads=os.cpu_count() or 1,
+                evaluate=True,
+                fault_log=self.run_dir / "env_faults.log",
+                max_faults=config.max_env_faults,
+                task=task,
             )
-        if result is not None:
-            fields = {f"eval/{k}": v for k, v in result.as_json().items() if v is not None}
-            monitor.log({**self._counters(), **fields})
+
+        behaviour = jax.tree.map(np.asarray, self.agent.behaviour(runtime.learner_state))
+        options: dict[str, Any] = {
+            "episodes": config.eval_episodes,
+            "key": key_for(config.seed, EVALUATION_KEY),
+            "stop": signalled.is_set,
+        }
+        fields: dict[str, Any] = {}
+        if self.spec.tasks:
+            found = evaluate_suite(self.agent, behaviour, make_env, self.spec, **options)
+            fields = {} if found is None else found.metrics()
+        else:
+            with contextlib.closing(make_env(None)) as env:
+                result = evaluate(self.agent, behaviour, env, **options)
+            fields = {} if result is None else result.as_json()
+        shown = {f"eval/{k}": v for k, v in fields.items() if v is not None}
+        if shown:
+            monitor.log({**self._counters(), **shown})
 
     def _save(self, runtime: Runtime, *, block: bool = False) -> None:
         if not self.lag_count or self.group.rank:
@@ -314,7 +337,9 @@ class _Run:
         meta = {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,
-            "recent_returns": list(self.recent),
+            "recent_returns": [list(r) for r in self.recent]
+            if self.spec.tasks
+            else list(self.recent[0]),
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
             "lag_sum": self.lag_sum,
             "lag_count": self.lag_count,
@@ -335,6 +360,7 @@ class _Run:
             "steps_per_second": counters["steps"] / counters["wall_seconds"],
             "mean_return": counters["mean_return"],
             "episodes": counters["episodes"],
+            **{k: v for k, v in counters.items() if k.startswith(("return/", "score/"))},
             "policy_lag": self.lag_sum / max(self.lag_count, 1),
             "bound_by": bound_by,
             "run_dir": str(self.run_dir),
@@ -385,25 +411,48 @@ def _next_multiple(steps: int, every: int | None) -> int | None:
     return None if every is None else (steps // every + 1) * every
 
 
-def _params_of(path: Path, state: LearnerState) -> Any:
-    """The parameters of another run, or exported ones, which must have the same shapes."""
-    if Path(path).is_file():
-        params = ArrayFile(Path(path)).read("params", state.params)
-        return jax.tree.map(jnp.asarray, params)
-    loaded: Loaded | None = Checkpointer(Path(path) / "checkpoints").load()
-    if loaded is None:
-        raise UserError(
-            f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file that"
-            " `pronk export` wrote."
-        )
-    params = (loaded.tree("learner") or {}).get("params")
-    expected = jax.tree.map(lambda x: (x.shape, x.dtype), state.params)
-    if jax.tree.map(lambda x: (x.shape, x.dtype), params) != expected:
-        raise UserError(
-            f"the parameters of `--init-from` '{path}' do not fit: another network, or an"
-            " environment with other spaces. Use the network settings of that run."
-        )
-    return jax.tree.map(jnp.asarray, params)
+def _begun_from(path: Path, state: LearnerState) -> LearnerState:
+    """`state` with the parameters of another run, or exported ones, of the same shapes, and with
+    the statistics that belong to them."""
+    aux = dict(state.aux) if isinstance(state.aux, dict) else {}
+    if path.is_file():
+        if "statistics" in aux:
+            raise UserError(
+                f"`--init-from` '{path}' has only what acts, and not the statistics in whose units"
+                " its values are; give the run's directory."
+            )
+        params = ArrayFile(path).read("params", state.params)
+    else:
+        loaded: Loaded | None = Checkpointer(path / "checkpoints").load()
+        if loaded is None:
+            raise UserError(
+                f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
+                " that `pronk export` wrote."
+            )
+        learner = loaded.tree("learner") or {}
+        params, theirs = learner.get("params"), learner.get("aux") or {}
+        if _shapes(params) != _shapes(state.params):
+            raise UserError(
+                f"the parameters of `--init-from` '{path}' do not fit: another network, or an"
+                " environment with other spaces. Use the network settings of that run."
+            )
+        if ("statistics" in aux) != ("statistics" in theirs):
+            raise UserError(
+                f"the values of `--init-from` '{path}' are"
+                f" {'normalised' if 'statistics' in theirs else 'in units of reward'}, and those of"
+                " this run are not; use that run's `--value-normalisation`."
+            )
+        if "statistics" in aux:
+            leaves = [theirs["statistics"][name] for name in aux["statistics"]._fields]
+            aux["statistics"] = jax.tree.map(jnp.asarray, type(aux["statistics"])(*leaves))
+    params = jax.tree.map(jnp.asarray, params)
+    if "target" in aux:
+        aux["target"] = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, aux=aux or state.aux)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,8 @@ class LearnerState(NamedTuple):
     steps: Array  # uint32 [], agent steps learnt from (dummies not counted)
     skipped: Array  # int32 [], updates left out because a gradient was not finite
     key: Key
-    # Whatever else the agent keeps: statistics, and a dict's `target`, a copy of earlier `params`.
+    # Whatever else the agent keeps. Of a dict, `target` is a copy of earlier `params`, and
+    # `statistics` are what `params` have been learnt in the units of.
     aux: PyTree = ()
 
 
@@ -144,6 +145,14 @@ class EnvSpec:
     action_space: gym.Space
     frames_per_step: int = 1  # action repeat
     has_action_mask: bool = False
+    tasks: tuple[str, ...] = ()  # of a suite, in the order of `TimeStep.task`
+    # For each of them the mean return of random play and of what counts as 1, where known.
+    references: tuple[tuple[float, float] | None, ...] = ()
+
+    @property
+    def num_tasks(self) -> int:
+        """1 where it is no suite."""
+        return max(1, len(self.tasks))
 
 
 class Episode(NamedTuple):
@@ -152,6 +161,7 @@ class Episode(NamedTuple):
     episode_return: float
     length: int  # agent steps
     env_id: int
+    task: int = 0  # of a suite
 
 
 class VectorEnv(Protocol):

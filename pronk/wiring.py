@@ -19,6 +19,7 @@ from pronk import agents, envs
 from pronk.allocator import keep_freed_memory
 from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
 from pronk.configs.run import RunConfig
+from pronk.envs.suite import check_slots
 from pronk.errors import UserError
 from pronk.plan import Plan
 from pronk.replay import Replay, SegmentLog
@@ -248,6 +249,7 @@ def make_runtime(
         server = InferenceServer(agent, key, learner.behaviour, batching, config.actor_cores)
         restarts.hopeless = server.failed
         stack.callback(server.close)
+    check_slots(env, config.learners * num_actors * num_envs)
     actors = crew.make(num_actors, num_envs, server)
     how = actors[0].placement
     plural = "s" if num_actors > 1 else ""
@@ -363,6 +365,7 @@ def _fused_runtime(
             " local."
         )
     shape = fused_shape(plan, agent)
+    check_slots(env, shape["num_envs"])
     return FusedRuntime(
         agent,
         jax_env,

@@ -46,8 +46,11 @@ class Variant(NamedTuple):
 REPLAYED = {"burn_in": 2, "sequence_length": UNROLL - 2, "overlap": 2, "head": 8, "n_steps": 2}
 
 
-def variant(observation, action, mask=False, agent="impala", **settings) -> Variant:
-    spec = EnvSpec("test", observation, action, has_action_mask=mask)
+def variant(observation, action, mask=False, agent="impala", tasks=(), **settings) -> Variant:
+    references = (None,) * len(tasks)
+    spec = EnvSpec(
+        "test", observation, action, has_action_mask=mask, tasks=tasks, references=references
+    )
     small = SMALL | (REPLAYED if agent == "r2d2" else {})
     return Variant(agent, config_module(agent).Config(**(small | settings)), spec)
 
@@ -63,6 +66,14 @@ VARIANTS = {
     "pixels": variant(PIXELS, DISCRETE, torso="shallow"),
     "laser": variant(VECTOR, spaces.MultiDiscrete([2, 3]), core="lstm", replay_share=2 / 3,
                      trust_region=1e6),
+    "tasks": variant(VECTOR, DISCRETE, tasks=("a", "b", "c")),
+    "popart": variant(VECTOR, DISCRETE, mask=True, tasks=("a", "b"), value_normalisation="popart",
+                      core="lstm", trust_region=1e6, replay_share=2 / 3),
+    "popart_alone": variant(VECTOR, BOX, value_normalisation="popart", separate_value=True, **ADAM),
+    "art": variant(VECTOR, DISCRETE, tasks=("a", "b"), value_normalisation="art",
+                   popart_debias=True, value_per_task=False),
+    "pixel_control": variant(PIXELS, DISCRETE, mask=True, core="lstm", pixel_control_cost=0.1,
+                             pixel_control_cell=3),
     "r2d2": variant(VECTOR, DISCRETE, agent="r2d2"),
     "r2d2_feed_forward": variant(MIXED, DISCRETE, agent="r2d2", core="none", burn_in=0,
                                  sequence_length=UNROLL, loss_reduction="mean"),
@@ -74,7 +85,12 @@ VARIANTS = {
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 # Those whose update is one gradient step, of sums over transitions.
 with_gradients = pytest.mark.parametrize(
-    "name", [k for k, v in VARIANTS.items() if v.agent == "impala"]
+    "name",
+    [
+        k
+        for k, v in VARIANTS.items()
+        if v.agent == "impala" and v.config.value_normalisation == "none"
+    ],
 )
 
 
@@ -126,7 +142,7 @@ class RandomEnv:
             draw[1] < 0.15,
             draw[2] < 0.15,
             first,
-            np.zeros(self.num_envs, np.int32),
+            np.arange(self.num_envs, dtype=np.int32) % self.spec.num_tasks,
             self._mask(),
         )
         for ours, new in zip(jax.tree.leaves(self._timestep), jax.tree.leaves(row), strict=True):

@@ -86,6 +86,7 @@ plan = resolve(
     core="lstm", core_size=4, learning_rate=0.01, epsilon=0.1,
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
     **(replayed if sys.argv[1] == "r2d2" else {}),
+    **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
 )
 spec, agent = build(plan, plan.env)
 state = initial_state(plan, agent)
@@ -126,9 +127,10 @@ jax.tree.map(close, *priorities)
 FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
-@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+@pytest.mark.parametrize("agent", ["impala", "r2d2", "impala popart"])
 def test_several_learners_update_as_one_with_the_whole_batch(agent) -> None:
-    command = [sys.executable, "-c", SEVERAL_LEARNERS, agent]
+    """So that PopArt's statistics, which are compared too, agree."""
+    command = [sys.executable, "-c", SEVERAL_LEARNERS, *agent.split()]
     subprocess.run(command, env=FOUR, check=True, timeout=300)
 
 

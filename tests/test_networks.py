@@ -227,12 +227,12 @@ def test_actor_critic(core, separate):
     state = networks.initial_state(core, 4, batch)
     params = jax.jit(module.init)(KEY, x, reward, last_action, first, state)
     apply = jax.jit(module.apply)
-    policy, value, end = apply(params, x, reward, last_action, first, state)
+    policy, value, end, _ = apply(params, x, reward, last_action, first, state)
     assert policy.shape == (steps, batch, 5)
-    assert value.shape == (steps, batch)
+    assert value.shape == (steps, batch, 1)
     for t in range(steps):
         row = jax.tree.map(lambda x, t=t: x[t : t + 1], (x, reward, last_action, first))
-        p, v, state = apply(params, *row, state)
+        p, v, state, _ = apply(params, *row, state)
         np.testing.assert_allclose(p[0], policy[t], atol=1e-6)
         np.testing.assert_allclose(v[0], value[t], atol=1e-6)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):

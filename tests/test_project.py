@@ -29,14 +29,14 @@ LAYERS = (
     ("architectures",),
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint", "replay"),
-    ("networks", "returns", "losses", "distributions", "transforms", "tabular"),
+    ("networks", "returns", "losses", "distributions", "transforms", "tabular", "popart"),
     ("convolution", "scores", "files", "shared_memory", "allocator"),
     ("types", "configs"),
     ("errors",),
 )
 # What an agent may know: mathematics, its configuration, and what crosses boundaries.
 AGENTS_MAY_IMPORT = {
-    *("networks", "returns", "losses", "distributions", "transforms", "convolution"),
+    *("networks", "returns", "losses", "distributions", "transforms", "convolution", "popart"),
     *("types", "configs", "errors"),
 }
 

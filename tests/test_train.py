@@ -44,6 +44,8 @@ FUSED = {"runtime": "fused"}
 LOCAL = {"runtime": "local"}
 GRU, LSTM = ({"core": core, "core_size": 8} for core in ("gru", "lstm"))
 LASER = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
+POPART = {"value_normalisation": "popart", "popart_beta": 0.1}
+SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
 ATARI = {"envs": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # The conformance table: every agent under every runtime, and what else it is made of. Add each new
 # agent.
@@ -54,6 +56,8 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-pendulum": ("impala", "Pendulum-v1", {"actors": 1}, 600),
     "impala-atari": ("impala", "ALE/Breakout-v5", {"envs": 2, "batch_size": 2}, 600),
+    "suite-fused": ("impala", SUITE, {**FUSED, **POPART, "core": "lstm", "core_size": 8}, 1000),
+    "suite-local": ("impala", "CartPole-v1,Acrobot-v1", POPART, 1000),
     # With a lag of more updates than there are before the pauses.
     "impala-mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs": 2}, 1000),
     "impala-mixed-local": ("impala", "CartPole-v1", {**LSTM, **LASER, "envs": 1}, 1000),

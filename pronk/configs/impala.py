@@ -3,7 +3,9 @@
 Sources: [E18] Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance
 Weighted Actor-Learner Architectures", appendix D, table D.1 and G.1 (Atari). [Z20] Zahavy et al.
 2020, "A Self-Tuning Actor-Critic Algorithm". [S20] Schmitt et al. 2020, "Off-Policy Actor-Critic
-with Shared Experience Replay" (LASER).
+with Shared Experience Replay" (LASER). [H18] Hessel et al. 2018, "Multi-task Deep Reinforcement
+Learning with PopArt". [H16] van Hasselt et al. 2016, "Learning values across many orders of
+magnitude". [J17] Jaderberg et al. 2017, "Reinforcement Learning with Unsupervised Auxiliary Tasks".
 """
 
 from __future__ import annotations
@@ -65,6 +67,22 @@ class Config:
     """Rewards are clipped to ± this; 0 leaves them alone. [E18, table G.1]"""
     reward_scale: float = 1.0
     """Rewards are multiplied by this, before clipping."""
+    value_normalisation: Literal["none", "art", "popart"] = "none"
+    """popart: values are learnt in units of each task's targets, and outputs stay as they are when
+    these change. art: without the latter. Rewards need no clipping then (--reward-clip 0). [H18]"""
+    popart_beta: float = 3e-4
+    """β, how fast the statistics of targets move, per update. [H18]"""
+    popart_debias: bool = False
+    """Forget at once what the statistics began with (mean 0, deviation 1). [H16, section 2.1]"""
+    value_per_task: bool = True
+    """Of a suite: a value function, and statistics, for each task; the policy is one. [H18]"""
+    pixel_control_cost: float = 0.0
+    """Weight of the auxiliary loss of changing the pixels of each cell; 0: none. [J17: 0.01 to 0.1
+    in DeepMind Lab, 1e-4 to 0.01 in Atari]"""
+    pixel_control_discount: float = 0.9
+    """Its γ. [J17, section 4.1.1]"""
+    pixel_control_cell: int = 4
+    """Width and height of a cell, in pixels. [J17]"""
     torso: Literal["auto", "mlp", "minatar", "shallow", "deep"] = "auto"
     """Feature extractor; auto is `shallow` for images and `mlp` for vectors. [E18, figure 3]
     minatar is one convolution, for images of 10 × 10."""
@@ -116,6 +134,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss_reduction": "mean",
         "max_gradient_norm": 0.5,
     },
+    # [H18]: the paper's, rewards as they are.
+    "popart": {"reward_clip": 0.0, "value_normalisation": "popart"},
     # Small problems with discrete actions.
     "small": _SMALL,
     # The same as [S20] would: of each batch seven eighths replayed, in a trust region.

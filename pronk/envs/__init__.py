@@ -1,4 +1,5 @@
-"""Environments by name or factory: Gymnasium's, ALE's Atari games, and pronk's own in JAX."""
+"""Environments by name or factory: Gymnasium's, ALE's Atari games, pronk's own in JAX, and suites
+of several of them."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ from pronk.envs import waiting
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
+from pronk.envs.suite import SUITES, SuiteEnvs, suite_spec, tasks_of
 from pronk.errors import UserError, nearest
 from pronk.types import EnvSpec, VectorEnv
 
 if TYPE_CHECKING:  # jax must not be imported by worker processes
     from pronk.envs.jax_env import JaxEnv
+    from pronk.envs.jax_suite import JaxSuite
 
 EnvLike = str | Callable[..., gym.Env]
 
@@ -79,10 +82,12 @@ def make(
     fault_log: Path | None = None,
     max_faults: int = 10,
     hang_after: float = math.inf,
+    task: int | None = None,
 ) -> VectorEnv:
     """`num_envs` environments stepped together, numbered from `first_env_id`.
 
-    `env` is an id (`names()`) or a function of `env_args` that returns a `gymnasium.Env`. Gymnasium
+    `env` is an id (`names()`), a suite (`pronk.envs.suite`), or a function of `env_args` that
+    returns a `gymnasium.Env`. `task` has all slots play that one of a suite. Gymnasium
     environments are stepped by `workers` processes, 0 for the caller's thread; None decides by
     timing one of them, and `placement` says what was decided. `threads` is for Atari.
     `replayable` declares that episodes can be repeated from their seed and actions, which makes
@@ -102,8 +107,30 @@ def make(
     ):
         if value < least:
             raise UserError(f"`{name}` is {value}, expected at least {least}")
+    tasks = tasks_of(env)
+    if tasks is not None:
+        specs = [spec_of(t.env, {**(env_args or {}), **t.env_args}) for t in tasks]
+
+        def part(k: int, num_envs: int, first_env_id: int) -> VectorEnv:
+            return make(
+                tasks[k].env,
+                num_envs,
+                seed=int(np.random.SeedSequence([seed, k]).generate_state(1)[0] >> 1),
+                first_env_id=first_env_id,
+                env_args={**(env_args or {}), **tasks[k].env_args},
+                workers=workers,
+                threads=threads,
+                replayable=replayable,
+                evaluate=evaluate,
+                fault_log=fault_log,
+                max_faults=max_faults,
+                hang_after=hang_after,
+            )
+
+        spec = suite_spec(env, tasks, specs)  # type: ignore[arg-type]
+        return SuiteEnvs(tasks, spec, specs, part, num_envs, first_env_id, only=task)
     args = as_scored(env, env_args) if evaluate else dict(env_args or {})
-    if is_atari(env):
+    if _is_game(env):
         from pronk.envs.atari import AtariEnvs
 
         return AtariEnvs(
@@ -117,7 +144,7 @@ def make(
         )
     if env == waiting.NAME:
         return _accepting(waiting.NAME, waiting.make, num_envs, seed, first_env_id, **args)
-    own = jax_env_of(env, args)
+    own = _own(env, args)
     if own is not None:
         from pronk.envs.jax_env import JaxVectorEnv
 
@@ -149,13 +176,17 @@ def make(
 def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
     """What an agent may know of `env`; raises the errors of `make`."""
     args = dict(env_args or {})
-    if is_atari(env):
+    tasks = tasks_of(env)
+    if tasks is not None:
+        specs = [spec_of(task.env, {**args, **task.env_args}) for task in tasks]
+        return suite_spec(env, tasks, specs)  # type: ignore[arg-type]
+    if _is_game(env):
         from pronk.envs.atari import atari_spec
 
         return atari_spec(env, args)
     if env == waiting.NAME:
         return _accepting(waiting.NAME, waiting.spec, **args)
-    own = jax_env_of(env, args)
+    own = _own(env, args)
     if own is not None:
         return own.spec
     factory = gym_factory(env, args)
@@ -165,18 +196,35 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
 def as_scored(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """`env_args` with which games are counted and filmed: a lost life is no end."""
     args = dict(env_args or {})
-    if is_atari(env) or "life_loss" in args:
+    if _is_game(env) or "life_loss" in args:
         args["life_loss"] = False
     return args
 
 
-def is_atari(env: EnvLike) -> TypeGuard[str]:
-    """Whether `env` is the id of one of ALE's games."""
+def is_atari(env: EnvLike) -> bool:
+    """Whether `env` is the id of one of ALE's games, or a suite of nothing else."""
+    tasks = tasks_of(env)
+    return _is_game(env) if tasks is None else all(_is_game(task.env) for task in tasks)
+
+
+def _is_game(env: EnvLike) -> TypeGuard[str]:
     return isinstance(env, str) and env.startswith("ALE/")
 
 
-def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
-    """The pure functions of one of pronk's own environments; None where `env` is no such one."""
+def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | JaxSuite | None:
+    """The pure functions of one of pronk's own environments, or of a suite of nothing else; None
+    where `env` is no such one."""
+    tasks = tasks_of(env)
+    if tasks is not None:
+        from pronk.envs import jax_suite
+
+        parts = [_own(task.env, {**(env_args or {}), **task.env_args}) for task in tasks]
+        own = tuple(part for part in parts if part is not None)
+        return jax_suite.make(str(env), tasks, own) if len(own) == len(parts) else None
+    return _own(env, env_args)
+
+
+def _own(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
     if not isinstance(env, str) or not env.startswith("pronk/") or env == waiting.NAME:
         return None
     if env not in _JAX:
@@ -208,10 +256,12 @@ def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
 
 
 def names() -> list[str]:
-    """The known ids: pronk's, ALE's, and what is registered with Gymnasium, sorted in each."""
+    """The known ids: pronk's, suites, ALE's, and what is registered with Gymnasium, sorted in
+    each."""
     from pronk.envs.atari import atari_ids
 
-    known = [*sorted([*_JAX, waiting.NAME]), *sorted(atari_ids()), *sorted(gym.registry)]
+    own = sorted([*_JAX, waiting.NAME])
+    known = [*own, *sorted(SUITES), *sorted(atari_ids()), *sorted(gym.registry)]
     return list(dict.fromkeys(known))  # importing ale_py also registers its games
 
 

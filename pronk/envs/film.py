@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 
 from pronk import envs
-from pronk.errors import UserError
+from pronk.envs.suite import SuiteEnvs, Task, suite_spec, tasks_of
+from pronk.errors import UserError, nearest
 from pronk.types import Array, Episode, TimeStep
 
 
@@ -30,14 +31,26 @@ class Film(NamedTuple):
     frames_per_second: float
 
 
-def make(env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None) -> Film:
-    """A game to film, played as in evaluation; raises UserError where it can't be rendered."""
+def make(
+    env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None, task: str | None = None
+) -> Film:
+    """A game to film, played as in evaluation; of a suite, this `task`.
+
+    Raises UserError where it can't be rendered, and for a task that there is not.
+    """
+    tasks = tasks_of(env)
+    if tasks is not None:
+        return _of_suite(str(env), tasks, seed, env_args or {}, task)
+    if task is not None:
+        raise UserError(f"`--task` is '{task}', and '{env}' is no suite of tasks: leave it out.")
     args = envs.as_scored(env, env_args)
     if envs.is_atari(env):
         return _atari(env, seed, args)
     own = envs.jax_env_of(env, args)
     if own is not None:
-        from pronk.envs.jax_env import JaxVectorEnv
+        from pronk.envs.jax_env import JaxEnv, JaxVectorEnv
+
+        assert isinstance(own, JaxEnv)  # suites are handled above
 
         vector = JaxVectorEnv(own, 1, seed)
         render = own.render
@@ -45,6 +58,23 @@ def make(env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None) 
             raise UserError(f"'{env}' has no picture to film.")
         return Film(vector, lambda: np.asarray(render(vector.first_state())), 8)
     return _gymnasium(env, seed, args)
+
+
+def _of_suite(
+    env: str, tasks: tuple[Task, ...], seed: int, args: Mapping[str, Any], name: str | None
+) -> Film:
+    names = [task.name for task in tasks]
+    if name not in names:
+        raise UserError(
+            f"`--task` is {'not given' if name is None else repr(name)}"
+            f"{nearest(name or '', names) or ';'} '{env}' has {', '.join(names)}: choose one."
+        )
+    k = names.index(name)
+    specs = [envs.spec_of(task.env, {**args, **task.env_args}) for task in tasks]
+    game = make(tasks[k].env, seed=seed, env_args={**args, **tasks[k].env_args})
+    vector: Any = game.env
+    seen = SuiteEnvs(tasks, suite_spec(env, tasks, specs), specs, lambda *_: vector, 1, only=k)
+    return game._replace(env=seen)
 
 
 class _Twins:
@@ -57,6 +87,7 @@ class _Twins:
         # One seed per episode, so that the two stay together from episode to episode.
         self._seen = AtariEnvs(env, 1, seed=seed, replayable=True, **args)
         self._shown = AtariEnvs(env, 1, seed=seed, replayable=True, **whole)
+        self.placement = "filmed"
         self.frames_per_second = 60 / self._seen.spec.frames_per_step
         self.frame: Array = np.zeros((210, 160, 3), np.uint8)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pronk.configs.reproduce import Ablations
+from pronk.evaluate import Evaluation
 from pronk.files import read_lines
 from pronk.policy import load
 from pronk.reproduce.common import interval, once
@@ -68,8 +69,9 @@ def _train(run_dir: Path, variant: str, seed: int, steps: int) -> dict[str, Any]
         for _, record in read_lines(run_dir / "metrics.jsonl")
         if record.get("mean_return") is not None
     ]
-    greedy = load(run_dir).evaluate(episodes=GAMES).mean_return
-    return {"variant": variant, "seed": seed, "greedy": greedy, "curve": curve}
+    greedy = load(run_dir).evaluate(episodes=GAMES)
+    assert isinstance(greedy, Evaluation)
+    return {"variant": variant, "seed": seed, "greedy": greedy.mean_return, "curve": curve}
 
 
 def _write(found: list[dict[str, Any]], results: Path) -> str:

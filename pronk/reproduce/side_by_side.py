@@ -11,6 +11,7 @@ import numpy as np
 
 from pronk import envs
 from pronk.envs.jax_env import JaxEnv
+from pronk.envs.jax_suite import JaxSuite
 from pronk.plan import Plan
 from pronk.runtime import fused
 from pronk.types import Agent, Array, Key, LearnerState
@@ -82,7 +83,7 @@ def _mean(total: Array, count: Array) -> Array:
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
 
 
-def _played(agent: Agent, env: JaxEnv, learners: LearnerState, keys: Key) -> Array:
+def _played(agent: Agent, env: JaxEnv | JaxSuite, learners: LearnerState, keys: Key) -> Array:
     """The mean return `[N]` of the games that end within PLAYED steps of each of PLAYERS
     environments, in which nothing is learnt."""
     idle = agent._replace(learn=lambda state, batch: (state, (), {}), replay=None)

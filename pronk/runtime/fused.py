@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk.checkpoint import Loaded
-from pronk.envs.jax_env import JaxEnv, Slots, advance, start
+from pronk.envs.jax_env import JaxEnv
+from pronk.envs.jax_suite import JaxSuite, stepper
 from pronk.runtime import ring
 from pronk.runtime.actor import Row
 from pronk.runtime.base import Update
@@ -31,7 +32,7 @@ class RunState(NamedTuple):
     """A whole run as one pytree."""
 
     learner: LearnerState
-    slots: Slots
+    slots: PyTree  # of the environments
     carry: Carry
     row: Row  # row T of the last unroll, not yet executed
     act_key: Key
@@ -54,7 +55,7 @@ class Outcome(NamedTuple):
 
 def build(
     agent: Agent,
-    env: JaxEnv,
+    env: JaxEnv | JaxSuite,
     *,
     unroll: int,
     num_envs: int,
@@ -68,10 +69,11 @@ def build(
     per unroll, how many updates old the parameters are that act, if there were as many.
     """
     env_ids = np.arange(num_envs, dtype=np.int32)
+    begin, advance, _ = stepper(env, num_envs)
 
     def init(learner: LearnerState, key: Key) -> RunState:
         env_key, carry_key, act_key = jax.random.split(key, 3)
-        slots, timestep = start(env, env_key, jnp.asarray(env_ids))
+        state, timestep = begin(env_key)
         carry = agent.initial_carry(carry_key, jnp.asarray(env_ids), num_envs, False)
         action, after, extras = agent.act(
             agent.behaviour(learner), carry, timestep, jax.random.fold_in(act_key, 0)
@@ -85,7 +87,7 @@ def build(
             past = jax.tree.map(
                 lambda x: jnp.repeat(x[None], policy_lag + 1, axis=0), agent.behaviour(learner)
             )
-        return RunState(learner, slots, after, row, act_key, jnp.uint32(1), replay, past)
+        return RunState(learner, state, after, row, act_key, jnp.uint32(1), replay, past)
 
     def learn(run: RunState, trajectory: Trajectory) -> tuple[Any, ...]:
         """The learner, the replay, metrics, and whether anything was learnt."""
@@ -132,19 +134,18 @@ def build(
         behaviour, past, lag = acting(run)
 
         def step(
-            state: tuple[Slots, Carry, Row, Array], _: None
-        ) -> tuple[tuple[Slots, Carry, Row, Array], tuple[PyTree, ...]]:
-            slots, carry, row, count = state
-            slots, timestep = advance(env, slots, row.action)
+            run_state: tuple[PyTree, Carry, Row, Array], _: None
+        ) -> tuple[tuple[PyTree, Carry, Row, Array], tuple[PyTree, ...]]:
+            state, carry, row, count = run_state
+            state, timestep, ended = advance(state, row.action)
             key = jax.random.fold_in(run.act_key, count)
             action, after, extras = agent.act(behaviour, carry, timestep, key)
             row = Row(timestep, action, extras, carry.core)
             # The core before each row is recomputed by the learner: only row 0's is kept.
             seen = (timestep, action, extras)
-            stats = (slots.done, slots.episode_return, slots.episode_length)
-            return (slots, after, row, count + 1), (seen, stats)
+            return (state, after, row, count + 1), (seen, ended)
 
-        (slots, carry, row, count), (seen, stats) = jax.lax.scan(
+        (state, carry, row, count), (seen, ended) = jax.lax.scan(
             step, (run.slots, run.carry, run.row, run.count), length=unroll
         )
         first = (run.row.timestep, run.row.action, run.row.extras)
@@ -153,8 +154,8 @@ def build(
         trajectory = Trajectory(*rows, core=run.row.core, version=version)
         learner, replay, metrics, learnt = learn(run, trajectory)
         steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
-        run = RunState(learner, slots, carry, row, run.act_key, count, replay, past)
-        return run, Outcome(metrics, learnt, steps, lag, *stats)
+        run = RunState(learner, state, carry, row, run.act_key, count, replay, past)
+        return run, Outcome(metrics, learnt, steps, lag, *ended)
 
     return init, update
 
@@ -167,7 +168,7 @@ class FusedRuntime:
     def __init__(
         self,
         agent: Agent,
-        env: JaxEnv,
+        env: JaxEnv | JaxSuite,
         learner: LearnerState,
         key: Key,
         *,
@@ -186,6 +187,7 @@ class FusedRuntime:
         def many(run: RunState) -> tuple[RunState, Outcome]:
             return jax.lax.scan(lambda run, _: update(run), run, length=calls)
 
+        self._task = stepper(env, num_envs).task
         self.run = jax.jit(init)(learner, key)
         self._many = jax.jit(many, donate_argnums=0)
 
@@ -200,7 +202,7 @@ class FusedRuntime:
         outcome = jax.device_get(outcome)
         ended = outcome.ended.nonzero()
         episodes = [
-            Episode(float(r), int(n), int(env_id))
+            Episode(float(r), int(n), int(env_id), int(self._task[env_id]))
             for r, n, env_id in zip(
                 outcome.episode_return[ended], outcome.episode_length[ended], ended[-1], strict=True
             )

@@ -1,0 +1,355 @@
+"""Suites: how tasks are named and brought together, who gets which slot, and what is reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pronk
+from pronk import cli, envs, scores
+from pronk.envs import jax_suite, suite
+from pronk.envs.jax_env import JaxVectorEnv
+from pronk.envs.suite import Task, assignment, common, tasks_of
+from pronk.errors import UserError
+from pronk.types import EnvSpec
+
+CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
+MIXED = "pronk/Catch-v0?reward_scale=100,pronk/Breakout-v0,pronk/MemoryCue-v0?delay=3&cues=2"
+
+
+def test_a_single_environment_is_no_suite():
+    assert tasks_of("CartPole-v1") is None
+    assert tasks_of(lambda: gym.make("CartPole-v1")) is None
+
+
+def test_tasks_and_their_arguments():
+    first, second = tasks_of("pronk/Catch-v0?rows=7&delay=2&weight=3,ALE/Pong-v5?life_loss=false")
+    assert first.env == "pronk/Catch-v0"
+    assert first.env_args == {"rows": 7, "delay": 2}
+    assert (first.weight, first.reward_scale, first.reference) == (3, 1, None)
+    assert second.env_args == {"life_loss": False}
+    assert second.reference == scores.ATARI["Pong"]
+    (alone,) = tasks_of("pronk/Catch-v0?reward_scale=0.5")
+    assert alone.reward_scale == 0.5
+
+
+def test_games_share_the_meaning_of_their_actions():
+    tasks = tasks_of("ALE/Pong-v5,ALE/Breakout-v5")
+    assert all(task.env_args == {"full_action_space": True} for task in tasks)
+    spec = envs.spec_of("ALE/Pong-v5,ALE/Breakout-v5")
+    assert spec.action_space == spaces.Discrete(18)
+    assert not spec.has_action_mask
+    assert spec.references == (scores.ATARI["Pong"], scores.ATARI["Breakout"])
+
+
+@pytest.mark.parametrize("name", suite.SUITES)
+def test_suites_name_what_there_is(name):
+    known = envs.names()
+    for task in suite.SUITES[name]:
+        assert task.env in known
+    assert name in known
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("suite/scale", "did you mean 'suite/scales'"),
+        ("CartPole-v1,,Acrobot-v1", "empty name"),
+        ("CartPole-v1,CartPole-v1", "2 times"),
+        ("pronk/Catch-v0?delay", "expected ENV or ENV.NAME=VALUE"),
+        ("pronk/Catch-v0?weight=0", "expected a number above zero"),
+        ("pronk/Catch-v0?reward_scale=true", "expected a number above zero"),
+        ("pronk/Catch-v0?dela=1,pronk/Breakout-v0", "does not accept"),
+        ("CartPole-v1,Acrobt-v1", "did you mean 'Acrobot-v1'"),
+        ("CartPole-v1,Pendulum-v1", "have no common space"),
+        ("ALE/Pong-v5,pronk/Breakout-v0", "for different numbers of frames"),
+    ],
+)
+def test_what_is_no_suite_is_said(env, message):
+    with pytest.raises(UserError, match=message):
+        envs.spec_of(env)
+
+
+# Who gets which slot.
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=7), st.integers(1, 40), st.integers(0, 20))
+@settings(max_examples=100, deadline=None)
+def test_slots_are_given_in_proportion_and_do_not_depend_on_who_asks(weights, num, first):
+    whole = assignment(weights, first + num)
+    np.testing.assert_array_equal(assignment(weights, num, first), whole[first:])
+    share = np.array(weights) / sum(weights) * len(whole)
+    assert (np.abs(np.bincount(whole, minlength=len(weights)) - share) < len(weights)).all()
+
+
+def test_equal_weights_take_turns():
+    assert assignment([1, 1, 1], 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert np.bincount(assignment([2, 1, 1], 8)).tolist() == [4, 2, 2]
+
+
+def test_a_task_without_slots_is_an_error(tmp_path):
+    for runtime in ("fused", "local"):
+        with pytest.raises(UserError, match=r"1 of the 3 tasks .* would get none"):
+            pronk.train(
+                "impala", MIXED, runtime=runtime, batch_size=2, envs=2 if runtime == "fused" else 1,
+                actors=None if runtime == "fused" else 2, run_dir=tmp_path, steps=100,
+            )  # fmt: skip
+
+
+# Common spaces.
+
+
+TWO = spaces.Discrete(2)
+
+
+def spec(observation: gym.Space, action: gym.Space = TWO, **more: Any) -> EnvSpec:
+    return EnvSpec("test", observation, action, **more)
+
+
+IMAGE = spaces.Box(0, 255, (6, 7, 2), np.uint8)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_observations_are_padded_and_flattened(xp):
+    """By hand, in NumPy and in JAX alike."""
+    small, large = spaces.Box(0, 255, (5, 8, 1), np.uint8), IMAGE
+    discrete, several = spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3])
+    vector, memory = spaces.Box(-1, 1, (2, 2)), spaces.Box(0, 255, (4,), np.uint8)
+    all_of = [small, large, discrete, several, vector, memory]
+    shared = common([spec(s) for s in all_of])
+    assert shared.kinds == ("image", "image", "vector", "vector", "vector", "vector")
+    assert shared.observation_space["image"] == spaces.Box(0, 255, (6, 8, 2), np.uint8)
+    assert shared.observation_space["vector"].shape == (5,)
+
+    def of(k, value):
+        found = shared.observation(k, all_of[k], xp.asarray(value), xp)
+        for name, part in shared.observation_space.items():
+            assert found[name].dtype == part.dtype
+            assert found[name].shape == (len(value), *part.shape)
+        return jax.tree.map(np.asarray, found)
+
+    image = np.arange(2 * 40, dtype=np.uint8).reshape(2, 5, 8, 1)
+    found = of(0, image)
+    np.testing.assert_array_equal(found["image"][:, :5, :8, :1], image)
+    assert found["image"].sum() == image.sum()
+    assert not found["vector"].any()
+    np.testing.assert_array_equal(
+        of(2, np.array([5, 7]))["vector"], [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+    )
+    np.testing.assert_array_equal(of(3, np.array([[1, 2]]))["vector"], [[0, 1, 0, 0, 1]])
+    box = np.array([[[1, 2], [3, 4]]], np.float32)
+    np.testing.assert_array_equal(of(4, box)["vector"], [[1, 2, 3, 4, 0]])
+    assert not of(4, box)["image"].any()
+    memory_of = of(5, np.array([[0, 51, 102, 255]], np.uint8))["vector"]
+    np.testing.assert_allclose(memory_of, [[0, 0.2, 0.4, 1, 0]], rtol=1e-6)
+
+
+def test_spaces_that_are_the_same_are_left_alone():
+    nested = spaces.Dict({"a": spaces.Discrete(2)})
+    shared = common([spec(nested), spec(nested)])
+    assert shared.observation_space == nested
+    assert not shared.has_action_mask
+
+
+def test_what_has_no_common_space_is_said():
+    first = spaces.Box(0, 255, (4, 9, 9), np.uint8)
+    with pytest.raises(UserError, match="channels at different ends"):
+        common([spec(IMAGE), spec(first)])
+    with pytest.raises(UserError, match="no common space"):
+        common([spec(IMAGE), spec(spaces.Dict({"a": IMAGE}))])
+
+
+def test_actions_are_masked():
+    masked = spec(IMAGE, spaces.Discrete(3, start=1), has_action_mask=True)
+    shared = common([masked, spec(IMAGE, spaces.Discrete(5))])
+    assert shared.action_space == spaces.Discrete(5)
+    mask = np.array([[True, False, True]])
+    found = shared.action_mask(masked.action_space, mask, 1, np)
+    assert found.tolist() == [[True, False, True, False, False]]
+    assert shared.action_mask(spaces.Discrete(5), None, 2, np).all()
+
+
+# Environments.
+
+
+def random_actions(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.array([rng.choice(np.flatnonzero(row)) for row in mask], np.int32)
+
+
+@pytest.mark.parametrize("env", [CLASSIC, MIXED])
+def test_each_slot_is_its_task(env):
+    """A suite's slots are what environments of each task would be that are given its actions."""
+    n, tasks, rng = 7, tasks_of(env), np.random.default_rng(0)
+    whole = envs.make(env, n, seed=3, first_env_id=2)
+    given_to = assignment([1, 1, 1], n, 2)
+    row, episodes = whole.reset(), []
+    np.testing.assert_array_equal(row.task, given_to)
+    parts = {}
+    for k in range(3):
+        seed = int(np.random.SeedSequence([3, k]).generate_state(1)[0] >> 1)
+        before = int((assignment([1, 1, 1], 2) == k).sum())
+        parts[k] = envs.make(
+            tasks[k].env, int((given_to == k).sum()), seed=seed, first_env_id=before,
+            env_args=tasks[k].env_args,
+        )  # fmt: skip
+        parts[k].reset()
+    n_of = [part.spec.action_space.n for part in parts.values()]
+    for _ in range(60):
+        for i in range(n):
+            assert row.action_mask is None or row.action_mask[i].sum() == n_of[given_to[i]]
+        mask = np.ones((n, 3), bool) if row.action_mask is None else row.action_mask
+        action = random_actions(mask, rng)
+        row = whole.step(action)
+        episodes += whole.episodes()
+        for k, part in parts.items():
+            theirs, scale = part.step(action[given_to == k]), tasks[k].reward_scale
+            np.testing.assert_allclose(row.reward[given_to == k], theirs.reward * scale)
+            np.testing.assert_array_equal(row.first[given_to == k], theirs.first)
+            np.testing.assert_array_equal(row.terminated[given_to == k], theirs.terminated)
+            for i, seen in zip(np.flatnonzero(given_to == k), theirs.observation, strict=True):
+                ours = [np.ravel(x[i]) for x in jax.tree.leaves(row.observation)]
+                total = sum(float(np.sum(x, dtype=np.float64)) for x in ours)
+                assert total == pytest.approx(float(np.sum(seen, dtype=np.float64)), abs=1e-4)
+    assert {e.task for e in episodes} >= {0}
+    for e in episodes:
+        assert given_to[e.env_id - 2] == e.task
+    whole.close()
+
+
+def test_fused_slots_are_those_of_one_environment_each():
+    """Of the same key, task by task; returns are in scaled rewards."""
+    made = envs.jax_env_of(MIXED)
+    start, advance, task = jax_suite.stepper(made, 5)
+    assert task.tolist() == [0, 1, 2, 0, 1]
+    key, rng = jax.random.key(4), np.random.default_rng(0)
+    state, row = jax.jit(start)(key)
+    advance = jax.jit(advance)
+    slots = {k: np.flatnonzero(task == k) for k in range(3)}
+    own = [envs.jax_env_of(t.env, t.env_args) for t in tasks_of(MIXED)]
+    from pronk.envs.jax_env import advance as advance_one
+    from pronk.envs.jax_env import start as start_one
+
+    alone = {k: start_one(own[k], key, slots[k])[0] for k in range(3)}
+    step_one = {k: jax.jit(lambda s, a, k=k: advance_one(own[k], s, a)) for k in range(3)}
+    ended = False
+    for _ in range(40):
+        action = random_actions(np.asarray(row.action_mask), rng)
+        state, row, end = advance(state, action)
+        np.testing.assert_array_equal(row.task, task)
+        for k, scale in ((0, 100.0), (1, 1.0), (2, 1.0)):
+            alone[k], theirs = step_one[k](alone[k], action[slots[k]])
+            np.testing.assert_allclose(row.reward[slots[k]], theirs.reward * scale)
+            np.testing.assert_array_equal(row.terminated[slots[k]], theirs.terminated)
+            np.testing.assert_array_equal(end.done[slots[k]], alone[k].done)
+            np.testing.assert_allclose(
+                end.episode_return[slots[k]], alone[k].episode_return * scale, rtol=1e-5
+            )
+            vectors = row.observation["vector" if k != 1 else "image"][slots[k]]
+            seen = np.asarray(theirs.observation, np.float64)
+            np.testing.assert_allclose(np.sum(vectors), seen.sum(), rtol=1e-6)
+        ended |= bool(end.done.any())
+    assert ended
+
+
+def test_a_suite_of_jaxs_environments_is_one():
+    assert isinstance(envs.make("pronk/Catch-v0", 1), JaxVectorEnv)
+    assert envs.jax_env_of(MIXED) is not None
+    assert envs.jax_env_of("pronk/Catch-v0,CartPole-v1") is None
+
+
+def test_state_goes_on_exactly():
+    env = envs.make(CLASSIC, 4, seed=1, replayable=True)
+    other = envs.make(CLASSIC, 4, seed=1, replayable=True)
+    rng = np.random.default_rng(1)
+    row = env.reset()
+    other.reset()
+    for _ in range(30):
+        row = env.step(random_actions(row.action_mask, rng))
+    env.episodes()
+    other.restore(env.state())
+    for _ in range(30):
+        action = random_actions(row.action_mask, rng)
+        row, theirs = env.step(action), other.step(action)
+        jax.tree.map(np.testing.assert_array_equal, row, theirs)
+    with pytest.raises(UserError, match="of other tasks"):
+        envs.make(CLASSIC, 1, replayable=True).restore(env.state())
+
+
+# Training, evaluating, reporting.
+
+
+def test_aggregates():
+    """Mean, median and mean capped at 1."""
+    found = scores.aggregates([0.5, 3.0, 1.0, -0.5])
+    assert found == {"mean": 1.0, "median": 0.75, "mean_capped": 0.5}
+
+
+REFERENCED = (
+    Task("catch", "pronk/Catch-v0", reward_scale=10.0, reference=(-0.6, 1.0)),
+    Task("cue", "pronk/MemoryCue-v0", {"delay": 2}, reference=(0.25, 1.0)),
+)
+
+
+@pytest.mark.parametrize("runtime", ["fused", "local"])
+def test_each_task_is_told_of(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setitem(suite.SUITES, "suite/test", REFERENCED)
+    monkeypatch.chdir(tmp_path)
+    found = pronk.train(
+        "impala", "suite/test", steps=3000, runtime=runtime, envs=4, batch_size=4, actors=None if
+        runtime == "fused" else 1, hidden=(8,), eval_every=1500, eval_episodes=4, log_every=0.01,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    catch, cue = found["return/catch"], found["return/cue"]
+    assert -10 <= catch <= 10
+    assert 0 <= cue <= 1
+    assert found["mean_return"] == pytest.approx((catch + cue) / 2)
+    normalised = [(catch + 6) / 16, (cue - 0.25) / 0.75]
+    assert found["score/mean"] == pytest.approx(np.mean(normalised))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    evaluated = [r for r in records if "eval/score/mean" in r]
+    assert evaluated
+    assert {"eval/return/catch", "eval/return/cue"} <= evaluated[0].keys()
+    capsys.readouterr()
+    cli.main(["eval", "run", "--episodes", "3"])
+    shown = capsys.readouterr().out
+    assert "catch" in shown
+    assert "normalised scores: mean" in shown
+    cli.main(["eval", "run", "--episodes", "3", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["tasks"]["catch"]["episodes"] == 3
+    again = pronk.train("impala", "suite/test", steps=3000, run_dir=tmp_path / "run", envs=4,
+                        runtime=runtime, batch_size=4, hidden=(8,),
+                        actors=None if runtime == "fused" else 1)  # fmt: skip
+    assert again["return/catch"] == catch
+    cli.main(["record", "run", "--task", "catch", "--max-steps", "12"])
+    assert (tmp_path / "run" / "film.mp4").stat().st_size > 0
+    for args, message in (
+        ([], "`--task` is not given"),
+        (["--task", "catc"], "did you mean 'catch'"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["record", "run", *args])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_tasks_are_learnt_by_one_agent(tmp_path: Path):
+    """Catch and a cue that must not be remembered for long: both well above chance."""
+    found = pronk.train(
+        "impala", "pronk/Catch-v0,pronk/MemoryCue-v0?delay=1&cues=2", steps=300_000,
+        run_dir=tmp_path, core="lstm", core_size=32, hidden=(64,), reward_scale=1.0, quiet=True,
+    )  # fmt: skip
+    assert found["return/pronk/Catch-v0"] > 0.8
+    assert found["return/pronk/MemoryCue-v0?delay=1&cues=2"] > 0.9
