@@ -45,15 +45,15 @@ class Task:
         return self.reference[0] * self.reward_scale, self.reference[1] * self.reward_scale
 
 
-# Rewards from 10⁻² to 10⁴. Random play and what counts as 1 (the best there is, or for MinAtar's
-# games what an agent of their own reaches in a million steps): `pronk reproduce popart` measures.
+# Rewards from 10⁻² to 10⁴, for which no memory is needed. What counts as 1 is the best there is, and
+# for Breakout what an agent of its own reaches (`pronk reproduce popart`).
 _SCALES = (
     Task("catch", "pronk/Catch-v0", {}, 1.0, 1e-2, (-0.6, 1.0)),
     Task("deep-sea", "pronk/DeepSea-v0", {"size": 6}, 1.0, 1e-1, (0.0, 0.99)),
     Task("cartpole", "pronk/CartPole-v1", {"max_steps": 200}, 1.0, 1.0, (22.0, 200.0)),
-    Task("orchard", "pronk/Orchard-v0", {}, 1.0, 10.0, None),
-    Task("breakout", "pronk/Breakout-v0", {}, 1.0, 1e3, None),
-    Task("space-invaders", "pronk/SpaceInvaders-v0", {}, 1.0, 1e4, None),
+    Task("orchard", "pronk/Orchard-v0", {"seen": 8, "falls": 20}, 1.0, 10.0, (8.0, 200.0)),
+    Task("delayed-catch", "pronk/Catch-v0", {"delay": 5}, 1.0, 1e3, (-0.6, 1.0)),
+    Task("breakout", "pronk/Breakout-v0", {}, 1.0, 1e4, (0.2, 5.0)),
 )
 
 
