@@ -98,7 +98,7 @@ class Plan:
         """Raise UserError if `run_dir` holds a run that learns something else."""
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
             return  # nothing was learnt there: a command that was refused, say
-        saved, ours = _identity(Plan.load(run_dir).as_json()), _identity(self.as_json())
+        saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())
         differing = sorted(k for k in saved | ours if saved.get(k) != ours.get(k))
         if differing:
             listed = "; ".join(f"{k}: {saved.get(k)} there, {ours.get(k)} here" for k in differing)
@@ -108,7 +108,8 @@ class Plan:
             )
 
 
-def _identity(plan: dict[str, Any]) -> dict[str, Any]:
+def identity(plan: dict[str, Any]) -> dict[str, Any]:
+    """What of a plan, as JSON, decides what is learnt, by flat names."""
     flat = {"agent": plan["agent"], "env": plan["env"]}
     flat |= {k: v for k, v in plan["run"].items() if k not in FREE}
     flat |= plan["agent_config"] | {f"env_args.{k}": v for k, v in plan["env_args"].items()}
@@ -122,7 +123,7 @@ _POSITIVE = frozenset(
     | {"eval_every", "eval_episodes", "unroll", "batch_size", "learning_rate", "epsilon"}
     | {"max_gradient_norm", "rho_bar", "c_bar", "reward_scale", "core_size", "initial_std"}
     | {"sequence_length", "n_steps", "replay_capacity", "replay_minimum", "replay_ratio"}
-    | {"target_every", "hang_after", "actor_cpus", "learners"}
+    | {"target_every", "hang_after", "actor_cpus", "learners", "stop_after_episodes"}
 )
 _NOT_NEGATIVE = frozenset(
     {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost", "trace_lambda"}

@@ -22,7 +22,7 @@ LAYERS = (
     ("__main__",),
     ("pronk", "cli"),
     ("record", "bench", "reproduce"),
-    ("policy",),
+    ("policy", "pbt"),
     ("training",),
     ("wiring",),
     ("plan", "evaluate"),
@@ -30,7 +30,8 @@ LAYERS = (
     ("agents", "runtime", "monitor", "plot"),
     ("envs", "checkpoint", "replay"),
     ("networks", "returns", "losses", "distributions", "transforms", "tabular"),
-    ("convolution", "scores", "files", "shared_memory", "allocator"),
+    ("convolution", "scores", "journal"),
+    ("files", "shared_memory", "allocator"),
     ("types", "configs"),
     ("errors",),
 )
