@@ -284,7 +284,8 @@ class PlotArguments:
     """What follows `pronk plot`."""
 
     runs: Positional[tuple[Path, ...]]
-    """Directories of runs; those that differ in their seed only are drawn as one curve."""
+    """Directories of runs; those that differ in their seed only are drawn as one curve. Or the one
+    of a population: scores, copies, and hyperparameters over time."""
     output: Path = Path("plot.png")
     """The picture."""
     x: str = "steps"
@@ -304,6 +305,17 @@ def plot(args: list[str]) -> None:
     parsed = _parse(PlotArguments, "plot", args, description="Draw learning curves.")
     if not parsed.runs:
         raise UserError("expected `pronk plot RUN [RUN ...]`, got no run.")
+    populations = [run for run in parsed.runs if (run / "pbt.json").exists()]
+    if populations:
+        if len(parsed.runs) > 1:
+            raise UserError(
+                f"'{populations[0]}' holds a population, which has a picture to itself; give it"
+                f" alone, not with {len(parsed.runs) - 1} more."
+            )
+        from pronk.lineage import draw as draw_population
+
+        print(draw_population(parsed.runs[0], parsed.output, title=parsed.title))
+        return
     from pronk.plot import plot as draw
 
     print(

@@ -95,7 +95,12 @@ class Plan:
             ) from None
 
     def check_same(self, run_dir: Path) -> None:
-        """Raise UserError if `run_dir` holds a run that learns something else."""
+        """Raise UserError if `run_dir` holds a run that learns something else, or a population."""
+        if (run_dir / "pbt.json").exists():
+            raise UserError(
+                f"'{run_dir}' holds a population, whose members are runs of their own below it;"
+                " give another --run-dir, or the one of a member."
+            )
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
             return  # nothing was learnt there: a command that was refused, say
         saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())

@@ -27,7 +27,7 @@ LAYERS = (
     ("wiring",),
     ("plan", "evaluate"),
     ("architectures",),
-    ("agents", "runtime", "monitor", "plot"),
+    ("agents", "runtime", "monitor", "plot", "lineage"),
     ("envs", "checkpoint", "replay"),
     ("networks", "returns", "losses", "distributions", "transforms", "tabular"),
     ("convolution", "scores", "journal"),

@@ -75,5 +75,9 @@ class PBTConfig:
             )
 
 
+# Hyperparameters near 1, of which counts how far from it they are: 1 − x is drawn and multiplied,
+# so that the horizon 1/(1 − x) is what changes by the factor.
+HORIZONS = ("discount", "rmsprop_decay", "average_decay")
+
 # Changing these does not change what a population is.
 FREE = ("workers", "execution")

@@ -77,5 +77,7 @@ def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
             raise UserError(
                 "`--runtime` is local, and a vmapped population is fused; leave one of them out."
             )
-        return vmapped.run
-    return vmapped.run if is_fused(plan, setup.env, setup.agent) else processes.run
+    elif not is_fused(plan, setup.env, setup.agent):
+        return processes.run
+    vmapped.check(setup)
+    return vmapped.run

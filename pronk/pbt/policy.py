@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from pronk.configs import config_module
-from pronk.configs.pbt import PBTConfig
+from pronk.configs.pbt import HORIZONS, PBTConfig
 from pronk.errors import UserError, nearest
 from pronk.plan import Plan
 from pronk.types import Agent
@@ -24,9 +24,6 @@ Hyper = dict[str, float]
 
 # Purposes of random numbers; each decision of each member at each generation has its own.
 FIRST, CANDIDATE, PERTURB = range(3)
-# Near 1, and what counts is how far from it: 1 − x is drawn and multiplied, so that the horizon
-# 1/(1 − x) is what changes by the factor.
-HORIZONS = ("discount", "rmsprop_decay", "average_decay")
 FIXED = ("horizon",)  # leaves of `LearnerState.hyper` that are no setting of the agent
 
 

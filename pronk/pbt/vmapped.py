@@ -67,6 +67,27 @@ class Member:
         self.calls, self.total, self.count = 0, 0.0, 0
 
 
+def check(setup: Setup) -> dict[str, int]:
+    """What `fused.build` is to be told; raises UserError for settings that can't be carried out so,
+    before anything is written."""
+    config = setup.plan.run
+    for flag, value in (("init-from", config.init_from), ("eval-every", config.eval_every)):
+        if value is not None:
+            raise UserError(
+                f"`--{flag}` is {value}, which a vmapped population can't do; leave it out, or use"
+                " --execution processes."
+            )
+    for flag, value in (("actor-device", config.actor_device), ("actor-cores", config.actor_cores)):
+        if value is not None:
+            raise UserError(
+                f"`--{flag}` is {value}, and a vmapped population acts where it learns, without"
+                " threads of actors; leave it out, or use --execution processes."
+            )
+    if config.learner_device is not None:
+        find_device("--learner-device", config.learner_device)  # one: says so, where it is several
+    return fused_shape(setup.plan, setup.agent)
+
+
 def run(setup: Setup, journal: Journal, stopped: threading.Event) -> dict[str, Any]:
     """Train until the end, a pause or a signal; leaves a checkpoint, a summary, and the best member
     as a run of its own."""
@@ -92,13 +113,7 @@ class _Vmapped:
         self.started = time.perf_counter()
         self.wall_seconds = 0.0  # of earlier lives
         config = setup.plan.run
-        for flag, value in (("init-from", config.init_from), ("eval-every", config.eval_every)):
-            if value is not None:
-                raise UserError(
-                    f"`--{flag}` is {value}, which a vmapped population can't do; leave it out, or"
-                    " use --execution processes."
-                )
-        shape = fused_shape(setup.plan, setup.agent)
+        shape = check(setup)
         self.jax_env: Any = envs.jax_env_of(setup.env, setup.plan.env_args)
         per_update = shape["unroll"] * shape["num_envs"]
         per_call = max(1, ROWS_PER_CALL // setup.size)
@@ -276,7 +291,7 @@ class _Vmapped:
         directory = plan.run_dir
         directory.mkdir(parents=True, exist_ok=True)
         write_json_atomically(directory / "config.json", plan.as_json())
-        one: RunState = jax.tree.map(lambda x: x[best.member], self.runs)
+        one: RunState = jax.tree.map(lambda x: x[best.member], jax.device_get(self.runs))
         nothing: Any = ()
         trees = {"learner": one.learner, "fused": one._replace(learner=nothing)}
         meta = {
