@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from pronk.configs import AGENTS, config_module
+from pronk.configs.pbt import PBTConfig
 from pronk.configs.run import RunConfig
 from pronk.errors import UserError, nearest
 
@@ -23,9 +24,10 @@ usage: pronk COMMAND ...
 Distributed deep reinforcement learning: IMPALA and every agent of its family.
 
   train AGENT ENV    train an agent; the same command again resumes
+  pbt AGENT ENV      train a population that adapts its hyperparameters
   eval RUN           play games with a trained agent, or an exported one, and report the score
   record RUN         film a game (MP4 or GIF)
-  plot RUN [RUN ..]  draw learning curves (PNG)
+  plot RUN [RUN ..]  draw learning curves, or a population (PNG)
   export RUN FILE    what acts, as one safetensors file to give to others
   inspect RUN        configuration, counters and a digest of a run
   list               agents, environments, and what each agent supports
@@ -95,23 +97,71 @@ class TrainArguments(Generic[AgentConfig]):
     """NAME=VALUE, an argument of the environment; may be given several times."""
 
 
+@dataclasses.dataclass(frozen=True)
+class PBTArguments(TrainArguments[AgentConfig], Generic[AgentConfig]):
+    """What follows `pronk pbt AGENT`."""
+
+    pbt: OmitArgPrefixes[PBTConfig] = dataclasses.field(default_factory=PBTConfig)
+
+
 def train(args: list[str]) -> None:
     """`pronk train AGENT ENV [flags]`."""
-    if not args or args[0] in ("-h", "--help"):
-        print(_train_usage(), end="")
+    parsed = _plan("train", TrainArguments, args)
+    if parsed is None:
         return
+    plan, _ = parsed
+    from pronk.training import run
+
+    summary = run(plan)
+    episodes = min(summary["episodes"], 100)
+    score = (
+        f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
+        if episodes
+        else "before any episode ended"
+    )
+    print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
+
+
+def pbt(args: list[str]) -> None:
+    """`pronk pbt AGENT ENV [flags]`."""
+    parsed = _plan("pbt", PBTArguments, args)
+    if parsed is None:
+        return
+    plan, arguments = parsed
+    from pronk.pbt import run
+
+    summary = run(plan, arguments.pbt)
+    score = "before any episode ended"
+    if summary["best"] is not None:
+        hyper = ", ".join(f"{k} {v:.3g}" for k, v in summary["best_hyper"].items())
+        score = (
+            f"best {summary['best_score']:.4g} (member {summary['best']}: {hyper}), median"
+            f" {summary['median_score']:.4g}"
+        )
+    print(
+        f"{summary['status']} at {summary['agent_steps']:,} steps in all, {score}:"
+        f" {summary['run_dir']}"
+    )
+
+
+def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
+    """The plan and the arguments of `pronk train` or `pbt`; None where usage was asked for."""
+    if not args or args[0] in ("-h", "--help"):
+        print(_train_usage().replace("pronk train", f"pronk {command}"), end="")
+        return None
     agent, *rest = args
     if agent.startswith("-"):
-        raise UserError(f"expected `pronk train AGENT ENV [flags]`, got '{agent}' for AGENT.")
+        raise UserError(f"expected `pronk {command} AGENT ENV [flags]`, got '{agent}' for AGENT.")
     config_class = config_module(agent).Config
+    what = agent if command == "train" else f"a population of {agent}"
 
-    def parse(defaults: Any) -> TrainArguments[Any]:
+    def parse(defaults: Any) -> Any:
         return _parse(
-            TrainArguments[config_class],  # type: ignore[valid-type]
-            f"train {agent}",
+            kind[config_class],
+            f"{command} {agent}",
             rest,
-            default=TrainArguments(env=tyro.MISSING, run=RunConfig(), agent_config=defaults),
-            description=f"Train {agent} on ENV. The same command resumes; Ctrl-C saves and exits.",
+            default=kind(env=tyro.MISSING, run=RunConfig(), agent_config=defaults),
+            description=f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits.",
         )
 
     from pronk.plan import Plan, default_preset, preset_config, with_defaults
@@ -123,17 +173,7 @@ def train(args: list[str]) -> None:
     if preset == "auto":
         preset = default_preset(agent, parsed.env, env_args)
     parsed = parse(preset_config(agent, preset))
-    plan = Plan(agent, parsed.env, parsed.run, parsed.agent_config, env_args)
-    from pronk.training import run
-
-    summary = run(plan)
-    episodes = min(summary["episodes"], 100)
-    score = (
-        f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
-        if episodes
-        else "before any episode ended"
-    )
-    print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
+    return Plan(agent, parsed.env, parsed.run, parsed.agent_config, env_args), parsed
 
 
 def _env_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -270,7 +310,8 @@ class PlotArguments:
     """What follows `pronk plot`."""
 
     runs: Positional[tuple[Path, ...]]
-    """Directories of runs; those that differ in their seed only are drawn as one curve."""
+    """Directories of runs; those that differ in their seed only are drawn as one curve. Or the one
+    of a population: scores, copies, and hyperparameters over time."""
     output: Path = Path("plot.png")
     """The picture."""
     x: str = "steps"
@@ -290,6 +331,17 @@ def plot(args: list[str]) -> None:
     parsed = _parse(PlotArguments, "plot", args, description="Draw learning curves.")
     if not parsed.runs:
         raise UserError("expected `pronk plot RUN [RUN ...]`, got no run.")
+    populations = [run for run in parsed.runs if (run / "pbt.json").exists()]
+    if populations:
+        if len(parsed.runs) > 1:
+            raise UserError(
+                f"'{populations[0]}' holds a population, which has a picture to itself; give it"
+                f" alone, not with {len(parsed.runs) - 1} more."
+            )
+        from pronk.lineage import draw as draw_population
+
+        print(draw_population(parsed.runs[0], parsed.output, title=parsed.title))
+        return
     from pronk.plot import plot as draw
 
     print(
@@ -456,6 +508,7 @@ def reproduce(args: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "pbt": pbt,
     "eval": evaluate,
     "record": record,
     "plot": plot,

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """Nothing is learnt any more: gradients are not finite, one after another."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'X'?"` for the known word most like `word`, or an empty string."""
     known = list(known)

@@ -95,10 +95,15 @@ class Plan:
             ) from None
 
     def check_same(self, run_dir: Path) -> None:
-        """Raise UserError if `run_dir` holds a run that learns something else."""
+        """Raise UserError if `run_dir` holds a run that learns something else, or a population."""
+        if (run_dir / "pbt.json").exists():
+            raise UserError(
+                f"'{run_dir}' holds a population, whose members are runs of their own below it;"
+                " give another --run-dir, or the one of a member."
+            )
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
             return  # nothing was learnt there: a command that was refused, say
-        saved, ours = _identity(Plan.load(run_dir).as_json()), _identity(self.as_json())
+        saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())
         differing = sorted(k for k in saved | ours if saved.get(k) != ours.get(k))
         if differing:
             listed = "; ".join(f"{k}: {saved.get(k)} there, {ours.get(k)} here" for k in differing)
@@ -108,7 +113,8 @@ class Plan:
             )
 
 
-def _identity(plan: dict[str, Any]) -> dict[str, Any]:
+def identity(plan: dict[str, Any]) -> dict[str, Any]:
+    """What of a plan, as JSON, decides what is learnt, by flat names."""
     flat = {"agent": plan["agent"], "env": plan["env"]}
     flat |= {k: v for k, v in plan["run"].items() if k not in FREE}
     flat |= plan["agent_config"] | {f"env_args.{k}": v for k, v in plan["env_args"].items()}
@@ -123,6 +129,7 @@ _POSITIVE = frozenset(
     | {"max_gradient_norm", "rho_bar", "c_bar", "reward_scale", "core_size", "initial_std"}
     | {"sequence_length", "n_steps", "replay_capacity", "replay_minimum", "replay_ratio"}
     | {"target_every", "hang_after", "actor_cpus", "learners", "pixel_control_cell"}
+    | {"stop_after_episodes"}
 )
 _NOT_NEGATIVE = frozenset(
     {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost", "trace_lambda"}

@@ -146,7 +146,7 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy
     where there is no run, no valid checkpoint, or one that doesn't fit.
     """
     configure_jax()
-    path = Path(path)
+    path = run_of(Path(path))
     exported = ArrayFile(path) if path.is_file() else None
     plan = Plan.load(path) if exported is None else _exported_plan(exported)
     if exported is not None and env is None and ":" in plan.env:
@@ -183,6 +183,7 @@ def _exported_plan(file: ArrayFile) -> Plan:
 def export(run_dir: Path, output: Path) -> int:
     """Write what acts, the network's parameters, with its configuration to one safetensors file to
     be given to others; returns its agent steps. Raises UserError where that can't be done."""
+    run_dir = run_of(run_dir)
     plan, loaded = Plan.load(run_dir), newest(run_dir)
     learner = loaded.tree("learner")
     assert isinstance(learner, dict)
@@ -198,6 +199,23 @@ def export(run_dir: Path, output: Path) -> int:
     return loaded.steps
 
 
+def run_of(path: Path) -> Path:
+    """The run that is meant by `path`: of a population's directory, its best member's, and anything
+    else as it is. Raises UserError for a population without one."""
+    if not (path / "pbt.json").exists():
+        return path
+    try:
+        best = json.loads((path / "summary.json").read_text())["best_run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        best = None
+    if not isinstance(best, str):
+        raise UserError(
+            f"'{path}' holds a population of which no member has been found the best yet; wait"
+            " until it pauses or is finished."
+        )
+    return path / best
+
+
 def newest(run_dir: Path) -> Loaded:
     """The newest valid checkpoint of a run; raises UserError where there is none."""
     loaded = Checkpointer(run_dir / "checkpoints").load()
@@ -208,6 +226,7 @@ def newest(run_dir: Path) -> Loaded:
 
 def inspect(run_dir: Path) -> dict[str, Any]:
     """What a run is and holds: configuration, counters, and a SHA-256 of the learner's state."""
+    run_dir = run_of(run_dir)
     plan = Plan.load(run_dir)
     loaded = newest(run_dir)
     learner = loaded.tree("learner")

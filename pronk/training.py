@@ -24,7 +24,7 @@ import numpy as np
 from pronk import envs
 from pronk.architectures import check_together
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
-from pronk.errors import UserError
+from pronk.errors import Diverged, UserError
 from pronk.evaluate import evaluate, evaluate_suite, suite_scores
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
@@ -41,6 +41,10 @@ from pronk.wiring import (
     key_for,
     make_runtime,
 )
+
+# What becomes of the learner's state before a life of a run goes on, and of the notes (JSON) that
+# its checkpoints carry.
+Change = Callable[[LearnerState, dict[str, Any]], tuple[LearnerState, dict[str, Any]]]
 
 # Updates with gradients that are not finite, one after another, after which a run stops.
 MAX_SKIPPED = 20
@@ -63,7 +67,9 @@ def train(
     return run(plan, env)
 
 
-def run(plan: Plan, env: str | Callable[[], Any] | None = None) -> dict[str, Any]:
+def run(
+    plan: Plan, env: str | Callable[[], Any] | None = None, *, change: Change | None = None
+) -> dict[str, Any]:
     """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
     configure_jax()
     group = ALONE
@@ -74,14 +80,14 @@ def run(plan: Plan, env: str | Callable[[], Any] | None = None) -> dict[str, Any
         if group.rank:  # the first one has the run; what the others tell is beside it
             directory = plan.run_dir / f"learner{group.rank}"
             plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
-    return _Run(plan, plan.env if env is None else env, group).go()
+    return _Run(plan, plan.env if env is None else env, group, change).go()
 
 
 class _Run:
     """One life of a run, from its start or a checkpoint to its end or a pause."""
 
-    def __init__(self, plan: Plan, env: Any, group: Group):
-        self.group = group
+    def __init__(self, plan: Plan, env: Any, group: Group, change: Change | None = None):
+        self.group, self.change = group, change
         self.plan, self.env, self.config = plan, env, plan.run
         self.run_dir = plan.run_dir
         plan.check_same(self.run_dir)
@@ -91,6 +97,8 @@ class _Run:
         self.episodes = 0
         # Returns of the last games of each task.
         self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
+        self.total_return = 0.0  # of all games
+        self.notes: dict[str, Any] = {}
         self.wall_seconds = 0.0  # of earlier lives
         self.lag_sum, self.lag_count = 0.0, 0
         self.batch: Sequence[Batch] = ()  # that was learnt from last
@@ -102,7 +110,7 @@ class _Run:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.run_dir, error) from None
-        with _alone_in(self.run_dir):
+        with alone_in(self.run_dir):
             return self._go()
 
     def _go(self) -> dict[str, Any]:
@@ -113,6 +121,8 @@ class _Run:
             self._take_up(loaded.meta)
         elif self.config.init_from is not None and not self.group.rank:
             state = _begun_from(self.config.init_from, state)
+        if self.change is not None:
+            state, self.notes = self.change(state, self.notes)
         self._check_group()
         state = self.group.agreed(state)
         (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
@@ -148,7 +158,7 @@ class _Run:
                     monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
                     for line in runtime.restore(loaded):
                         monitor.message(line)
-                with _signals() as signalled:
+                with signals() as signalled:
                     return self._loop(runtime, monitor, signalled)
 
     def _check_group(self) -> None:
@@ -170,6 +180,8 @@ class _Run:
         kept = meta["recent_returns"]
         for recent, returns in zip(self.recent, kept if self.spec.tasks else [kept], strict=True):
             recent.extend(returns)
+        self.total_return = meta.get("total_return", 0.0)
+        self.notes = meta.get("notes", {})
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
 
@@ -232,13 +244,17 @@ class _Run:
         if self.agent_steps >= self.config.steps:
             return "finished"
         stop_after = self.config.stop_after
-        return "paused" if stop_after is not None and self.agent_steps >= stop_after else ""
+        if stop_after is not None and self.agent_steps >= stop_after:
+            return "paused"
+        stop_after = self.config.stop_after_episodes
+        return "paused" if stop_after is not None and self.episodes >= stop_after else ""
 
     def _count(self, update: Update, steps: int) -> None:
         self.agent_steps += steps
         self.episodes += len(update.episodes)
         for episode in update.episodes:
             self.recent[episode.task].append(episode.episode_return)
+            self.total_return += episode.episode_return
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
@@ -267,7 +283,7 @@ class _Run:
             path = self.run_dir / "diverged.safetensors"
             write_arrays(path, {"batch": list(self.batch)}, {"updates": str(self.updates)})
             kept = f"The last batch is in {path}."
-        raise UserError(
+        raise Diverged(
             f"the last {skipped} updates were left out because their gradients were not finite, so"
             f" nothing is learnt any more. The parameters from before are saved. {kept} Look for"
             " huge rewards or observations, or lower the learning rate."
@@ -340,6 +356,8 @@ class _Run:
             "recent_returns": [list(r) for r in self.recent]
             if self.spec.tasks
             else list(self.recent[0]),
+            "total_return": self.total_return,
+            "notes": self.notes,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
             "lag_sum": self.lag_sum,
             "lag_count": self.lag_count,
@@ -456,7 +474,7 @@ def _shapes(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _alone_in(run_dir: Path) -> Iterator[None]:
+def alone_in(run_dir: Path) -> Iterator[None]:
     """Hold the run's directory; raises UserError if another process trains in it."""
     try:
         file = (run_dir / ".lock").open("w")
@@ -474,7 +492,7 @@ def _alone_in(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
+def signals() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; a second SIGINT interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -193,7 +193,7 @@ def make_runtime(
     """
     config, batch_size = plan.run, plan.agent_config.batch_size
     devices = _devices(plan)
-    if _is_fused(plan, env, agent):
+    if is_fused(plan, env, agent):
         return _fused_runtime(plan, env, agent, state, devices)
     architecture = ARCHITECTURES[config.architecture]
     check_together(config, batch_size)
@@ -541,7 +541,7 @@ def _fused_draws(spec: ReplaySpec, num_envs: int, batch_size: int) -> int:
     return draws
 
 
-def _is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
+def is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     """Whether the fused runtime is meant; raises UserError where it is asked for and can't be."""
     config = plan.run
     has_jax = envs.jax_env_of(env, plan.env_args) is not None

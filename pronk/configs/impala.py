@@ -167,6 +167,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 ATARI_ARGS: dict[str, Any] = {}
 
 
+# What `pronk pbt` adapts unless told otherwise, and the ranges of first values. [E18, table D.1 and
+# appendix F; first values of ε are 10⁻¹, 10⁻³, 10⁻⁵ and 10⁻⁷ there, and of the norm 40.]
+TUNE = (
+    "learning_rate=5e-6:5e-3",
+    "entropy_cost=5e-5:1e-2",
+    "epsilon=1e-7:1e-1",
+    "max_gradient_norm",
+)
+
+
 # What `pronk list` says of the agent.
 SUPPORTS = {
     "actions": "Discrete, MultiDiscrete, MultiBinary, Box (Gaussian, or squashed by tanh), masks",
@@ -174,6 +184,7 @@ SUPPORTS = {
     "memory": "none, LSTM, GRU",
     "runtimes": "local (threads or processes), fused, deterministic",
     "presets": ", ".join(PRESETS),
+    "tuned by pbt": ", ".join(TUNE),
 }
 
 

@@ -149,6 +149,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 ATARI_ARGS: dict[str, Any] = {"life_loss": False}
 
 
+# What `pronk pbt` adapts unless told otherwise, and the ranges of first values: no paper does, so a
+# wide range about Adam's usual rates, and the others from the run's own.
+TUNE = ("learning_rate=1e-5:1e-2", "epsilon", "max_gradient_norm")
+
+
 # What `pronk list` says of the agent.
 SUPPORTS = {
     "actions": "Discrete, masks",
@@ -156,6 +161,7 @@ SUPPORTS = {
     "memory": "none, LSTM, GRU",
     "runtimes": "local (threads or processes), deterministic; fused (drawing uniformly)",
     "presets": ", ".join(PRESETS),
+    "tuned by pbt": ", ".join(TUNE),
 }
 
 

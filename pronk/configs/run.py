@@ -19,6 +19,8 @@ class RunConfig:
     """Where the run lives; the same command again resumes it. [runs/AGENT-ENV-SEED]"""
     stop_after: int | None = None
     """Pause, saved, after this many agent steps in all; the horizon stays `--steps`."""
+    stop_after_episodes: int | None = None
+    """Pause, saved, after this many episodes in all."""
     runtime: Literal["auto", "local", "fused"] = "auto"
     """local: actors and a learner. fused: environment, acting and update in one jitted scan (only
     environments written in JAX). auto: fused where possible."""
@@ -112,7 +114,15 @@ class RunConfig:
 
 # Changing these does not change what is learnt, so a run may be resumed with other values.
 FREE = (
-    *("run_dir", "stop_after", "checkpoint_every", "keep", "log_every", "quiet"),
+    *(
+        "run_dir",
+        "stop_after",
+        "stop_after_episodes",
+        "checkpoint_every",
+        "keep",
+        "log_every",
+        "quiet",
+    ),
     *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
     *("max_restarts", "hang_after"),
     *("actor_cores", "actor_device", "learner_device"),

@@ -45,8 +45,8 @@ class Task:
         return self.reference[0] * self.reward_scale, self.reference[1] * self.reward_scale
 
 
-# Rewards from 10⁻² to 10⁴, for which no memory is needed. What counts as 1 is the best there is, and
-# for Breakout what an agent of its own reaches (`pronk reproduce popart`).
+# Rewards from 10⁻² to 10⁴, for which no memory is needed. What counts as 1 is the best there is,
+# and for Breakout what an agent of its own reaches (`pronk reproduce popart`).
 _SCALES = (
     Task("catch", "pronk/Catch-v0", {}, 1.0, 1e-2, (-0.6, 1.0)),
     Task("deep-sea", "pronk/DeepSea-v0", {"size": 6}, 1.0, 1e-1, (0.0, 0.99)),

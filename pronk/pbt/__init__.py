@@ -1,0 +1,83 @@
+"""Population based training: many runs that copy each other and adapt their hyperparameters.
+
+Espeholt et al. 2018, "IMPALA", section 5 and appendix F; Jaderberg et al. 2017, "Population Based
+Training of Neural Networks". `policy` decides, `vmapped` and `processes` carry out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pronk.configs.pbt import PBTConfig
+from pronk.errors import UserError
+from pronk.files import cannot_write
+from pronk.pbt import processes, vmapped
+from pronk.pbt.common import Setup, open_journal
+from pronk.pbt.policy import tuned
+from pronk.plan import Plan
+from pronk.training import alone_in, signals
+from pronk.wiring import build, configure_jax, is_fused
+
+
+def directory_of(plan: Plan) -> Path:
+    """Where a population lives: `--run-dir`, or runs/pbt-AGENT-ENV-SEED."""
+    own = plan.run_dir
+    return own if plan.run.run_dir is not None else own.with_name(f"pbt-{own.name}")
+
+
+def set_up(plan: Plan, settings: PBTConfig, env: str | Callable[[], Any] | None = None) -> Setup:
+    """The population of this plan, of which `seed` is the whole population's; raises UserError for
+    settings that make no sense together."""
+    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory_of(plan)))
+    config, env = plan.run, plan.env if env is None else env
+    if config.learners > 1 or config.stop_after_episodes is not None:
+        flag = "learners" if config.learners > 1 else "stop-after-episodes"
+        raise UserError(f"`--{flag}` is for single runs; leave it out for a population.")
+    _, agent = build(plan, env)
+    return Setup(plan, settings, env, agent, tuned(settings, plan, agent))
+
+
+def run(
+    plan: Plan, settings: PBTConfig, env: str | Callable[[], Any] | None = None
+) -> dict[str, Any]:
+    """Carry out a population from its start, or from where its directory says it is; returns what
+    its `summary.json` holds.
+
+    Raises UserError for bad input, and where the directory holds another population.
+    """
+    configure_jax()
+    setup = set_up(plan, settings, env)
+    carry_out = _execution(setup)
+    try:
+        setup.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(setup.directory, error) from None
+    with alone_in(setup.directory), signals() as stopped:
+        journal = open_journal(setup)
+        try:
+            return carry_out(setup, journal, stopped)
+        finally:
+            journal.close()
+
+
+def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
+    """What `--execution` means here; raises UserError for what can't be."""
+    settings, plan = setup.settings, setup.plan
+    if settings.execution == "ray":
+        raise UserError("`--execution` is ray, which is not there yet; use processes.")
+    if settings.execution == "processes":
+        return processes.run
+    if settings.execution == "vmapped":
+        fused = dataclasses.replace(plan, run=dataclasses.replace(plan.run, runtime="fused"))
+        is_fused(fused, setup.env, setup.agent)  # says why, where it can't be
+        if plan.run.runtime == "local":
+            raise UserError(
+                "`--runtime` is local, and a vmapped population is fused; leave one of them out."
+            )
+    elif not is_fused(plan, setup.env, setup.agent):
+        return processes.run
+    vmapped.check(setup)
+    return vmapped.run

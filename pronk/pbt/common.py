@@ -1,0 +1,231 @@
+"""What both executions share: the population's directory, its members' plans, what is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pronk.configs.pbt import FREE, PBTConfig
+from pronk.errors import UserError
+from pronk.files import without_nan, write_json_atomically
+from pronk.journal import Journal, read_journal
+from pronk.pbt.policy import Decision, Hyper, Tuned, allowed_by, decide, first, summary_of
+from pronk.plan import Plan, identity
+from pronk.types import Agent
+from pronk.wiring import derived_seed
+
+SETTINGS, JOURNAL = "pbt.json", "journal.jsonl"
+MEMBERS = 101  # purpose of the members' seeds: not one of `wiring`'s
+GENERATIONS = 40  # unless `--ready-steps` or `--ready-episodes` says otherwise
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A population, fully resolved. Its directory is `plan.run.run_dir`."""
+
+    plan: Plan
+    settings: PBTConfig
+    env: Any
+    agent: Agent
+    names: Sequence[Tuned]
+
+    @property
+    def directory(self) -> Path:
+        """Where the population lives."""
+        return self.plan.run_dir
+
+    @property
+    def size(self) -> int:
+        """Members."""
+        return self.settings.population
+
+    @property
+    def limit(self) -> int:
+        """Agent steps at which a member ends or, with `--stop-after`, pauses."""
+        run = self.plan.run
+        return run.steps if run.stop_after is None else min(run.steps, run.stop_after)
+
+    @property
+    def ready_steps(self) -> int | None:
+        """Agent steps after which a member is ready, unless that goes by episodes."""
+        if self.settings.ready_episodes is not None:
+            return None
+        return self.settings.ready_steps or max(1, self.plan.run.steps // GENERATIONS)
+
+    def member_dir(self, member: int) -> Path:
+        """The directory of a member as a run of its own."""
+        return self.directory / "members" / f"{member:02d}"
+
+    def member_plan(self, member: int, **settings: Any) -> Plan:
+        """The plan of a member as a run of its own, whose seed no other population's member has."""
+        settings = {"stop_after": None, **settings, "quiet": True}
+        run = dataclasses.replace(
+            self.plan.run, seed=self.seed_of(member), run_dir=self.member_dir(member), **settings
+        )
+        return dataclasses.replace(self.plan, run=run)
+
+    def seed_of(self, member: int) -> int:
+        """A member's own seed."""
+        return derived_seed(self.plan.run.seed, MEMBERS, member)
+
+    def first(self, member: int) -> Hyper:
+        """A member's first hyperparameters."""
+        return first(self.names, seed=self.plan.run.seed, member=member)
+
+    def decide(
+        self,
+        member: int,
+        generation: int,
+        scores: Sequence[float | None],
+        hyper_of: Callable[[int], Hyper],
+    ) -> Decision:
+        """What becomes of a member that is ready."""
+        return decide(
+            self.settings,
+            seed=self.plan.run.seed,
+            member=member,
+            generation=generation,
+            scores=scores,
+            hyper_of=hyper_of,
+            allowed=allowed_by(self.plan),
+        )
+
+    def tell(self, text: str) -> None:
+        """Print a message, also when `--quiet`."""
+        print(text, flush=True)
+
+    def progress(self, members: Sequence[Mapping[str, Any]], copies: int) -> None:
+        """Print a line on all members: `member`, `generation`, `steps`, `score` of each."""
+        if self.plan.run.quiet:
+            return
+        found = summary_of(members)
+        generation = min(m["generation"] for m in members)
+        steps = min(m["steps"] for m in members)
+        told = "no episode has ended"
+        if found["best"] is not None:
+            told = (
+                f"best {found['best_score']:.4g} (member {found['best']})"
+                f"  median {found['median_score']:.4g}"
+            )
+        done = f"{100 * min(steps / self.plan.run.steps, 1):.1f}%"
+        print(
+            f"  generation {generation}  {steps:,} steps each  {done}  {told}  copies {copies}",
+            flush=True,
+        )
+
+    def summary(
+        self, status: str, members: Sequence[Mapping[str, Any]], wall_seconds: float
+    ) -> dict[str, Any]:
+        """Write `summary.json` and return it; `best_run` is relative to the directory."""
+        found = summary_of(members)
+        best = found["best"]
+        result = {
+            "status": status,
+            "agent": self.plan.agent,
+            "env": self.plan.env,
+            "seed": self.plan.run.seed,
+            "population": self.size,
+            "agent_steps": sum(m["steps"] for m in members),
+            "generations": max(m["generation"] for m in members),
+            "copies": sum(e["donor"] is not None for e in self.events() if e["event"] == "ready"),
+            **found,
+            "best_run": None if best is None else f"members/{best:02d}",
+            "best_hyper": None if best is None else members[best]["hyper"],
+            "wall_seconds": wall_seconds,
+            "run_dir": str(self.directory),
+        }
+        write_json_atomically(self.directory / "summary.json", without_nan(result))
+        return result
+
+    def events(self) -> list[dict[str, Any]]:
+        """All of the journal."""
+        return read_journal(self.directory / JOURNAL)
+
+
+def open_journal(setup: Setup) -> Journal:
+    """The journal of the population, which must be the one that the directory holds, if any:
+    otherwise UserError, and nothing is changed."""
+    directory = setup.directory
+    if any((directory / "checkpoints").glob("[0-9]*")):
+        raise UserError(
+            f"'{directory}' holds a run, and a population can't live in it; give another --run-dir."
+        )
+    ours = {"plan": setup.plan.as_json(), "pbt": dataclasses.asdict(setup.settings)}
+    path = directory / SETTINGS
+    if path.exists() and (directory / JOURNAL).exists():
+        try:
+            saved = json.loads(path.read_text())
+            theirs = _identity(saved)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} can't be read as a population's configuration ({error!r}); it was damaged,"
+                " or written by another version of pronk."
+            ) from None
+        mine = _identity(json.loads(json.dumps(ours, default=str)))
+        differing = sorted(k for k in theirs | mine if theirs.get(k) != mine.get(k))
+        if differing:
+            listed = "; ".join(f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in differing)
+            raise UserError(
+                f"'{directory}' holds another population ({listed}). Give another --run-dir, or the"
+                " same settings to resume that one; nothing was changed."
+            )
+    write_json_atomically(path, ours)
+    return Journal(directory / JOURNAL)
+
+
+def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return identity(saved["plan"]) | {k: v for k, v in saved["pbt"].items() if k not in FREE}
+
+
+def start_event(member: int, seed: int, hyper: Hyper) -> dict[str, Any]:
+    """A member is born."""
+    return {"event": "start", "member": member, "seed": seed, "hyper": hyper}
+
+
+def ready_event(
+    member: int,
+    generation: int,
+    *,
+    steps: int,
+    episodes: int,
+    score: float | None,
+    decision: Decision,
+    before: Hyper,
+) -> dict[str, Any]:
+    """A member is ready, and what was decided: `before` is its own, it goes on with `after`."""
+    return {
+        "event": "ready",
+        "generation": generation,
+        "member": member,
+        "steps": steps,
+        "episodes": episodes,
+        "score": told(score),
+        "donor": decision.donor,
+        "before": before,
+        "after": decision.hyper,
+        "factors": decision.factors,
+    }
+
+
+def end_event(
+    member: int, *, steps: int, episodes: int, score: float | None, hyper: Hyper
+) -> dict[str, Any]:
+    """A member has been trained for all of its steps."""
+    return {
+        "event": "end",
+        "member": member,
+        "steps": steps,
+        "episodes": episodes,
+        "score": told(score),
+        "hyper": hyper,
+    }
+
+
+def told(score: float | None) -> float | None:
+    """A score as JSON has it."""
+    return None if score is None or not math.isfinite(score) else score

@@ -1,0 +1,206 @@
+"""Who copies whom, and what is perturbed: pure functions of scores, hyperparameters and a seed.
+
+Espeholt et al. 2018, section 5 and appendix F; Jaderberg et al. 2017, section 3. Both executions
+decide by these. Hyperparameters are what their float32 leaves hold, as Python floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pronk.configs import config_module
+from pronk.configs.pbt import HORIZONS, PBTConfig
+from pronk.errors import UserError, nearest
+from pronk.plan import Plan
+from pronk.types import Agent
+
+Hyper = dict[str, float]
+
+# Purposes of random numbers; each decision of each member at each generation has its own.
+FIRST, CANDIDATE, PERTURB = range(3)
+FIXED = ("horizon",)  # leaves of `LearnerState.hyper` that are no setting of the agent
+
+
+class Tuned(NamedTuple):
+    """A hyperparameter that is adapted, and the range of its first values."""
+
+    name: str
+    low: float
+    high: float  # where it equals `low`, nothing is drawn
+
+
+class Decision(NamedTuple):
+    """What becomes of a member that is ready."""
+
+    donor: int | None  # whose parameters, optimiser, statistics and hyperparameters it goes on with
+    hyper: Hyper  # with which it goes on: the donor's or its own, perturbed
+    factors: dict[str, float]  # of those that were perturbed
+
+
+def tuned(settings: PBTConfig, plan: Plan, agent: Agent) -> list[Tuned]:
+    """What `--tune` asks for, or else the agent's `TUNE`.
+
+    Raises UserError for a name that is no number in the agent's `LearnerState.hyper`, a range that
+    is none, and values that the agent's settings don't allow.
+    """
+    leaves = jax.eval_shape(agent.init, jax.random.key(0)).hyper
+    known = sorted(
+        name for name in leaves if name not in FIXED and hasattr(plan.agent_config, name)
+    )
+    found: list[Tuned] = []
+    for text in settings.tune or config_module(plan.agent).TUNE:
+        name, _, span = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known:
+            raise UserError(
+                f"`--tune` is '{text}', and '{name}' is nothing that {plan.agent} can change while"
+                f" it learns{nearest(name, known) or '.'} It can change {', '.join(known)}."
+            )
+        if name in (other.name for other in found):
+            raise UserError(f"`--tune` has '{name}' twice; expected each name once.")
+        own = getattr(plan.agent_config, name)
+        low, high = _range(text, span) if "=" in text else (own, own)
+        for value in (low, high):
+            _allow(plan, name, value)  # says what is expected
+        if not (_scale(name, low) > 0 and _scale(name, high) > 0):
+            where = "below 1" if name in HORIZONS else "above zero"
+            raise UserError(
+                f"`--tune` is '{text}', and '{name}' would begin at {low:g}, of which any multiple"
+                f" is the same; expected NAME=LOW:HIGH, both {where}."
+            )
+        found.append(Tuned(name, low, high))
+    return found
+
+
+def _range(text: str, span: str) -> tuple[float, float]:
+    low, _, high = span.partition(":")
+    try:
+        values = float(low), float(high)
+    except ValueError:
+        values = math.nan, math.nan
+    if not (values[0] < values[1] and all(map(math.isfinite, values))):
+        raise UserError(
+            f"`--tune` is '{text}'; expected NAME=LOW:HIGH with LOW below HIGH, as in"
+            " learning_rate=1e-4:1e-2, or NAME alone."
+        )
+    return values
+
+
+def _allow(plan: Plan, name: str, value: float) -> None:
+    """Raise UserError where the agent's settings don't allow it."""
+    config = dataclasses.replace(plan.agent_config, **{name: value})
+    dataclasses.replace(plan, agent_config=config)
+
+
+def allowed_by(plan: Plan) -> Callable[[str, float], bool]:
+    """Whether a hyperparameter may have a value, by what the agent's settings may be."""
+
+    def allowed(name: str, value: float) -> bool:
+        try:
+            _allow(plan, name, value)
+        except UserError:
+            return False
+        return math.isfinite(value)
+
+    return allowed
+
+
+def _scale(name: str, value: float) -> float:
+    """What is drawn and multiplied, of a value; the same function leads back."""
+    return 1.0 - value if name in HORIZONS else value
+
+
+def _held(value: float) -> float:
+    """As the float32 leaf holds it."""
+    return float(np.float32(value))
+
+
+def _rng(seed: int, member: int, generation: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([seed, member, generation, purpose])
+
+
+def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
+    """A member's first hyperparameters, log-uniform in their ranges [E18, table D.1]."""
+    rng = _rng(seed, member, 0, FIRST)
+    drawn = {}
+    for name, low, high in names:
+        u = rng.random()
+        ends = math.log(_scale(name, low)), math.log(_scale(name, high))
+        value = _scale(name, math.exp(ends[0] + u * (ends[1] - ends[0])))
+        drawn[name] = _held(low if low == high else value)
+    return drawn
+
+
+def is_better(donor: float | None, own: float | None, threshold: float) -> bool:
+    """Whether a score is so much better than one's own that its member is copied: by at least
+    `threshold` of one's own, donor − own ≥ threshold · |own|, and at all.
+
+    For scores above zero, such as human-normalised ones, this is the paper's "5 % better". For
+    returns below zero it is a twentieth of the way to zero; next to zero any gain will do. Without
+    a score on either side nothing is better. −∞ stands for a member that has diverged: any other
+    score is better. An infinite threshold: nothing ever is.
+    """
+    if donor is None or own is None or math.isnan(donor) or math.isnan(own):
+        return False
+    if math.isinf(threshold) or not donor > own:
+        return False
+    return own == -math.inf or donor - own >= threshold * abs(own)
+
+
+def decide(
+    settings: PBTConfig,
+    *,
+    seed: int,
+    member: int,
+    generation: int,
+    scores: Sequence[float | None],
+    hyper_of: Callable[[int], Hyper],
+    allowed: Callable[[str, float], bool] = lambda name, value: True,
+) -> Decision:
+    """What becomes of `member`, which is ready for the `generation`-th time, from 1 on.
+
+    scores: the latest of every member, None where there is none yet. hyper_of: what a member's
+    learner has now, or, of a donor, what comes with the copy.
+
+    One other member is drawn, each as likely as any, and copied if its score is so much better
+    [E18, appendix F; J17: "binary tournament"]. Whether or not that happened, each hyperparameter
+    is perturbed with the settings' probability. The two decisions have random numbers of their own.
+    """
+    rng = _rng(seed, member, generation, CANDIDATE)
+    candidate = int(rng.integers(len(scores) - 1))
+    candidate += candidate >= member
+    better = is_better(scores[candidate], scores[member], settings.threshold)
+    donor = candidate if better else None
+    rng = _rng(seed, member, generation, PERTURB)
+    before = hyper_of(member if donor is None else donor)
+    after, factors = {}, {}
+    for name in sorted(before):
+        chance, up = rng.random(2)  # both always drawn, so that names don't affect each other
+        factor = settings.perturb_factor if up < 0.5 else 1.0 / settings.perturb_factor
+        after[name] = before[name]
+        if chance >= settings.perturb_probability:
+            continue
+        value = _held(_scale(name, _scale(name, before[name]) * factor))
+        if allowed(name, value):  # otherwise it stays where it is
+            after[name], factors[name] = value, factor
+    return Decision(donor, after, factors)
+
+
+def summary_of(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Best and median of members that have a `score`, and who the best one is; NaN where none
+    has."""
+    scored = [m for m in members if m["score"] is not None]
+    if not scored:
+        return {"best": None, "best_score": math.nan, "median_score": math.nan}
+    best = max(scored, key=lambda m: m["score"])
+    return {
+        "best": best["member"],
+        "best_score": best["score"],
+        "median_score": float(np.median([m["score"] for m in scored])),
+    }

@@ -1,0 +1,310 @@
+"""The whole population in one jitted fused program, all members in step.
+
+Deterministic: killed at any moment and resumed it equals the population that never was, bit for
+bit, its journal included. What the journal holds beyond the last checkpoint is cut off and done
+again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk import envs
+from pronk.checkpoint import Checkpointer
+from pronk.errors import UserError
+from pronk.files import write_json_atomically
+from pronk.journal import Journal
+from pronk.pbt.common import Setup, end_event, ready_event, start_event
+from pronk.pbt.policy import Hyper
+from pronk.runtime.fused import RunState
+from pronk.runtime.population import Population, Told, played
+from pronk.types import Array
+from pronk.wiring import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
+
+# Rows (agent steps, and dummies between episodes) of all members together per call of the program:
+# about a second on a small machine, within which an interruption is heard.
+ROWS_PER_CALL = 1 << 20
+
+
+@dataclass
+class Member:
+    """What the host knows of a member; saved with each checkpoint."""
+
+    member: int
+    hyper: Hyper
+    generation: int = 0
+    steps: int = 0
+    episodes: int = 0
+    score: float | None = (
+        None  # the mean return of the games between the last two times it was ready
+    )
+    # Since it was last ready:
+    calls: int = 0
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, total: float, count: int, steps: int) -> None:
+        """What it did in a call."""
+        self.calls += 1
+        self.total += total
+        self.count += count
+        self.steps += steps
+        self.episodes += count
+
+    def rate(self) -> None:
+        """It is ready: score it by the games since last time, if one has ended, and start anew."""
+        if self.count:
+            self.score = self.total / self.count
+        self.calls, self.total, self.count = 0, 0.0, 0
+
+
+def check(setup: Setup) -> dict[str, int]:
+    """What `fused.build` is to be told; raises UserError for settings that can't be carried out so,
+    before anything is written."""
+    config = setup.plan.run
+    for flag, value in (("init-from", config.init_from), ("eval-every", config.eval_every)):
+        if value is not None:
+            raise UserError(
+                f"`--{flag}` is {value}, which a vmapped population can't do; leave it out, or use"
+                " --execution processes."
+            )
+    for flag, value in (("actor-device", config.actor_device), ("actor-cores", config.actor_cores)):
+        if value is not None:
+            raise UserError(
+                f"`--{flag}` is {value}, and a vmapped population acts where it learns, without"
+                " threads of actors; leave it out, or use --execution processes."
+            )
+    if config.learner_device is not None:
+        find_device("--learner-device", config.learner_device)  # one: says so, where it is several
+    return fused_shape(setup.plan, setup.agent)
+
+
+def run(setup: Setup, journal: Journal, stopped: threading.Event) -> dict[str, Any]:
+    """Train until the end, a pause or a signal; leaves a checkpoint, a summary, and the best member
+    as a run of its own."""
+    return _Vmapped(setup, journal).go(stopped)
+
+
+def final_returns(setup: Setup) -> Array:
+    """What each member's last parameters are worth, `[N]`: the mean return of games in which
+    nothing is learnt (`runtime.population.played`). Raises UserError where there is no checkpoint.
+    """
+    population = _Vmapped(setup, None)
+    if not population.load():
+        raise UserError(f"'{setup.directory}' holds no checkpoint of a population.")
+    keys = population.keys(ACTOR_KEY)
+    return played(setup.agent, population.jax_env, population.runs.learner, keys)
+
+
+class _Vmapped:
+    """One life of a population."""
+
+    def __init__(self, setup: Setup, journal: Journal | None):
+        self.setup, self.journal = setup, journal
+        self.started = time.perf_counter()
+        self.wall_seconds = 0.0  # of earlier lives
+        config = setup.plan.run
+        shape = check(setup)
+        self.jax_env: Any = envs.jax_env_of(setup.env, setup.plan.env_args)
+        per_update = shape["unroll"] * shape["num_envs"]
+        per_call = max(1, ROWS_PER_CALL // setup.size)
+        if setup.ready_steps is not None:
+            updates = max(1, round(setup.ready_steps / per_update))
+            self.calls = math.ceil(updates * per_update / per_call)  # per generation
+            updates = math.ceil(updates / self.calls)
+        else:  # often enough for whoever has played enough
+            self.calls = 0
+            per_call = min(per_call, max(1, config.steps // 100))
+            updates = max(1, per_call // per_update)
+        self.population = Population(setup.agent, self.jax_env, updates=updates, **shape)
+        self.checkpointer = Checkpointer(setup.directory / "population", keep=config.keep)
+        self.members = [Member(i, setup.first(i)) for i in range(setup.size)]
+        self.finished = False
+        self.runs: RunState
+
+    def keys(self, purpose: int) -> Array:
+        """The members' keys for one purpose of a run."""
+        seeds = [self.setup.seed_of(i) for i in range(self.setup.size)]
+        return jnp.stack([key_for(seed, purpose) for seed in seeds])
+
+    def hyper(self) -> dict[str, Array]:
+        """The hyperparameters that are adapted, `[N]` each."""
+        return {
+            name: np.array([member.hyper[name] for member in self.members], np.float32)
+            for name in self.members[0].hyper
+        }
+
+    def load(self) -> bool:
+        """Go back to the last checkpoint; whether there was one."""
+        loaded = self.checkpointer.load()
+        if loaded is None:
+            return False
+        for warning in loaded.warnings:
+            self.setup.tell(f"warning: {warning}")
+        begun = jax.eval_shape(
+            self.population.begin, self.keys(INIT_KEY), self.keys(ACTOR_KEY), self.hyper()
+        )
+        self.runs = loaded.restore("population", begun)
+        self.members = [Member(**saved) for saved in loaded.meta["members"]]
+        self.finished = loaded.meta["finished"]
+        self.wall_seconds = loaded.meta["wall_seconds"]
+        if self.journal is not None:
+            self.journal.cut(loaded.meta["journal"])
+        return True
+
+    def go(self, stopped: threading.Event) -> dict[str, Any]:
+        """Until the end, a pause or a signal."""
+        setup = self.setup
+        assert self.journal is not None
+        if self.load():
+            if self.finished:
+                setup.tell(f"already trained for {setup.plan.run.steps:,} steps: {setup.directory}")
+                return self._summary("finished")
+            setup.tell(f"resumed at {self._steps():,} steps each")
+            self._place()
+        else:
+            self.journal.cut(0)
+            self.runs = self.population.begin(
+                self.keys(INIT_KEY), self.keys(ACTOR_KEY), self.hyper()
+            )
+            self._place()
+            seeds = [setup.seed_of(m.member) for m in self.members]
+            starts = zip(self.members, seeds, strict=True)
+            self.journal.append(*(start_event(m.member, seed, m.hyper) for m, seed in starts))
+        last_save = time.perf_counter()
+        while self._steps() < setup.limit and not stopped.is_set():
+            self._advance()
+            if time.perf_counter() - last_save >= setup.plan.run.checkpoint_every:
+                self._save()
+                last_save = time.perf_counter()
+        self.finished = self._steps() >= setup.plan.run.steps
+        if self.finished:
+            self._end()
+        self._save()
+        self._write_best()
+        self.checkpointer.close()
+        if self.finished:
+            return self._summary("finished")
+        return self._summary("interrupted" if stopped.is_set() else "paused")
+
+    def _place(self) -> None:
+        device = self.setup.plan.run.learner_device
+        if device is not None:
+            self.runs = jax.device_put(self.runs, find_device("--learner-device", device))
+
+    def _steps(self) -> int:
+        return min(member.steps for member in self.members)
+
+    def _advance(self) -> None:
+        """One call of the program, and what is to be decided after it."""
+        self.runs, outcome = self.population.advance(self.runs)
+        outcome: Told = jax.device_get(outcome)
+        for member in self.members:
+            i = member.member
+            member.add(float(outcome.total[i]), int(outcome.count[i]), int(outcome.steps[i]))
+        if self._steps() < self.setup.plan.run.steps:  # otherwise nobody would learn from it
+            self._evolve([m for m in self.members if self._is_ready(m)])
+
+    def _is_ready(self, member: Member) -> bool:
+        if self.calls:
+            return member.calls >= self.calls
+        wanted = self.setup.settings.ready_episodes
+        return wanted is not None and member.count >= wanted
+
+    def _evolve(self, ready: list[Member]) -> None:
+        """Decide for those that are ready, all from what everyone is now; then copy and perturb."""
+        if not ready:
+            return
+        setup = self.setup
+        assert self.journal is not None
+        for member in ready:
+            member.rate()
+            member.generation += 1
+        scores = [member.score for member in self.members]
+        before = [dict(member.hyper) for member in self.members]
+        sources = np.arange(setup.size)
+        events = []
+        for member in ready:
+            i = member.member
+            decision = setup.decide(i, member.generation, scores, lambda m: before[m])
+            if decision.donor is not None:
+                sources[i] = decision.donor
+            member.hyper = decision.hyper
+            events.append(
+                ready_event(
+                    i,
+                    member.generation,
+                    steps=member.steps,
+                    episodes=member.episodes,
+                    score=member.score,
+                    decision=decision,
+                    before=before[i],
+                )
+            )
+        self.runs = self.population.inherit(self.runs, sources, self.hyper())
+        self.journal.append(*events)
+        copies = sum(event["donor"] is not None for event in events)
+        setup.progress([dataclasses.asdict(m) for m in self.members], copies)
+
+    def _end(self) -> None:
+        assert self.journal is not None
+        for member in self.members:
+            member.rate()
+        self.journal.append(
+            *(
+                end_event(
+                    m.member, steps=m.steps, episodes=m.episodes, score=m.score, hyper=m.hyper
+                )
+                for m in self.members
+            )
+        )
+
+    def _wall(self) -> float:
+        return self.wall_seconds + time.perf_counter() - self.started
+
+    def _save(self) -> None:
+        assert self.journal is not None
+        meta = {
+            "members": [dataclasses.asdict(member) for member in self.members],
+            "journal": self.journal.size,
+            "finished": self.finished,
+            "wall_seconds": self._wall(),
+        }
+        self.checkpointer.save(self._steps(), {"population": self.runs}, meta, block=True)
+
+    def _write_best(self) -> None:
+        """The best member as a run of its own, which can be evaluated, exported, trained on."""
+        scored = [m for m in self.members if m.score is not None]
+        if not scored:
+            return
+        best = max(scored, key=lambda m: m.score or 0.0)
+        plan = self.setup.member_plan(best.member, runtime="fused")
+        directory = plan.run_dir
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(directory / "config.json", plan.as_json())
+        one: RunState = jax.tree.map(lambda x: x[best.member], jax.device_get(self.runs))
+        nothing: Any = ()
+        trees = {"learner": one.learner, "fused": one._replace(learner=nothing)}
+        meta = {
+            "agent_steps": best.steps,
+            "episodes": best.episodes,
+            "recent_returns": [],
+            "wall_seconds": self._wall(),
+            "lag_sum": 0.0,
+            "lag_count": 1,
+        }
+        saved = Checkpointer(directory / "checkpoints", keep=1)
+        saved.save(best.steps, trees, meta, block=True)
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        members = [dataclasses.asdict(member) for member in self.members]
+        return self.setup.summary(status, members, self._wall())

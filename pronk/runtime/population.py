@@ -1,0 +1,113 @@
+"""Many fused runs of one plan in one program: their own seeds, hyperparameters, environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk.envs.jax_env import JaxEnv
+from pronk.envs.jax_suite import JaxSuite
+from pronk.runtime import fused
+from pronk.runtime.fused import RunState
+from pronk.types import Agent, Array, Key, LearnerState
+
+PLAYERS, PLAYED = 32, 1000  # environments, and steps of each, in which nothing is learnt
+
+
+class Told(NamedTuple):
+    """What the members did in one call, `[N]` each."""
+
+    total: Array  # float32, the sum of the returns of the games that ended
+    count: Array  # int32, how many ended
+    steps: Array  # int32, agent steps
+
+
+class Population:
+    """N members, whose states are one `RunState` with leaves `[N, ...]`.
+
+    Each is the run that `pronk train --runtime fused` makes of its keys and hyperparameters, but
+    for the order in which sums are rounded. Each of the three functions compiles once.
+
+    updates: of each member per `advance`. shape: what `fused.build` is told.
+    """
+
+    def __init__(self, agent: Agent, env: JaxEnv | JaxSuite, *, updates: int, **shape: int):
+        init, update = fused.build(agent, env, **shape)
+
+        def begin(init_key: Key, act_key: Key, hyper: dict[str, Array]) -> RunState:
+            learner = agent.init(init_key)
+            return init(learner._replace(hyper=learner.hyper | hyper), act_key)
+
+        def some(run: RunState) -> tuple[RunState, Told]:
+            def one(run: RunState, _: None) -> tuple[RunState, Told]:
+                run, outcome = update(run)
+                total = jnp.sum(jnp.where(outcome.ended, outcome.episode_return, 0.0))
+                return run, Told(total, jnp.sum(outcome.ended), outcome.steps)
+
+            run, told = jax.lax.scan(one, run, length=updates)
+            return run, Told(*(jnp.sum(x) for x in told))
+
+        # (init_keys [N], act_keys [N], hyper of [N]) -> runs; hyper: instead of the agent's own.
+        self.begin: Callable[[Key, Key, dict[str, Array]], RunState]
+        self.begin = jax.jit(over_members(begin))
+        # (runs) -> runs, Told
+        self.advance: Callable[[RunState], tuple[RunState, Told]]
+        self.advance = jax.jit(over_members(some), donate_argnums=0)
+        # (runs, sources [N], hyper of [N]) -> runs
+        self.inherit: Callable[[RunState, Array, dict[str, Array]], RunState]
+        self.inherit = jax.jit(_inherit, donate_argnums=0)
+
+
+def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of one member, for all: leaves `[N, ...]`.
+
+    On a CPU one member after another within the program: N small matrices multiplied as one batch
+    take longer there than one by one, and compile longer (measured by `pronk bench population`).
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)
+    return lambda *args: jax.lax.map(lambda one: function(*one), args)
+
+
+def _inherit(runs: RunState, sources: Array, hyper: dict[str, Array]) -> RunState:
+    """Member i goes on with what member `sources[i]` has learnt, and with its own `hyper`.
+
+    Copied are parameters, optimiser, statistics and hyperparameters, of which `hyper` then replaces
+    some. A member's environments, counters and random key stay its own.
+    """
+    learner = runs.learner
+
+    def copied(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[sources], tree)
+
+    return runs._replace(
+        learner=learner._replace(
+            params=copied(learner.params),
+            optimiser=copied(learner.optimiser),
+            aux=copied(learner.aux),
+            hyper=copied(learner.hyper) | hyper,
+        )
+    )
+
+
+def played(agent: Agent, env: JaxEnv | JaxSuite, learners: LearnerState, keys: Key) -> Array:
+    """The mean return `[N]` of the games that end within PLAYED steps of each of PLAYERS
+    environments, in which nothing is learnt; actions are sampled. NaN where no game ends."""
+    idle = agent._replace(learn=lambda state, batch: (state, (), {}), replay=None)
+    init, update = fused.build(idle, env, unroll=PLAYED, num_envs=PLAYERS)
+
+    def play(learner: LearnerState, key: Key) -> tuple[Array, Array]:
+        _, outcome = update(init(learner, jax.random.fold_in(key, PLAYED)))
+        total = jnp.sum(jnp.where(outcome.ended, outcome.episode_return, 0.0))
+        return total, jnp.sum(outcome.ended)
+
+    return mean(*jax.device_get(jax.jit(over_members(play))(learners, keys)))
+
+
+def mean(total: Array, count: Array) -> Array:
+    """NaN where there is nothing to divide by."""
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)

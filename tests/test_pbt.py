@@ -1,0 +1,795 @@
+"""Population based training: the policy by hand and by statistics, and populations that are killed,
+resumed, copied and perturbed, in one program and in processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pronk import cli, envs, lineage, pbt, training
+from pronk.checkpoint import Checkpointer
+from pronk.configs.pbt import PBTConfig
+from pronk.errors import UserError
+from pronk.journal import Journal, read_journal
+from pronk.pbt import common, policy, processes, vmapped
+from pronk.plan import Plan, resolve
+from pronk.runtime import fused
+from pronk.runtime.population import Population
+from pronk.wiring import ACTOR_KEY, INIT_KEY, build, fused_shape, initial_state, key_for
+
+TINY: dict[str, Any] = {"envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True}
+FLAGS = ["--envs", "4", "--batch-size", "4", "--unroll", "5", "--hidden", "8"]
+TUNE = ("learning_rate=1e-4:1e-1", "entropy_cost=1e-4:1e-2")
+
+
+def plan_in(directory: Path, steps: int = 2000, **settings: Any) -> Plan:
+    return resolve(
+        "impala", "pronk/Catch-v0", run_dir=directory, steps=steps, env_args={"rows": 4},
+        **{**TINY, **settings},
+    )  # fmt: skip
+
+
+def settings(**changes: Any) -> PBTConfig:
+    return PBTConfig(**{"population": 4, "tune": TUNE, "ready_steps": 400, **changes})
+
+
+# The policy.
+
+
+@pytest.mark.parametrize(
+    ("donor", "own", "better"),
+    [
+        (1.05, 1.0, True),
+        (1.049, 1.0, False),
+        (0.8, 1.0, False),
+        (-9.5, -10.0, True),  # a twentieth of the way to zero
+        (-9.6, -10.0, False),
+        (-10.0, -9.0, False),
+        (1e-9, 0.0, True),
+        (0.0, 0.0, False),
+        (0.0, -1e-9, True),
+        (5.0, None, False),
+        (None, 5.0, False),
+        (None, None, False),
+        (math.nan, 1.0, False),
+        (1.0, math.nan, False),
+        (-1e9, -math.inf, True),  # diverged
+        (-math.inf, -math.inf, False),
+    ],
+)
+def test_five_per_cent_better(donor: float | None, own: float | None, better: bool) -> None:
+    assert policy.is_better(donor, own, 0.05) is better
+    assert not policy.is_better(donor, own, math.inf)
+
+
+def decisions(count: int, *, scores: list[float | None], **changes: Any) -> list[policy.Decision]:
+    """Of member 0, at so many generations; every hyperparameter of member i is i + 1."""
+    return [
+        policy.decide(
+            settings(**changes), seed=7, member=0, generation=g, scores=scores,
+            hyper_of=lambda m: {"a": m + 1.0, "b": m + 1.0, "c": m + 1.0},
+        )
+        for g in range(1, count + 1)
+    ]  # fmt: skip
+
+
+def test_a_random_member_is_copied_if_better_and_never_oneself() -> None:
+    found = decisions(3000, scores=[0.0, 1.0, -1.0, 1.0])
+    donors = [d.donor for d in found]
+    # One of the three others is drawn; member 2 is worse.
+    for donor, share in ((1, 1 / 3), (3, 1 / 3), (None, 1 / 3), (0, 0.0), (2, 0.0)):
+        assert donors.count(donor) / 3000 == pytest.approx(share, abs=0.03)
+
+
+def test_each_hyperparameter_is_perturbed_a_third_of_the_time_up_as_often_as_down() -> None:
+    found = decisions(3000, scores=[None] * 4)
+    assert all(d.donor is None for d in found)
+    for name in "abc":
+        values = [d.hyper[name] for d in found]
+        for value, share in ((1.0, 0.67), (1.2, 0.165), (1 / 1.2, 0.165)):
+            assert np.isclose(values, value).mean() == pytest.approx(share, abs=0.03)
+    both = [("a" in d.factors, "b" in d.factors) for d in found]
+    assert both.count((True, True)) / 3000 == pytest.approx(0.33**2, abs=0.02)
+
+
+def test_copying_and_perturbing_are_independent() -> None:
+    found = decisions(6000, scores=[0.0, 1.0, -1.0, -1.0])
+    copied = np.array([d.donor is not None for d in found])
+    perturbed = np.array([[name in d.factors for name in "abc"] for d in found])
+    for column in perturbed.T:
+        joint = (copied & column).mean()
+        assert joint == pytest.approx(copied.mean() * column.mean(), abs=0.015)
+    # Whether anything can be copied changes nothing of what is perturbed.
+    alone = decisions(6000, scores=[None] * 4)
+    assert [d.factors for d in found] == [d.factors for d in alone]
+    # And what can be perturbed changes nothing of who is copied.
+    still = decisions(6000, scores=[0.0, 1.0, -1.0, -1.0], perturb_probability=0.0)
+    assert [d.donor for d in found] == [d.donor for d in still]
+    assert not any(d.factors for d in still)
+
+
+def test_a_perturbation_is_on_top_of_what_was_copied() -> None:
+    found = decisions(500, scores=[0.0, 1.0, None, None])
+    seen = set()
+    for d in found:
+        base = 1.0 if d.donor is None else d.donor + 1.0
+        seen.add((d.donor, bool(d.factors)))
+        for name in "abc":
+            assert d.hyper[name] == pytest.approx(base * d.factors.get(name, 1.0))
+    assert seen == {(None, False), (None, True), (1, False), (1, True)}
+
+
+def test_nobody_copies_without_a_score_on_both_sides() -> None:
+    assert not any(d.donor for d in decisions(300, scores=[None, 9.0, 9.0, 9.0]))
+    assert not any(d.donor for d in decisions(300, scores=[0.0, None, None, math.nan]))
+
+
+def test_each_decision_has_its_own_random_numbers_and_always_the_same() -> None:
+    first, again = (decisions(50, scores=[0.0, 1.0, 1.0, 1.0]) for _ in range(2))
+    assert first == again
+    assert len({str(d) for d in first}) > 10
+
+
+def test_first_values_are_log_uniform_in_their_range(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    _, agent = build(plan, plan.env)
+    tune = ("learning_rate=1e-4:1e-1", "discount=0.9:0.999", "max_gradient_norm")
+    names = policy.tuned(settings(tune=tune), plan, agent)
+    drawn = [policy.first(names, seed=1, member=m) for m in range(2000)]
+    rates = np.log10([d["learning_rate"] for d in drawn])
+    assert rates.min() >= -4
+    assert rates.max() <= -1
+    for third in np.histogram(rates, bins=3, range=(-4, -1))[0] / 2000:
+        assert third == pytest.approx(1 / 3, abs=0.04)
+    # Of a discount the horizon is: half of them between 0.9 and 0.99.
+    below = np.mean([d["discount"] < 0.99 for d in drawn])
+    assert below == pytest.approx(0.5, abs=0.04)
+    assert {d["max_gradient_norm"] for d in drawn} == {plan.agent_config.max_gradient_norm}
+
+
+def test_a_discount_stays_one(tmp_path: Path) -> None:
+    """Its distance from 1 is multiplied; and nothing goes where the settings don't let it."""
+    config = settings(perturb_probability=1.0)
+
+    def after(allowed: Any = lambda name, value: True) -> dict[str, float]:
+        return policy.decide(
+            config, seed=0, member=0, generation=1, scores=[None] * 4,
+            hyper_of=lambda _: {"discount": 0.99, "trace_leak": 0.99}, allowed=allowed,
+        ).hyper  # fmt: skip
+
+    assert after()["discount"] in [pytest.approx(1 - 0.01 * f) for f in (1.2, 1 / 1.2)]
+    values = {
+        policy.decide(
+            config, seed=0, member=0, generation=g, scores=[None] * 4,
+            hyper_of=lambda _: {"trace_leak": 0.99}, allowed=policy.allowed_by(plan_in(tmp_path)),
+        ).hyper["trace_leak"]
+        for g in range(1, 30)
+    }  # fmt: skip
+    assert sorted(values) == pytest.approx([0.99 / 1.2, 0.99])
+
+
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+def test_what_an_agent_tunes_by_default_can_be_tuned(agent: str, tmp_path: Path) -> None:
+    plan = resolve(agent, "pronk/Catch-v0", run_dir=tmp_path)
+    _, made = build(plan, plan.env)
+    names = policy.tuned(PBTConfig(), plan, made)
+    assert {"learning_rate", "epsilon", "max_gradient_norm"} <= {n.name for n in names}
+
+
+# One program.
+
+
+def population(plan: Plan, size: int, updates: int) -> tuple[Population, fused.RunState]:
+    _, agent = build(plan, plan.env)
+    env = envs.jax_env_of(plan.env, plan.env_args)
+    assert env is not None
+    made = Population(agent, env, updates=updates, **fused_shape(plan, agent))
+    keys = [jnp.stack([key_for(s, p) for s in range(size)]) for p in (INIT_KEY, ACTOR_KEY)]
+    rates = np.geomspace(1e-3, 1e-1, size, dtype=np.float32)
+    return made, made.begin(keys[0], keys[1], {"learning_rate": rates})
+
+
+def member_of(tree: Any, i: int) -> list[np.ndarray]:
+    def array(x: Any) -> np.ndarray:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        return np.asarray(x[i]).copy()
+
+    return [array(x) for x in jax.tree.leaves(tree)]
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_copy_has_all_that_was_learnt_and_its_own_hyperparameters(tmp_path: Path) -> None:
+    # With an average policy in `aux`, and a replay and past parameters, which are the member's own.
+    laser = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200, "envs": 2}
+    made, runs = population(plan_in(tmp_path, **laser), 4, 7)
+    runs, _ = made.advance(runs)
+    learner = runs.learner
+    parts = (learner.params, learner.optimiser, learner.aux)
+    own = (runs._replace(learner=()), learner.updates, learner.steps, learner.key)  # type: ignore[arg-type]
+    before = [member_of(parts, i) for i in range(4)]
+    kept = [member_of(own, i) for i in range(4)]
+    costs = np.asarray(learner.hyper["entropy_cost"]).copy()
+    assert len(jax.tree.leaves(learner.aux)) > 0
+    assert not same(before[0], before[1])
+    rates = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    sources = np.array([0, 0, 3, 2])  # two of them exchange what they have
+    runs = made.inherit(runs, sources, {"learning_rate": rates})
+    learner = runs.learner
+    parts = (learner.params, learner.optimiser, learner.aux)
+    own = (runs._replace(learner=()), learner.updates, learner.steps, learner.key)  # type: ignore[arg-type]
+    for i, source in enumerate(sources):
+        assert same(member_of(parts, i), before[source])
+        assert same(member_of(own, i), kept[i])
+    np.testing.assert_array_equal(learner.hyper["learning_rate"], rates)
+    np.testing.assert_array_equal(learner.hyper["entropy_cost"], costs)
+    # They learn apart from there on.
+    runs, _ = made.advance(runs)
+    assert not same(member_of(runs.learner.params, 0), member_of(runs.learner.params, 1))
+
+
+def start(plan: Plan, config: PBTConfig) -> tuple[vmapped._Vmapped, Journal]:
+    setup = pbt.set_up(plan, config)
+    setup.directory.mkdir(parents=True, exist_ok=True)
+    journal = common.open_journal(setup)
+    return vmapped._Vmapped(setup, journal), journal
+
+
+def contents(directory: Path) -> tuple[bytes, dict[str, np.ndarray], Any]:
+    """The journal, all arrays of the last checkpoint, and what the host knew of the members."""
+    loaded = Checkpointer(directory / "population").load()
+    assert loaded is not None
+    return (
+        (directory / "journal.jsonl").read_bytes(),
+        loaded._arrays,
+        [loaded.meta["members"], loaded.meta["journal"], loaded.meta["finished"]],
+    )
+
+
+def assert_same(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    assert found[0] == expected[0]
+    assert found[2] == expected[2]
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A population that was never interrupted."""
+    directory = tmp_path_factory.mktemp("pbt") / "whole"
+    summary = pbt.run(plan_in(directory), settings())
+    assert summary["status"] == "finished"
+    return directory
+
+
+def check_journal(directory: Path, size: int = 4, ready_steps: int = 400) -> list[dict[str, Any]]:
+    """Every member is born, ready for all generations in turn, and ends; what it goes on with from
+    each is what it had next; and the donor's or its own with the perturbation on top."""
+    events = read_journal(directory / "journal.jsonl")
+    for member in range(size):
+        own = [e for e in events if e["member"] == member]
+        ready = own[1:-1]
+        assert [e["event"] for e in own] == ["start", *["ready"] * len(ready), "end"]
+        assert [e["generation"] for e in ready] == list(range(1, len(ready) + 1))
+        steps = [e["steps"] for e in own[1:]]
+        assert steps == sorted(set(steps))
+        hyper = own[0]["hyper"]
+        for event in ready:
+            assert event["before"] == hyper
+            hyper = event["after"]
+            if event["donor"] is None:
+                for name, value in event["before"].items():
+                    factor = event["factors"].get(name, 1.0)
+                    assert hyper[name] == pytest.approx(value * factor)
+            else:
+                donor = [e for e in events if e["member"] == event["donor"]]
+                had = [e.get("after", e.get("hyper")) for e in donor]
+                assert any(
+                    all(
+                        hyper[name] == pytest.approx(value * event["factors"].get(name, 1.0))
+                        for name, value in values.items()
+                    )
+                    for values in had
+                )
+        assert own[-1]["hyper"] == hyper
+    return events
+
+
+def test_a_population_does_what_its_journal_says(whole: Path) -> None:
+    events = check_journal(whole)
+    assert {e["event"] for e in events} == {"start", "ready", "end"}
+    copies = [e for e in events if e.get("donor") is not None]
+    assert copies
+    assert any(e.get("factors") for e in copies)
+    assert any(e["event"] == "ready" and e["donor"] is None and e["factors"] for e in events)
+    # What is on the device is what the journal says.
+    loaded = Checkpointer(whole / "population").load()
+    assert loaded is not None
+    hyper = loaded.tree("population")["learner"]["hyper"]  # type: ignore[index]
+    ends = {e["member"]: e for e in events if e["event"] == "end"}
+    for name in ("learning_rate", "entropy_cost"):
+        assert hyper[name].tolist() == [ends[i]["hyper"][name] for i in range(4)]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["copies"] == len(copies)
+    assert summary["best_score"] == max(e["score"] for e in ends.values())
+    assert summary["best_hyper"] == ends[summary["best"]]["hyper"]
+    assert summary["median_score"] == np.median([e["score"] for e in ends.values()])
+
+
+def test_nothing_is_compiled_again(tmp_path: Path) -> None:
+    """By whatever part of JAX, once every member has been ready once."""
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    life, journal = start(plan_in(tmp_path), settings())
+    counts = []
+    advance = life._advance
+    life._advance = lambda: (advance(), counts.append(len(compiled)))  # type: ignore[method-assign]
+    life.go(threading.Event())
+    journal.close()
+    assert any(e.get("factors") for e in read_journal(journal.path)[-8:])
+    assert counts[0] > 0
+    assert len(counts) >= 4
+    assert set(counts) == {counts[0]}
+    made = life.population
+    assert [f._cache_size() for f in (made.begin, made.advance)] == [1, 1]  # type: ignore[attr-defined]
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: what is on the disk at that moment is all that is left."""
+
+
+@pytest.mark.parametrize("where", ["before the journal", "after it", "torn", "saved"])
+@pytest.mark.parametrize("which", [2, 4])
+def test_killed_and_resumed_it_equals_the_uninterrupted_one(
+    where: str, which: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the `which`-th event or checkpoint, with a checkpoint after each call of the program."""
+    # Elsewhere, but under the same name: the best member's configuration says where it lives.
+    plan = plan_in(tmp_path, checkpoint_every=1e-9)
+    count = 0
+    append, save = Journal.append, vmapped._Vmapped._save
+
+    def counted(at: str, call: Any, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == which and at == "journal" and where == "before the journal":
+            raise Killed
+        call(*args)
+        if count == which and at == "journal" and where == "torn":
+            journal = args[0].path
+            journal.write_bytes(journal.read_bytes()[:-30])
+        if count == which:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        if where == "saved":
+            patched.setattr(vmapped._Vmapped, "_save", lambda *a: counted("save", save, *a))
+        else:
+            patched.setattr(Journal, "append", lambda *a: counted("journal", append, *a))
+        with pytest.raises(Killed):
+            pbt.run(plan, settings())
+    assert pbt.run(plan, settings())["status"] == "finished"
+    assert_same(contents(tmp_path), contents(whole))
+
+
+def test_paused_and_resumed_it_equals_the_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
+    """In the middle of a generation; and a finished one is left alone."""
+    for part in (300, 1300):
+        paused = pbt.run(plan_in(tmp_path, stop_after=part), settings())
+        assert paused["status"] == "paused"
+        assert part <= paused["agent_steps"] / 4 < 2000
+    assert pbt.run(plan_in(tmp_path), settings())["status"] == "finished"
+    assert_same(contents(tmp_path), contents(whole))
+    before = contents(tmp_path)
+    assert pbt.run(plan_in(tmp_path), settings())["status"] == "finished"
+    assert_same(contents(tmp_path), before)
+
+
+def test_a_member_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
+    """Where nobody copies and nothing is perturbed, to rounding; and the best one is a run."""
+    config = settings(threshold=math.inf, perturb_probability=0.0)
+    summary = pbt.run(plan_in(tmp_path), config)
+    assert summary["copies"] == 0
+    assert summary["generations"] > 2
+    setup = pbt.set_up(plan_in(tmp_path), config)
+    best = summary["best"]
+    plan = setup.member_plan(best, runtime="fused")
+    assert Plan.load(tmp_path / summary["best_run"]).run.seed == plan.run.seed
+    state = initial_state(plan, setup.agent)
+    hyper = {k: np.float32(v) for k, v in setup.first(best).items()}
+    env = envs.jax_env_of(plan.env, plan.env_args)
+    assert env is not None
+    init, update = fused.build(setup.agent, env, **fused_shape(plan, setup.agent))
+    run = init(state._replace(hyper=state.hyper | hyper), key_for(plan.run.seed, ACTOR_KEY))
+    update = jax.jit(update)
+    saved = Checkpointer(tmp_path / summary["best_run"] / "checkpoints").load()
+    assert saved is not None
+    learner = saved.restore("learner", state)
+    for _ in range(int(learner.updates)):
+        run, _ = update(run)
+    assert int(run.learner.steps) == int(learner.steps) == saved.steps
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        run.learner.params,
+        learner.params,
+    )
+
+
+def test_ready_by_episodes(tmp_path: Path) -> None:
+    pbt.run(plan_in(tmp_path), settings(ready_steps=None, ready_episodes=60))
+    events = check_journal(tmp_path)
+    for member in range(4):
+        played = [0, *(e["episodes"] for e in events if e["member"] == member and "episodes" in e)]
+        assert all(60 <= b - a < 120 for a, b in itertools.pairwise(played[:-1]))
+
+
+def test_scores_are_of_the_games_since_last_time() -> None:
+    member = vmapped.Member(0, {})
+    member.add(6.0, 3, 100)
+    member.add(0.0, 0, 100)
+    member.rate()
+    assert member.score == 2.0
+    member.add(-5.0, 1, 100)
+    member.rate()
+    assert member.score == -5.0
+    member.add(0.0, 0, 100)
+    member.rate()
+    assert member.score == -5.0  # no game has ended: what it was is all that is known
+    assert (member.steps, member.episodes) == (400, 4)
+
+
+# Processes.
+
+
+class Inline:
+    """In the place of a process: a member's life, lived at once."""
+
+    sentinel: int
+    exitcode = 0
+
+    def __init__(self, plan: Plan, env: Any, legacy: processes.Legacy):
+        training.run(plan, env, change=legacy.take_up)
+        self.sentinel, end = os.pipe()
+        os.close(end)  # so that it can be read from: it is over
+
+    def join(self) -> None:
+        """It is over."""
+
+    def close(self) -> None:
+        os.close(self.sentinel)
+
+
+def inline(patched: pytest.MonkeyPatch) -> None:
+    class Context:
+        @staticmethod
+        def Process(target: Any, args: Any, name: str) -> Any:
+            class Started:
+                def start(self) -> None:
+                    self.__dict__["life"] = Inline(*args)
+
+                def __getattr__(self, attribute: str) -> Any:
+                    return getattr(self.__dict__["life"], attribute)
+
+            return Started()
+
+    patched.setattr(processes.multiprocessing, "get_context", lambda _: Context)
+
+
+PROCESSES: dict[str, Any] = {
+    "population": 3, "ready_steps": 200, "execution": "processes", "workers": 1,
+}  # fmt: skip
+
+
+def saved_of(directory: Path, member: int) -> Any:
+    loaded = Checkpointer(directory / f"members/{member:02d}/checkpoints").load()
+    assert loaded is not None
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A population whose members live one after another, never interrupted."""
+    directory = tmp_path_factory.mktemp("processes") / "alone"
+    with pytest.MonkeyPatch.context() as patched:
+        inline(patched)
+        assert pbt.run(plan_in(directory, 600), settings(**PROCESSES))["status"] == "finished"
+    return directory
+
+
+def test_members_in_processes_do_what_the_journal_says(alone: Path) -> None:
+    events = check_journal(alone, 3, 200)
+    assert any(e.get("donor") is not None for e in events)
+    assert any(e.get("factors") for e in events)
+    for end in (e for e in events if e["event"] == "end"):
+        saved = saved_of(alone, end["member"])
+        learner = saved.tree("learner")
+        assert saved.meta["notes"] == {"generation": len(lives_of(events, end["member"])) - 2}
+        for name, value in end["hyper"].items():
+            assert learner["hyper"][name] == np.float32(value)
+
+
+def lives_of(events: list[dict[str, Any]], member: int) -> list[dict[str, Any]]:
+    return [e for e in events if e["member"] == member]
+
+
+@pytest.mark.parametrize("where", ["set aside", "journal", "before the journal"])
+def test_a_controller_killed_anywhere_decides_the_same_again(
+    where: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inline(monkeypatch)
+    append, set_aside, count = Journal.append, processes._set_aside, 0
+
+    def counted(call: Any, *args: Any) -> Any:
+        nonlocal count
+        count += 1
+        die = count == (1 if where == "set aside" else 5)
+        if die and where == "before the journal":
+            raise Killed
+        result = call(*args)
+        if die:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patched:
+        if where == "set aside":
+            patched.setattr(processes, "_set_aside", lambda *a: counted(set_aside, *a))
+        else:
+            patched.setattr(Journal, "append", lambda *a: counted(append, *a))
+        with pytest.raises(Killed):
+            pbt.run(plan_in(tmp_path, 600), settings(**PROCESSES))
+    pbt.run(plan_in(tmp_path, 600), settings(**PROCESSES))
+    assert (tmp_path / "journal.jsonl").read_bytes() == (alone / "journal.jsonl").read_bytes()
+    for member in range(3):
+        found, expected = (saved_of(d, member).tree("learner") for d in (tmp_path, alone))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    _, agent = build(plan, plan.env)
+    state = initial_state(plan, agent)
+    donor = tmp_path / "donor"
+    theirs = state._replace(
+        params=jax.tree.map(lambda x: x + 1.0, state.params),
+        optimiser=jax.tree.map(lambda x: x + 1, state.optimiser),
+        hyper=state.hyper | {"value_cost": jnp.float32(9.0), "learning_rate": jnp.float32(8.0)},
+        steps=jnp.uint32(77),
+    )
+    Checkpointer(donor).save(77, {"learner": theirs}, {}, block=True)
+    legacy = processes.Legacy(3, {"learning_rate": 0.5, "entropy_cost": 0.25}, donor)
+    taken, notes = legacy.take_up(state, {"generation": 2})
+    assert notes == {"generation": 3}
+    for a, b in ((taken.params, theirs.params), (taken.optimiser, theirs.optimiser)):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert int(taken.steps) == 0
+    hyper = {k: float(v) for k, v in taken.hyper.items()}
+    assert (hyper["learning_rate"], hyper["entropy_cost"], hyper["value_cost"]) == (0.5, 0.25, 9.0)
+    # A second start finds it in the checkpoint's notes, and leaves what was learnt since alone.
+    again, notes = legacy.take_up(state, notes)
+    assert again is state
+    assert notes == {"generation": 3}
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    """Members' processes: not the resource tracker's."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -> None:
+    """A member first, which is said and made up for; then the controller, whose members end too."""
+    directory = tmp_path / "run"
+    args = ["impala", "pronk/Catch-v0", "--run-dir", directory, "--steps", 800, *FLAGS,
+            "--population", 3, "--workers", 2, "--ready-steps", 400, "--execution", "processes",
+            "--tune", TUNE[0], "--tune", TUNE[1]]  # fmt: skip
+    command = [sys.executable, "-m", "pronk", "pbt", *map(str, args)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(children_of(process.pid)) == 2, process)
+        os.kill(children_of(process.pid)[0], signal.SIGKILL)
+        journal = directory / "journal.jsonl"
+        wait_for(lambda: journal.read_text().count('"ready"') >= 2, process)
+    finally:
+        members = children_of(process.pid)
+        process.kill()
+        out, _ = process.communicate()
+    assert "process died (signal 9); it goes on from its last checkpoint (1 of 10)" in out
+    before = read_journal(journal)
+    # At once, while the last members may be saving; by the command line, to the end.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "finished at" in done.stdout
+    events = check_journal(directory, 3, 400)
+    assert events[: len(before)] == before
+    for end in (e for e in events if e["event"] == "end"):
+        learner = saved_of(directory, end["member"]).tree("learner")
+        for name, value in end["hyper"].items():
+            assert learner["hyper"][name] == np.float32(value)
+    assert not [m for m in members if Path(f"/proc/{m}").exists()]
+
+
+# The command line.
+
+
+def pronk(*args: object) -> None:
+    cli.main([str(a) for a in args])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tune", "learning_rte=1e-4:1e-2"], "did you mean 'learning_rate'? It can change"),
+        (["--tune", "hidden=1:2"], "'hidden' is nothing that impala can change"),
+        (["--tune", "horizon=1:2"], "'horizon' is nothing that impala can change"),
+        (["--tune", "learning_rate=1e-2:1e-4"], "expected NAME=LOW:HIGH with LOW below HIGH"),
+        (["--tune", "learning_rate=fast:slow"], "expected NAME=LOW:HIGH with LOW below HIGH"),
+        (["--tune", "learning_rate=0:1"], "`--learning-rate` is 0.0; expected a number above"),
+        (["--tune", "entropy_cost=0:1"], "would begin at 0, of which any multiple is the same"),
+        (["--tune", "discount=0.9:1.5"], "`--discount` is 1.5; expected a number from 0 to 1"),
+        (["--tune", "discount=0.9:1"], "both below 1"),
+        (["--tune", "epsilon", "--tune", "epsilon"], "has 'epsilon' twice"),
+        (["--population", "1"], "`--population` is 1; expected at least 2"),
+        (["--ready-steps", "0"], "`--ready-steps` is 0; expected at least 1"),
+        (["--ready-steps", "9", "--ready-episodes", "9"], "expected one of them"),
+        (["--threshold", "-1"], "`--threshold` is -1.0; expected zero or more"),
+        (["--perturb-probability", "1.5"], "expected a number from 0 to 1"),
+        (["--perturb-factor", "0.5"], "`--perturb-factor` is 0.5; expected at least 1"),
+        (["--workers", "0"], "`--workers` is 0; expected at least 1"),
+        (["--eval-every", "10"], "which a vmapped population can't do"),
+        (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
+        (["--learners", "2"], "`--learners` is for single runs"),
+    ],
+)
+def test_bad_input_is_one_paragraph(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        pronk("pbt", "impala", "pronk/Catch-v0", "--run-dir", tmp_path / "run", *FLAGS, *flags)
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+def test_vmapping_needs_an_environment_in_jax(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        pronk("pbt", "impala", "CartPole-v1", "--run-dir", tmp_path, "--execution", "vmapped")
+    assert "needs an environment written in JAX" in capsys.readouterr().err
+
+
+def test_a_directory_belongs_to_one_population(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(whole)
+    with pytest.raises(UserError, match=r"holds another population.*entropy_cost"):
+        pbt.run(plan_in(whole, 2000), settings(tune=TUNE[:1]))
+    with pytest.raises(UserError, match=r"holds another population.*hidden: \[8\] there"):
+        pbt.run(plan_in(whole, 2000, hidden=(16,)), settings())
+    with pytest.raises(UserError, match="holds a population, whose members are runs"):
+        training.run(plan_in(whole, 2000))
+    assert_same(contents(whole), before)
+    training.run(plan_in(tmp_path, 100))
+    with pytest.raises(UserError, match="holds a run, and a population can't live in it"):
+        pbt.run(plan_in(tmp_path, 100), settings())
+
+
+def test_a_population_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, evaluated, exported, looked at and drawn: what is meant is its best member."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--steps", "2000", "--population", "3", "--ready-steps", "500"]
+    pronk("pbt", "impala", "pronk/Catch-v0", *FLAGS, *flags)
+    directory = Path("runs/pbt-impala-pronk_Catch-v0-0")
+    out = capsys.readouterr().out
+    assert "generation 1 " in out
+    assert re.search(r"^finished at 6,\d{3} steps in all, best ", out, re.M)
+    assert str(directory) in out
+    summary = json.loads((directory / "summary.json").read_text())
+    pronk("eval", directory, "--episodes", "5", "--json")
+    assert json.loads(capsys.readouterr().out)["steps"] >= 2000
+    pronk("export", directory, "best.safetensors")
+    pronk("inspect", directory)
+    assert summary["best_run"] in capsys.readouterr().out
+    pronk("plot", directory, "--output", "population.png")
+    assert Path("population.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        pronk("plot", directory, directory)
+    assert "give it alone" in capsys.readouterr().err
+    (directory / "summary.json").unlink()
+    with pytest.raises(SystemExit):
+        pronk("eval", directory)
+    assert "no member has been found the best yet" in capsys.readouterr().err
+
+
+# The journal and the picture.
+
+
+def test_a_journal_forgets_what_was_half_written_and_what_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append({"event": "a"}, {"event": "b"})
+    size = journal.size
+    journal.append({"event": "c"})
+    journal.close()
+    path.write_bytes(path.read_bytes() + b'{"event": "d"')
+    assert [e["event"] for e in read_journal(path)] == ["a", "b", "c"]
+    journal = Journal(path)
+    journal.append({"event": "e"})
+    assert [e["event"] for e in read_journal(path)] == ["a", "b", "c", "e"]
+    journal.cut(size)
+    journal.append({"event": "f"})
+    journal.close()
+    assert [e["event"] for e in read_journal(path)] == ["a", "b", "f"]
+    with pytest.raises(UserError, match="was cut short or replaced"):
+        Journal(path).cut(10_000)
+    path.write_text('{"event": "a"}\nnonsense\n{"event": "b"}\n')
+    with pytest.raises(UserError, match="is damaged in line 2"):
+        read_journal(path)
+
+
+def test_ancestry_of_a_population_by_hand() -> None:
+    def ready(member: int, steps: int, score: float | None, donor: int | None) -> dict[str, Any]:
+        after = {"x": float(steps + member)}
+        return {"event": "ready", "member": member, "steps": steps, "score": score,
+                "donor": donor, "after": after}  # fmt: skip
+
+    events: list[dict[str, Any]] = [
+        {"event": "start", "member": i, "hyper": {"x": float(i)}} for i in range(3)
+    ]
+    events += [ready(0, 10, 1.0, None), ready(1, 10, 2.0, None), ready(2, 10, None, None)]
+    events += [ready(0, 20, 1.5, 1), ready(1, 20, 3.0, None), ready(2, 20, 0.0, 1)]
+    events += [ready(0, 30, 4.0, None), ready(1, 30, 3.0, None), ready(2, 30, 3.0, 0)]
+    ends = ((0, 4.0), (1, 3.5), (2, 5.0))
+    events += [{"event": "end", "member": m, "steps": 40, "score": s} for m, s in ends]
+    lines = lineage.lines_of(events)
+    assert math.isnan(lines[2].scores[0])
+    assert lineage.best_of(lines) == 2
+    segments = lineage.ancestry(lines, 2)
+    expected = [lineage.Segment(1, 0, 20), lineage.Segment(0, 20, 30), lineage.Segment(2, 30, 40)]
+    assert segments == expected
+    x, y = lineage._path(lines, segments)
+    assert x.tolist() == [10, 20, 30, 40]
+    assert y.tolist() == [2.0, 3.0, 4.0, 5.0]
+    corners = [lineage._stairs(lines[s.member], "x", s.begin, s.end) for s in segments]
+    assert corners == [
+        ([0, 10, 10, 20], [1.0, 1.0, 11.0, 11.0]), ([20, 30], [20.0, 20.0]), ([30, 40], [32.0] * 2)
+    ]  # fmt: skip
+    assert lineage.picture_of(lines, "by hand").startswith(b"\x89PNG")
