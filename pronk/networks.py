@@ -356,6 +356,7 @@ class ActorCritic(nn.Module):
     separate_value: bool
     encoder_dtype: Any = jnp.float32
     num_values: int = 1
+    zero_values: bool = False  # at first
     pixel_control: PixelControl | None = None
 
     @nn.compact
@@ -391,8 +392,8 @@ class ActorCritic(nn.Module):
             pixel_values = pixel_values.reshape(steps, batch, *pixel_values.shape[1:])
         if self.separate_value:
             features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
-        one = nn.initializers.orthogonal(1.0)
-        values = nn.Dense(self.num_values, kernel_init=one, name="value")(features)
+        kernel = nn.initializers.zeros if self.zero_values else nn.initializers.orthogonal(1.0)
+        values = nn.Dense(self.num_values, kernel_init=kernel, name="value")(features)
         return Output(policy, values, state, pixel_values)
 
 

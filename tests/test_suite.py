@@ -230,7 +230,7 @@ def test_fused_slots_are_those_of_one_environment_each():
     """Of the same key, task by task; returns are in scaled rewards."""
     made = envs.jax_env_of(MIXED)
     start, advance, task = jax_suite.stepper(made, 5)
-    assert task.tolist() == [0, 1, 2, 0, 1]
+    assert task.tolist() == [0, 0, 1, 1, 2]
     key, rng = jax.random.key(4), np.random.default_rng(0)
     state, row = jax.jit(start)(key)
     advance = jax.jit(advance)

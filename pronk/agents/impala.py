@@ -94,6 +94,8 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         separate_value=config.separate_value,
         encoder_dtype=jnp.dtype(config.encoder_dtype),
         num_values=num_values,
+        # What values are by chance is in units of 1, and would be preserved in all others.
+        zero_values=renormalises,
         pixel_control=pixel_control,
     )
 

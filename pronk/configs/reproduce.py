@@ -98,8 +98,44 @@ class PolicyLag:
     """The smallest task, three seeds, half of the steps: some minutes."""
 
 
+@dataclass(frozen=True)
+class PopArt:
+    """PopArt, ART, clipped and unclipped IMPALA on a suite of reward scales from 0.01 to 10,000."""
+
+    seeds: int = 5
+    """Runs of each agent with its best learning rate, which two others chose."""
+    scale: float = 1.0
+    """How much of the agent steps is trained for."""
+    output: Path = Path("runs") / "popart"
+    """Where the runs' figures are kept; interrupted, the same command goes on."""
+    results: Path = Path("runs") / "popart"
+    """Where the tables (CSV) and the pictures (PNG) are written."""
+    quick: bool = False
+    """Two seeds, a seventh of the steps: some minutes, and too short to learn the harder tasks."""
+
+
+@dataclass(frozen=True)
+class PopArtAtari:
+    """PopArt, unclipped and clipped IMPALA on four Atari games at once, with raw rewards."""
+
+    steps: int = 4_000_000
+    """Agent steps of each agent, of all games together: about an hour each on two cores."""
+    seed: int = 0
+    """Of the runs."""
+    episodes: int = 20
+    """Games of each kind that are played in the end, with sampled actions."""
+    output: Path = Path("runs") / "popart-atari"
+    """Where the runs are kept; interrupted, the same command goes on."""
+    results: Path = Path("runs") / "popart-atari"
+    """Where the tables (CSV) and the picture (PNG) are written."""
+    quick: bool = False
+    """A twenty-fifth of the steps: some minutes, in which nothing is learnt yet."""
+
+
 EXPERIMENTS = {
     "policy-lag": PolicyLag,
+    "popart": PopArt,
+    "popart-atari": PopArtAtari,
     "r2d2-ablations": Ablations,
     "r2d2-staleness": Staleness,
     "td-lambda": TDLambda,

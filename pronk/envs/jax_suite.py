@@ -90,23 +90,28 @@ def stepper(env: JaxEnv | JaxSuite, num_envs: int) -> Stepper:
             return state, timestep, Ended(state.done, state.episode_return, state.episode_length)
 
         return Stepper(lambda key: start(single, key, env_ids), one, np.zeros(num_envs, np.int32))
-    task = assignment(env.weights, num_envs)
-    at = [np.flatnonzero(task == k) for k in range(len(env.envs))]
-    back = np.argsort(np.concatenate(at))  # from task by task to slot by slot
-    present = [(k, env.envs[k]) for k in range(len(env.envs)) if at[k].size]
+    # Task by task, so that slots are cut and joined, and not gathered one by one.
+    task = np.sort(assignment(env.weights, num_envs))
+    present = [
+        (part, np.flatnonzero(task == k).astype(np.int32))
+        for k, part in enumerate(env.envs)
+        if k in task
+    ]
 
     def merged(parts: list[Any]) -> Any:
-        return jax.tree.map(lambda *x: jnp.concatenate(x)[back], *parts)
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     def begin(key: Key) -> tuple[PyTree, TimeStep]:
         # A slot's course depends on its number among all, as that of a single environment does.
-        found = [start(part, key, at[k].astype(np.int32)) for k, part in present]
+        found = [start(part, key, ids) for part, ids in present]
         timestep = merged([timestep for _, timestep in found])
         return tuple(state for state, _ in found), timestep._replace(task=jnp.asarray(task))
 
     def every(state: PyTree, action: Array) -> tuple[PyTree, TimeStep, Ended]:
+        cuts = np.cumsum([len(ids) for _, ids in present])[:-1]
+        actions = jnp.split(action, cuts)
         found = [
-            advance(part, s, action[at[k]]) for (k, part), s in zip(present, state, strict=True)
+            advance(part, s, a) for (part, _), s, a in zip(present, state, actions, strict=True)
         ]
         timestep = merged([timestep for _, timestep in found])
         ended = merged([Ended(s.done, s.episode_return, s.episode_length) for s, _ in found])

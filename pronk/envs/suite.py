@@ -51,7 +51,14 @@ _SCALES = (
     Task("catch", "pronk/Catch-v0", {}, 1.0, 1e-2, (-0.6, 1.0)),
     Task("deep-sea", "pronk/DeepSea-v0", {"size": 6}, 1.0, 1e-1, (0.0, 0.99)),
     Task("cartpole", "pronk/CartPole-v1", {"max_steps": 200}, 1.0, 1.0, (22.0, 200.0)),
-    Task("orchard", "pronk/Orchard-v0", {"seen": 8, "falls": 20}, 1.0, 10.0, (8.0, 200.0)),
+    Task(
+        "orchard",
+        "pronk/Orchard-v0",
+        {"rows": 6, "columns": 5, "seen": 6, "falls": 20},
+        1.0,
+        10.0,
+        (8.0, 200.0),
+    ),
     Task("delayed-catch", "pronk/Catch-v0", {"delay": 5}, 1.0, 1e3, (-0.6, 1.0)),
     Task("breakout", "pronk/Breakout-v0", {}, 1.0, 1e4, (0.2, 5.0)),
 )
