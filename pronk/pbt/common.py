@@ -21,7 +21,7 @@ from pronk.wiring import derived_seed
 
 SETTINGS, JOURNAL = "pbt.json", "journal.jsonl"
 MEMBERS = 101  # purpose of the members' seeds: not one of `wiring`'s
-GENERATIONS = 40  # unless `--ready-steps` or `--ready-episodes` says otherwise
+GENERATIONS = 20  # unless `--ready-steps` or `--ready-episodes` says otherwise
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,13 @@ class Setup:
         self,
         member: int,
         generation: int,
+        steps: int,
         scores: Sequence[float | None],
         hyper_of: Callable[[int], Hyper],
     ) -> Decision:
-        """What becomes of a member that is ready."""
+        """What becomes of a member that is ready after so many agent steps."""
+        if steps < self.settings.burn_in:
+            return Decision(None, hyper_of(member), {})
         return decide(
             self.settings,
             seed=self.plan.run.seed,

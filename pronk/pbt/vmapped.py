@@ -125,7 +125,7 @@ class _Vmapped:
             self.calls = 0
             per_call = min(per_call, max(1, config.steps // 100))
             updates = max(1, per_call // per_update)
-        self.population = Population(setup.agent, self.jax_env, updates=updates, **shape)
+        self.population = Population(setup.agent, self.jax_env, shape, updates=updates)
         self.checkpointer = Checkpointer(setup.directory / "population", keep=config.keep)
         self.members = [Member(i, setup.first(i)) for i in range(setup.size)]
         self.finished = False
@@ -235,7 +235,7 @@ class _Vmapped:
         events = []
         for member in ready:
             i = member.member
-            decision = setup.decide(i, member.generation, scores, lambda m: before[m])
+            decision = setup.decide(i, member.generation, member.steps, scores, lambda m: before[m])
             if decision.donor is not None:
                 sources[i] = decision.donor
             member.hyper = decision.hyper

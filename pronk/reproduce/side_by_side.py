@@ -44,7 +44,7 @@ def train(plan: Plan, members: Sequence[Member], *, points: int) -> Curves:
     shape = fused_shape(plan, agent)
     per_update = shape["unroll"] * shape["num_envs"]
     updates = max(1, round(plan.run.steps / per_update / points))
-    population = Population(agent, env, updates=updates, **shape)
+    population = Population(agent, env, shape, updates=updates)
     init_keys = jnp.stack([key_for(member.seed, INIT_KEY) for member in members])
     act_keys = jnp.stack([key_for(member.seed, ACTOR_KEY) for member in members])
     names = members[0].hyper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +31,19 @@ class Population:
     Each is the run that `pronk train --runtime fused` makes of its keys and hyperparameters, but
     for the order in which sums are rounded. Each of the three functions compiles once.
 
-    updates: of each member per `advance`. shape: what `fused.build` is told.
+    shape: what `fused.build` is told. updates: of each member per `advance`. in_turn: see
+    `over_members`.
     """
 
-    def __init__(self, agent: Agent, env: JaxEnv, *, updates: int, **shape: int):
+    def __init__(
+        self,
+        agent: Agent,
+        env: JaxEnv,
+        shape: Mapping[str, int],
+        *,
+        updates: int,
+        in_turn: bool | None = None,
+    ):
         init, update = fused.build(agent, env, **shape)
 
         def begin(init_key: Key, act_key: Key, hyper: dict[str, Array]) -> RunState:
@@ -52,22 +61,25 @@ class Population:
 
         # (init_keys [N], act_keys [N], hyper of [N]) -> runs; hyper: instead of the agent's own.
         self.begin: Callable[[Key, Key, dict[str, Array]], RunState]
-        self.begin = jax.jit(over_members(begin))
+        self.begin = jax.jit(over_members(begin, in_turn))
         # (runs) -> runs, Told
         self.advance: Callable[[RunState], tuple[RunState, Told]]
-        self.advance = jax.jit(over_members(some), donate_argnums=0)
+        self.advance = jax.jit(over_members(some, in_turn), donate_argnums=0)
         # (runs, sources [N], hyper of [N]) -> runs
         self.inherit: Callable[[RunState, Array, dict[str, Array]], RunState]
         self.inherit = jax.jit(_inherit, donate_argnums=0)
 
 
-def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
+def over_members(function: Callable[..., Any], in_turn: bool | None = None) -> Callable[..., Any]:
     """`function` of one member, for all: leaves `[N, ...]`.
 
-    On a CPU one member after another within the program: N small matrices multiplied as one batch
-    take longer there than one by one, and compile longer (measured by `pronk bench population`).
+    in_turn: one member after another within the program, or else all at once, vmapped. Unless it is
+    said, in turn on a CPU: N small matrices multiplied as one batch take longer there than one by
+    one, N convolutions by N kernels very much longer (`pronk bench population` measures both).
     """
-    if jax.default_backend() != "cpu":
+    if in_turn is None:
+        in_turn = jax.default_backend() == "cpu"
+    if not in_turn:
         return jax.vmap(function)
     return lambda *args: jax.lax.map(lambda one: function(*one), args)
 
