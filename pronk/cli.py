@@ -114,11 +114,11 @@ def train(args: list[str]) -> None:
 
     summary = run(plan)
     episodes = min(summary["episodes"], 100)
-    score = (
-        f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
-        if episodes
-        else "before any episode ended"
-    )
+    score = f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
+    if any(name.startswith("return/") for name in summary):
+        score = f"mean return {summary['mean_return']:.2f}, each task's counted alike"
+    if not episodes:
+        score = "before any episode ended"
     print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
 
 

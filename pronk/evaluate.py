@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class SuiteEvaluation:
     def metrics(self) -> dict[str, float]:
         """What is recorded during training, flat."""
         returns = {f"return/{name}": found.mean_return for name, found in self.tasks.items()}
+        returns["mean_return"] = float(np.mean([x.mean_return for x in self.tasks.values()]))
         return returns | {f"score/{name}": value for name, value in self.scores.items()}
 
 
@@ -120,6 +121,21 @@ def suite_scores(
     }
     whole = len(normalised) == len(spec.tasks)
     return normalised, scores.aggregates(list(normalised.values())) if whole else {}
+
+
+def suite_score(spec: EnvSpec, totals: Sequence[float], counts: Sequence[int]) -> float | None:
+    """One number for games of which each task had `counts`, whose returns add up to `totals`: of a
+    suite whose references are known the mean of capped normalised scores, otherwise the mean of
+    mean returns. Tasks without a game are left out; None where there was none at all."""
+    if not any(counts):
+        return None
+    names = spec.tasks or ("",)
+    pairs = zip(names, totals, counts, strict=True)
+    means = {name: float(total / count) for name, total, count in pairs if count}
+    if any(reference is None for reference in spec.references) or not spec.tasks:
+        return float(np.mean(list(means.values())))
+    normalised, _ = suite_scores(spec, means)
+    return scores.aggregates(list(normalised.values()))["mean_capped"]
 
 
 def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:

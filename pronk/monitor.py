@@ -166,7 +166,8 @@ class Monitor:
             parts.append("no episode has ended")
         else:
             count = min(100, int(record.get("episodes") or 0))
-            parts.append(f"return {_number(record['mean_return'])} ({_episodes(count)})")
+            of = "mean of tasks" if _tasks(record) else _episodes(count)
+            parts.append(f"return {_number(record['mean_return'])} ({of})")
         if record.get("score/median") is not None:
             parts.append(f"median score {_number(record['score/median'])}")
         if record.get("eval/mean_return") is not None:
@@ -227,7 +228,10 @@ class Monitor:
     def _right_column(self) -> list[tuple[str, str]]:
         record = self._record
         rows = [
-            ("return (last 100)", _number(record.get("mean_return"))),
+            (
+                "return (mean of tasks)" if _tasks(record) else "return (last 100)",
+                _number(record.get("mean_return")),
+            ),
             ("episodes", _number(record.get("episodes"))),
         ]
         if "eval/mean_return" in record:
@@ -237,8 +241,8 @@ class Monitor:
             for key, name in _SCORES.items()
             if record.get(key) is not None
         ]
-        tasks = [name for name in record if name.startswith("return/")][:_MAX_TASKS]
-        rows += [(_tail(name.removeprefix("return/")), _number(record[name])) for name in tasks]
+        names = _tasks(record)[:_MAX_TASKS]
+        rows += [(_tail(name.removeprefix("return/")), _number(record[name])) for name in names]
         losses = [name for name in record if name.startswith("loss/")][:_MAX_LOSSES]
         rows += [(f"{name.removeprefix('loss/')} loss", _number(record[name])) for name in losses]
         if "gradient_norm" in record:
@@ -304,6 +308,11 @@ def _number(value: Any) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _tasks(record: Mapping[str, Any]) -> list[str]:
+    """The returns of a suite's tasks."""
+    return [name for name in record if name.startswith("return/")]
 
 
 def _tail(name: str, width: int = 24) -> str:

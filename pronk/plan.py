@@ -6,6 +6,7 @@ Imports neither jax nor an environment.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import typing
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ class Plan:
         if self.run.run_dir is not None:
             return Path(self.run.run_dir)
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in self.env)
+        if len(name) > 100:  # a long list of tasks, and file names have an end
+            name = f"{name[:90]}-{hashlib.sha256(self.env.encode()).hexdigest()[:8]}"
         return Path("runs") / f"{self.agent}-{name}-{self.run.seed}"
 
     def as_json(self) -> dict[str, Any]:

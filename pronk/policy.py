@@ -58,7 +58,8 @@ class Policy:
         reward: float = 0.0,
         action_mask: Any = None,
     ) -> tuple[Any, PyTree]:
-        """What to do at `observation` (unbatched, of the environment's space).
+        """What to do at `observation` (unbatched, of the environment's space; of a suite, as
+        `pronk.envs.make` with its `task` shows it, whose mask to give and actions to count from 0).
 
         reward: that came with the observation; recurrent agents look at it. Returns the action as
         the environment takes it and the carry for the next call; begin each episode with
@@ -191,6 +192,8 @@ def export(run_dir: Path, output: Path) -> int:
     # What is of this machine is nobody else's business.
     described["run"] |= {"run_dir": None, "init_from": None}
     meta = {"plan": json.dumps(described), "steps": str(loaded.steps)}
+    if "statistics" in (learner.get("aux") or {}):
+        meta["normalised"] = "values"  # in units that acting needs not, and the file has not
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -71,7 +71,8 @@ def updated(
 
     count = statistics.count + (total > 0)
     if debias:
-        beta = beta / (1.0 - (1.0 - beta) ** jnp.maximum(count, 1))
+        # 1 − (1 − β)^t, with digits however small β is.
+        beta = beta / -jnp.expm1(jnp.maximum(count, 1) * jnp.log1p(-jnp.float32(beta)))
     beta = jnp.where(total > 0, beta, 0.0)
     surprise = mean - statistics.mean
     return Statistics(

@@ -53,10 +53,12 @@ def transitions(timestep: TimeStep, gamma: Array | float) -> Transitions:
     """
     weight = 1.0 - timestep.first[1:].astype(jnp.float32)
     ended = jnp.logical_or(timestep.terminated[1:], timestep.truncated[1:])
+    # Of a row whose next one begins an episode that no flag announced, nothing goes on, either.
+    followed = jnp.concatenate([weight[1:], jnp.ones_like(weight[:1])])
     return Transitions(
         reward=timestep.reward[1:] * weight,
         discount=gamma * (1.0 - timestep.terminated[1:].astype(jnp.float32)),
-        continuation=(1.0 - ended.astype(jnp.float32)) * weight,
+        continuation=(1.0 - ended.astype(jnp.float32)) * weight * followed,
         weight=weight,
     )
 

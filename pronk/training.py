@@ -434,12 +434,14 @@ def _begun_from(path: Path, state: LearnerState) -> LearnerState:
     the statistics that belong to them."""
     aux = dict(state.aux) if isinstance(state.aux, dict) else {}
     if path.is_file():
-        if "statistics" in aux:
+        file = ArrayFile(path)
+        if "statistics" in aux or file.meta.get("normalised"):
             raise UserError(
-                f"`--init-from` '{path}' has only what acts, and not the statistics in whose units"
-                " its values are; give the run's directory."
+                f"`--init-from` '{path}' has only what acts, and values are normalised in"
+                f" {'this run' if 'statistics' in aux else 'the run it is of'}, by statistics that"
+                " it has not; give the directory of a run with this one's settings for values."
             )
-        params = ArrayFile(path).read("params", state.params)
+        params = file.read("params", state.params)
     else:
         loaded: Loaded | None = Checkpointer(path / "checkpoints").load()
         if loaded is None:
@@ -458,7 +460,7 @@ def _begun_from(path: Path, state: LearnerState) -> LearnerState:
             raise UserError(
                 f"the values of `--init-from` '{path}' are"
                 f" {'normalised' if 'statistics' in theirs else 'in units of reward'}, and those of"
-                " this run are not; use that run's `--value-normalisation`."
+                " this run are not; use that run's settings for values."
             )
         if "statistics" in aux:
             leaves = [theirs["statistics"][name] for name in aux["statistics"]._fields]

@@ -249,7 +249,8 @@ def make_runtime(
         server = InferenceServer(agent, key, learner.behaviour, batching, config.actor_cores)
         restarts.hopeless = server.failed
         stack.callback(server.close)
-    check_slots(env, config.learners * num_actors * num_envs)
+    # Each of several learners counts the games of its own actors.
+    check_slots(env, num_actors * num_envs, config.learner_rank * num_actors * num_envs)
     actors = crew.make(num_actors, num_envs, server)
     how = actors[0].placement
     plural = "s" if num_actors > 1 else ""

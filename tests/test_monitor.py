@@ -280,3 +280,18 @@ def test_close_twice_and_after_no_record(tmp_path: Path) -> None:
     m.close()
     m.close()
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_suites_tasks_are_shown(tmp_path: Path) -> None:
+    """Each by the end of its name, where tasks differ; and not more than fit."""
+    console = Console(file=io.StringIO(), width=100)
+    returns = {f"return/pronk/Catch-v0?delay={i}&reward_scale=100": float(i) for i in range(12)}
+    record = {"steps": 10, "mean_return": 5.5, "episodes": 7, "score/median": 0.25, **returns}
+    with Monitor(tmp_path, total_steps=100, frames_per_step=1, title="x", console=console) as m:
+        m.log(record)
+        console.print(m._panel())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "return 5.5 (mean of tasks)" in shown
+    assert "median score 0.25" in shown
+    assert "…elay=3&reward_scale=100" in shown
+    assert "elay=9" not in shown

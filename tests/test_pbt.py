@@ -3,6 +3,8 @@ resumed, copied and perturbed, in one program and in processes."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import itertools
 import json
 import math
@@ -22,12 +24,14 @@ import numpy as np
 import pytest
 
 from pronk import cli, envs, lineage, pbt, training
+from pronk.bench import population as bench
 from pronk.checkpoint import Checkpointer
 from pronk.configs.pbt import PBTConfig
 from pronk.errors import UserError
 from pronk.journal import Journal, read_journal
 from pronk.pbt import common, policy, processes, vmapped
 from pronk.plan import Plan, resolve
+from pronk.reproduce import pbt as experiment
 from pronk.runtime import fused
 from pronk.runtime.population import Population
 from pronk.wiring import ACTOR_KEY, INIT_KEY, build, fused_shape, initial_state, key_for
@@ -198,7 +202,7 @@ def population(plan: Plan, size: int, updates: int) -> tuple[Population, fused.R
     _, agent = build(plan, plan.env)
     env = envs.jax_env_of(plan.env, plan.env_args)
     assert env is not None
-    made = Population(agent, env, updates=updates, **fused_shape(plan, agent))
+    made = Population(agent, env, fused_shape(plan, agent), updates=updates)
     keys = [jnp.stack([key_for(s, p) for s in range(size)]) for p in (INIT_KEY, ACTOR_KEY)]
     rates = np.geomspace(1e-3, 1e-1, size, dtype=np.float32)
     return made, made.begin(keys[0], keys[1], {"learning_rate": rates})
@@ -589,6 +593,42 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
     assert notes == {"generation": 3}
 
 
+def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inline(monkeypatch)
+    lives: dict[int, int] = {}
+    ended = processes._ended
+    failing = {"member": 1, "life": 2, "status": processes.DIVERGED}
+
+    def status_of(member: processes.Member) -> int:
+        lives[member.member] = lives.get(member.member, 0) + 1
+        fails = member.member == failing["member"] and lives[member.member] >= failing["life"]
+        if failing["status"] == processes.DIVERGED:
+            fails = fails and lives[member.member] == failing["life"]
+        return failing["status"] if fails | ended(member) else 0
+
+    monkeypatch.setattr(processes, "_ended", status_of)
+    config = settings(**PROCESSES, threshold=0.0)
+    pbt.run(plan_in(tmp_path / "a", 600), config)
+    events = check_journal(tmp_path / "a", 3, 200)
+    second = next(e for e in lives_of(events, 1) if e.get("generation") == 2)
+    assert second["score"] is None
+    assert second["donor"] in (0, 2)  # whatever their scores
+    others = [e for e in events if e["event"] == "ready" and e is not second]
+    assert all(e["score"] is not None for e in others)
+    # Killed in its second life, again and again.
+    failing["status"] = -9
+    lives.clear()
+    with pytest.raises(UserError, match="died 2 times, more than `--max-restarts` 1; the last"):
+        pbt.run(plan_in(tmp_path / "b", 500, max_restarts=1), config)
+    assert capsys.readouterr().out.count("process died (signal 9)") == 1
+    # What was wrong having passed, the same command goes on.
+    failing["life"] = 100
+    assert pbt.run(plan_in(tmp_path / "b", 500, max_restarts=1), config)["status"] == "finished"
+    check_journal(tmp_path / "b", 3, 200)
+
+
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -737,6 +777,96 @@ def test_a_population_on_the_command_line(
     with pytest.raises(SystemExit):
         pronk("eval", directory)
     assert "no member has been found the best yet" in capsys.readouterr().err
+
+
+def test_nothing_happens_before_the_burn_in(tmp_path: Path) -> None:
+    pbt.run(plan_in(tmp_path), settings(burn_in=1000, threshold=0.0))
+    ready = [e for e in check_journal(tmp_path) if e["event"] == "ready"]
+    early = [e for e in ready if e["steps"] < 1000]
+    assert len(early) == 4 * 3
+    assert all(e["donor"] is None and not e["factors"] for e in early)
+    assert any(e["donor"] is not None for e in ready)
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "pbt.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(block, {})
+    assert (tmp_path / "runs/population/summary.json").exists()
+
+
+# The experiment and the benchmark.
+
+
+def test_the_experiment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small: the fixed members are the population's own first draws; done once; what it says is
+    what the members did."""
+    small = experiment.Task("pronk/Catch-v0", {"rows": 4}, 2000, 1.0, {"hidden": (8,), "unroll": 5})
+    monkeypatch.setattr(experiment, "TASKS", {"small catch": small})
+    flags = ["--seeds", 1, "--population", 4, "--output", tmp_path, "--results", tmp_path]
+    pronk("reproduce", "pbt", *flags)
+    out = capsys.readouterr().out
+    assert "small catch: the best fixed member is at " in out
+    names = ("pbt.csv", "pbt.png", "pbt-lineage-small-catch.png")
+    assert all((tmp_path / name).exists() for name in names)
+    with (tmp_path / "pbt.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kinds = {kind: [r for r in rows if r["kind"] == kind] for kind in ("pbt", "fixed")}
+    for ours, fixed in zip(*kinds.values(), strict=True):
+        assert ours["first_learning_rate"] == fixed["first_learning_rate"]
+        assert fixed["last_learning_rate"] == fixed["first_learning_rate"]
+    assert len({r["first_learning_rate"] for r in rows}) == 4
+    scores = {kind: [float(r["score"]) for r in rows] for kind, rows in kinds.items()}
+    found = [{"task": "small catch", "seed": 0, "kind": k, "scores": s} for k, s in scores.items()]
+    assert experiment.table(found) in out
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json*")}
+    pronk("reproduce", "pbt", *flags)
+    assert capsys.readouterr().out.endswith(out[out.index("| |") :])
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json*")} == before
+
+
+def test_what_the_experiment_says_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = experiment.Task("pronk/Catch-v0", {}, 1, 10.0, {})
+    monkeypatch.setattr(experiment, "TASKS", {"t": task, "easy": task})
+
+    def cells(name: str, seed: int, ours: list[float], fixed: list[float]) -> list[dict[str, Any]]:
+        both = (("pbt", ours), ("fixed", fixed))
+        return [{"task": name, "seed": seed, "kind": k, "scores": s} for k, s in both]
+
+    fixed = [1.0, 2.0, 3.0, 4.0, math.nan]
+    found = cells("t", 0, [5.0, 3.0, 4.0, 2.0, 1.0], fixed)
+    found += cells("t", 1, [2.0, 2.0, 2.5, 2.0, 2.0], fixed)
+    found += cells("easy", 0, [9.5] * 5, [9.5, 1.0, 1.0, 1.0, 1.0])
+    assert experiment.figures(found, "t", 0) == {
+        "pbt_best": 5.0, "pbt_median": 3.0, "fixed_best": 4.0, "fixed_quarter": 3.0,
+        "fixed_median": 2.0,
+    }  # fmt: skip
+    first, second = experiment.verdict(found).splitlines()
+    assert "at 40% of the maximum;" in first
+    assert "pbt best < fixed best in the mean, on 1 of 2 seeds" in first
+    assert "pbt median < fixed quarter in the mean, on 1 of 2 seeds" in first
+    assert "at 95% of the maximum (too near to tell);" in second
+    assert "pbt best ≥ fixed best in the mean, on 1 of 1 seeds" in second
+    assert "| t | 3.75 (5, 2.5) | 4 (4, 4) |" in experiment.table(found)
+
+
+def test_the_benchmark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "without_cache", contextlib.nullcontext)  # compiling takes its time
+    path = tmp_path / "population.json"
+    flags = ["--members", 2, "--steps", 800, "--envs", 2, "--unroll", 5, "--json", path]
+    pronk("bench", "population", *flags, "--vmapped")
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["compilations"] for row in rows] == [2, 4, 2, 2]
+    assert rows[0]["times_the_population"] == 1.0
+    # The same members: the same agent steps.
+    steps = [row["steps_per_second"] * row["seconds"] for row in rows]
+    assert steps == pytest.approx([steps[0]] * 4)
+    assert "single runs, compiled once" in capsys.readouterr().out
 
 
 # The journal and the picture.

@@ -69,6 +69,7 @@ def test_the_loss_is_its_formula():
     first, terminated, truncated = np.zeros((3, LENGTH + 1, WIDTH), bool)
     terminated[2, 0], first[3, 0] = True, True
     truncated[3, 1], first[4, 1] = True, True
+    first[3, 2] = True  # that no end announced
     mask = rng.uniform(size=(LENGTH + 1, WIDTH, ACTIONS)) < 0.6
     action = rng.integers(ACTIONS, size=(LENGTH + 1, WIDTH))
     np.put_along_axis(mask, action[..., None], True, -1)

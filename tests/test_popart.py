@@ -95,6 +95,15 @@ def test_debiased_statistics_forget_what_they_began_with():
         np.testing.assert_allclose(found.deviation[:2], deviation[:2], rtol=1e-4)
 
 
+@pytest.mark.parametrize("beta", [0.5, 1e-3, 1e-8])
+def test_debiased_weights_have_their_digits(beta):
+    """Of targets a and then b, the mean is (a (1 − β) + b) / (2 − β)."""
+    found = popart.init(1)
+    for x in (1.0, 3.0):
+        found = popart.updated(found, np.float32([x]), np.int32([0]), np.ones(1), beta, debias=True)
+    assert found.mean[0] == pytest.approx(((1 - beta) + 3) / (2 - beta), rel=1e-5)
+
+
 def test_the_deviation_is_bounded():
     zeros = np.zeros(8, np.float32)
     found = popart.updated(popart.init(1), zeros, zeros.astype(np.int32), np.ones(8), 1.0)
@@ -334,7 +343,7 @@ def test_a_new_run_begins_with_another_ones_units(tmp_path):
     )  # fmt: skip
     ours, theirs = (pronk.load(run).learner_state for run in (second, first))
     np.testing.assert_allclose(ours.aux["statistics"].mean, theirs.aux["statistics"].mean)
-    with pytest.raises(UserError, match="--value-normalisation"):
+    with pytest.raises(UserError, match="settings for values"):
         pronk.train(
             "impala", "pronk/Catch-v0", run_dir=tmp_path / "third", steps=3000, init_from=first,
             **(settings | {"value_normalisation": "none"}),
@@ -344,8 +353,9 @@ def test_a_new_run_begins_with_another_ones_units(tmp_path):
 
     export(first, exported)
     assert pronk.load(exported).steps > 0
-    with pytest.raises(UserError, match="only what acts"):
-        pronk.train(
-            "impala", "pronk/Catch-v0", run_dir=tmp_path / "fourth", steps=3000,
-            init_from=exported, **settings,
-        )  # fmt: skip
+    for kind in ("popart", "none"):
+        with pytest.raises(UserError, match="only what acts"):
+            pronk.train(
+                "impala", "pronk/Catch-v0", run_dir=tmp_path / f"from-{kind}", steps=3000,
+                init_from=exported, **(settings | {"value_normalisation": kind}),
+            )  # fmt: skip

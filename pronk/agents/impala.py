@@ -80,6 +80,11 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     )
     num_values = spec.num_tasks if config.value_per_task else 1
     renormalises = config.value_normalisation != "none"
+    if renormalises and config.popart_debias and not 0 < config.popart_beta < 1:
+        raise UserError(
+            f"`--popart-beta` is {config.popart_beta:g}, which --popart-debias divides by; expected"
+            " a number above 0 and below 1."
+        )
     pixel_control = None
     if config.pixel_control_cost:
         pixel_control = _pixel_control(config, spec)

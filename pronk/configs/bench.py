@@ -61,6 +61,26 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Population:
+    """A population in one program, against its members as single fused runs one after another."""
+
+    env: str = "pronk/Catch-v0"
+    """Environment, one of pronk's own in JAX."""
+    members: int = 24
+    """Of the population, and single runs."""
+    steps: int = 200_000
+    """Rows of each member: agent steps, and dummies between episodes."""
+    envs: int = 16
+    """Environments of each member."""
+    unroll: int = 20
+    """Agent steps per update."""
+    vmapped: bool = False
+    """Measure vmapping also on a CPU, where it is not what a population does."""
+    json: str | None = None
+    """Write JSON here; - for standard output."""
+
+
+@dataclass(frozen=True)
 class Architectures:
     """IMPALA's throughput table: six architectures, on environments that wait and on Atari."""
 
@@ -132,6 +152,7 @@ BENCHMARKS = {
     "learner": Learner,
     "throughput": Throughput,
     "fused": Fused,
+    "population": Population,
     "architectures": Architectures,
     "replay": Replay,
     "faults": Faults,

@@ -26,10 +26,13 @@ class PBTConfig:
     drawn log-uniformly; NAME alone begins as the run has it. May be given several times. [those of
     `TUNE` in the agent's configuration; `pronk list` shows them]"""
     ready_steps: int | None = None
-    """Agent steps of a member's own after which it may copy another and is perturbed. [a fortieth
-    of `--steps`; J17: 10⁶ to 10⁷]"""
+    """Agent steps of a member's own after which it may copy another and is perturbed. [a
+    twentieth of `--steps`; J17: 10⁶ to 10⁷]"""
     ready_episodes: int | None = None
     """Episodes of a member's own instead of steps. [E18: 5000]"""
+    burn_in: int = 0
+    """Agent steps of a member's own before which it neither copies nor is perturbed: as long as
+    scores are noise, copying loses what was drawn."""
     threshold: float = 0.05
     """By how much of its own score another member's must be better to be copied. [E18: 5 %]"""
     perturb_probability: float = 0.33
@@ -51,6 +54,7 @@ class PBTConfig:
                 self.ready_episodes is not None and self.ready_episodes < 1,
                 "at least 1",
             ),
+            "--burn-in": (self.burn_in < 0, "zero or more"),
             "--threshold": (not self.threshold >= 0, "zero or more"),
             "--perturb-probability": (
                 not 0 <= self.perturb_probability <= 1,

@@ -132,7 +132,28 @@ class PopArtAtari:
     """A twenty-fifth of the steps: some minutes, in which nothing is learnt yet."""
 
 
+@dataclass(frozen=True)
+class PBT:
+    """A population that adapts its hyperparameters against as many fixed random draws of them."""
+
+    seeds: int = 3
+    """Populations of each kind on each task."""
+    population: int = 24
+    """Members of each."""
+    scale: float = 1.0
+    """How much of each task's agent steps is trained for."""
+    tasks: tuple[str, ...] = ()
+    """Some of them only. [all]"""
+    output: Path = Path("runs") / "pbt"
+    """Where the populations are kept; interrupted, the same command goes on."""
+    results: Path = Path("runs") / "pbt"
+    """Where the table (CSV) and the pictures (PNG) are written."""
+    quick: bool = False
+    """One seed, twelve members: some minutes."""
+
+
 EXPERIMENTS = {
+    "pbt": PBT,
     "policy-lag": PolicyLag,
     "popart": PopArt,
     "popart-atari": PopArtAtari,

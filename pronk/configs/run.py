@@ -78,9 +78,11 @@ class RunConfig:
     coordinator: str | None = None
     """HOST:PORT on the first learner's machine, where the `--learners` meet."""
     env_workers: int | None = None
-    """Processes per actor that step its environments; 0: none. [measured: for slow environments]"""
+    """Processes per actor, and of a suite per task, that step its environments; 0: none. [measured:
+    for slow environments]"""
     max_env_faults: int = 10
-    """Environment failures survived, by restarting the environment, before the run stops."""
+    """Environment failures survived, by restarting the environment, before the run stops; of a
+    suite, of each task's."""
     max_restarts: int = 10
     """Actors that died, crashed or hung and were made again, before the run stops; not counted:
     those whose machine left the Ray cluster. With --deterministic, and in a2c architectures:

@@ -3,11 +3,13 @@ of several of them."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -21,7 +23,7 @@ from pronk.envs import waiting
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
-from pronk.envs.suite import SUITES, SuiteEnvs, suite_spec, tasks_of
+from pronk.envs.suite import SUITES, SuiteEnvs, Task, suite_spec, tasks_of
 from pronk.errors import UserError, nearest
 from pronk.types import EnvSpec, VectorEnv
 
@@ -109,7 +111,7 @@ def make(
             raise UserError(f"`{name}` is {value}, expected at least {least}")
     tasks = tasks_of(env)
     if tasks is not None:
-        specs = [spec_of(t.env, {**(env_args or {}), **t.env_args}) for t in tasks]
+        specs = task_specs(tasks, env_args)
 
         def part(k: int, num_envs: int, first_env_id: int) -> VectorEnv:
             return make(
@@ -117,7 +119,7 @@ def make(
                 num_envs,
                 seed=int(np.random.SeedSequence([seed, k]).generate_state(1)[0] >> 1),
                 first_env_id=first_env_id,
-                env_args={**(env_args or {}), **tasks[k].env_args},
+                env_args=tasks[k].args(env_args),
                 workers=workers,
                 threads=threads,
                 replayable=replayable,
@@ -178,8 +180,7 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
     args = dict(env_args or {})
     tasks = tasks_of(env)
     if tasks is not None:
-        specs = [spec_of(task.env, {**args, **task.env_args}) for task in tasks]
-        return suite_spec(env, tasks, specs)  # type: ignore[arg-type]
+        return suite_spec(env, tasks, task_specs(tasks, args))  # type: ignore[arg-type]
     if _is_game(env):
         from pronk.envs.atari import atari_spec
 
@@ -191,6 +192,18 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
         return own.spec
     factory = gym_factory(env, args)
     return gym_spec(factory, factory.name)
+
+
+def task_specs(tasks: Sequence[Task], env_args: Mapping[str, Any] | None) -> list[EnvSpec]:
+    """What an agent may know of each task of a suite, apart from the others."""
+    return [_task_spec(t.env, json.dumps(t.args(env_args), sort_keys=True)) for t in tasks]
+
+
+@functools.lru_cache(256)
+def _task_spec(env: str, env_args: str) -> EnvSpec:
+    """Kept, because it takes making the environment, and every task's is asked for each time that
+    environments of one are made."""
+    return spec_of(env, json.loads(env_args))
 
 
 def as_scored(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -218,7 +231,7 @@ def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEn
     if tasks is not None:
         from pronk.envs import jax_suite
 
-        parts = [_own(task.env, {**(env_args or {}), **task.env_args}) for task in tasks]
+        parts = [_own(task.env, task.args(env_args)) for task in tasks]
         own = tuple(part for part in parts if part is not None)
         return jax_suite.make(str(env), tasks, own) if len(own) == len(parts) else None
     return _own(env, env_args)

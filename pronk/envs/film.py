@@ -70,8 +70,8 @@ def _of_suite(
             f"{nearest(name or '', names) or ';'} '{env}' has {', '.join(names)}: choose one."
         )
     k = names.index(name)
-    specs = [envs.spec_of(task.env, {**args, **task.env_args}) for task in tasks]
-    game = make(tasks[k].env, seed=seed, env_args={**args, **tasks[k].env_args})
+    specs = envs.task_specs(tasks, args)
+    game = make(tasks[k].env, seed=seed, env_args=tasks[k].args(args))
     vector: Any = game.env
     seen = SuiteEnvs(tasks, suite_spec(env, tasks, specs), specs, lambda *_: vector, 1, only=k)
     return game._replace(env=seen)

@@ -10,6 +10,7 @@ Every slot keeps its task for its whole life, and says which in `TimeStep.task`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +35,13 @@ class Task:
     env_args: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0  # slots are given out in these proportions
     reward_scale: float = 1.0
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of what is nobody's wish
     # Mean returns, of rewards as the environment pays them, of random play and of what counts as 1.
     reference: tuple[float, float] | None = None
+
+    def args(self, common: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The environment's arguments, where those for all tasks are `common`."""
+        return {**self.defaults, **(common or {}), **self.env_args}
 
     @property
     def scaled_reference(self) -> tuple[float, float] | None:
@@ -64,15 +70,22 @@ _SCALES = (
 )
 
 
+# So that an action means the same in all games (but Skiing, which knows 9 of the 18, in an order of
+# its own).
+_CONSOLE = {"full_action_space": True}
+
+
 def _atari(games: Sequence[str]) -> tuple[Task, ...]:
-    """Games with the console's 18 actions, so that an action means the same in all of them."""
-    full = {"full_action_space": True}
-    return tuple(Task(g, f"ALE/{g}-v5", full, reference=scores.ATARI[g]) for g in games)
+    """Games with all of the console's actions."""
+    return tuple(
+        Task(game, f"ALE/{game}-v5", defaults=_CONSOLE, reference=scores.ATARI[game])
+        for game in games
+    )
 
 
 SUITES: dict[str, tuple[Task, ...]] = {
-    "suite/scales": _SCALES,
-    "suite/atari-57": _atari(list(scores.ATARI)),
+    "suite/scales-v0": _SCALES,
+    "suite/atari-57-v0": _atari(list(scores.ATARI)),
 }
 _OWN = ("weight", "reward_scale")
 
@@ -95,10 +108,7 @@ def tasks_of(env: Any) -> tuple[Task, ...] | None:
         return None
     found = [_parsed(text.strip()) for text in env.split(",")]
     if len(found) > 1 and all(task.env.startswith("ALE/") for task in found):
-        found = [
-            Task(**{**vars(task), "env_args": {"full_action_space": True, **task.env_args}})
-            for task in found
-        ]
+        found = [dataclasses.replace(task, defaults=_CONSOLE) for task in found]
     names = [task.name for task in found]
     for name in names:
         if names.count(name) > 1:
@@ -126,6 +136,11 @@ def _parsed(text: str) -> Task:
             args[name] = value
     if not env:
         raise UserError("`env` has an empty name between its commas; expected ENV,ENV,…")
+    if env.startswith("suite/"):
+        raise UserError(
+            f"`env` has '{text}' for a task, which is a suite; expected environments, or one suite"
+            " by its name alone."
+        )
     own = {name: args.pop(name) for name in _OWN if name in args}
     for name, value in own.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -150,16 +165,18 @@ def assignment(weights: Sequence[float], num_envs: int, first_env_id: int = 0) -
     return tasks[first_env_id:]
 
 
-def check_slots(env: Any, num_envs: int) -> None:
-    """Raise UserError where some task of a suite would get none of `num_envs` slots."""
+def check_slots(env: Any, num_envs: int, first_env_id: int = 0) -> None:
+    """Raise UserError where some task of a suite would get none of `num_envs` slots, of which the
+    first one is `first_env_id`."""
     tasks = tasks_of(env) or ()
     if not tasks:
         return
-    given = set(assignment([task.weight for task in tasks], num_envs).tolist())
+    weights = [task.weight for task in tasks]
+    given = set(assignment(weights, num_envs, first_env_id).tolist())
     missing = [task.name for k, task in enumerate(tasks) if k not in given]
     if missing:
         raise UserError(
-            f"with {num_envs} environments in all, {len(missing)} of the {len(tasks)} tasks of"
+            f"with {num_envs} environments, {len(missing)} of the {len(tasks)} tasks of"
             f" '{env}' would get none, such as '{missing[0]}'; expected one for each: raise --envs,"
             " --actors or, where there are as many environments as --batch-size says, that."
         )
@@ -353,10 +370,9 @@ class SuiteEnvs:
         except BaseException:
             self.close()
             raise
-        several = len(self._parts) > 1
         placements = list(dict.fromkeys(part.placement for part in self._parts.values()))
-        of = f"{len(self._parts)} of {len(tasks)} tasks, " if several else ""
-        self.placement = of + ", ".join(placements)
+        others = ", …" if len(placements) > 1 else ""
+        self.placement = f"{len(self._parts)} of {len(tasks)} tasks, {placements[0]}{others}"
         self._rows: TimeStep | None = None
 
     def reset(self) -> TimeStep:

@@ -36,8 +36,8 @@ def set_up(plan: Plan, settings: PBTConfig, env: str | Callable[[], Any] | None 
     if config.learners > 1 or config.stop_after_episodes is not None:
         flag = "learners" if config.learners > 1 else "stop-after-episodes"
         raise UserError(f"`--{flag}` is for single runs; leave it out for a population.")
-    _, agent = build(plan, env)
-    return Setup(plan, settings, env, agent, tuned(settings, plan, agent))
+    spec, agent = build(plan, env)
+    return Setup(plan, settings, env, spec, agent, tuned(settings, plan, agent))
 
 
 def run(

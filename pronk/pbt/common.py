@@ -16,12 +16,12 @@ from pronk.files import without_nan, write_json_atomically
 from pronk.journal import Journal, read_journal
 from pronk.pbt.policy import Decision, Hyper, Tuned, allowed_by, decide, first, summary_of
 from pronk.plan import Plan, identity
-from pronk.types import Agent
+from pronk.types import Agent, EnvSpec
 from pronk.wiring import derived_seed
 
 SETTINGS, JOURNAL = "pbt.json", "journal.jsonl"
 MEMBERS = 101  # purpose of the members' seeds: not one of `wiring`'s
-GENERATIONS = 40  # unless `--ready-steps` or `--ready-episodes` says otherwise
+GENERATIONS = 20  # unless `--ready-steps` or `--ready-episodes` says otherwise
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Setup:
     plan: Plan
     settings: PBTConfig
     env: Any
+    spec: EnvSpec
     agent: Agent
     names: Sequence[Tuned]
 
@@ -81,10 +82,13 @@ class Setup:
         self,
         member: int,
         generation: int,
+        steps: int,
         scores: Sequence[float | None],
         hyper_of: Callable[[int], Hyper],
     ) -> Decision:
-        """What becomes of a member that is ready."""
+        """What becomes of a member that is ready after so many agent steps."""
+        if steps < self.settings.burn_in:
+            return Decision(None, hyper_of(member), {})
         return decide(
             self.settings,
             seed=self.plan.run.seed,

@@ -279,8 +279,8 @@ class _Processes:
             assert loaded is not None
             return _hyper_in(loaded, member.hyper)
 
-        scores = [m.score for m in self.members]
-        return self.setup.decide(member.member, generation, scores, hyper_of)
+        steps, scores = saved.meta["agent_steps"], [m.score for m in self.members]
+        return self.setup.decide(member.member, generation, steps, scores, hyper_of)
 
     def _stop(self) -> None:
         """Have all members pause, saved, and wait for them."""

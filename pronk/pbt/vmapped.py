@@ -11,7 +11,7 @@ import dataclasses
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,13 +21,14 @@ import numpy as np
 from pronk import envs
 from pronk.checkpoint import Checkpointer
 from pronk.errors import UserError
+from pronk.evaluate import suite_score
 from pronk.files import write_json_atomically
 from pronk.journal import Journal
 from pronk.pbt.common import Setup, end_event, ready_event, start_event
 from pronk.pbt.policy import Hyper
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
-from pronk.types import Array
+from pronk.types import Array, EnvSpec
 from pronk.wiring import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
 
 # Rows (agent steps, and dummies between episodes) of all members together per call of the program:
@@ -49,22 +50,22 @@ class Member:
     )
     # Since it was last ready:
     calls: int = 0
-    total: float = 0.0
-    count: int = 0
+    total: list[float] = field(default_factory=list)  # of the returns of each task's games
+    count: list[int] = field(default_factory=list)  # of these games
 
-    def add(self, total: float, count: int, steps: int) -> None:
-        """What it did in a call."""
+    def add(self, total: Array, count: Array, steps: int) -> None:
+        """What it did in a call; `[tasks]`."""
         self.calls += 1
-        self.total += total
-        self.count += count
+        self.total = (np.array(self.total or 0.0) + total).tolist()
+        self.count = (np.array(self.count or 0) + count).tolist()
         self.steps += steps
-        self.episodes += count
+        self.episodes += int(count.sum())
 
-    def rate(self) -> None:
+    def rate(self, spec: EnvSpec) -> None:
         """It is ready: score it by the games since last time, if one has ended, and start anew."""
-        if self.count:
-            self.score = self.total / self.count
-        self.calls, self.total, self.count = 0, 0.0, 0
+        score = suite_score(spec, self.total, self.count)
+        self.score = self.score if score is None else score
+        self.calls, self.total, self.count = 0, [], []
 
 
 def check(setup: Setup) -> dict[str, int]:
@@ -102,7 +103,9 @@ def final_returns(setup: Setup) -> Array:
     if not population.load():
         raise UserError(f"'{setup.directory}' holds no checkpoint of a population.")
     keys = population.keys(ACTOR_KEY)
-    return played(setup.agent, population.jax_env, population.runs.learner, keys)
+    found = played(setup.agent, population.jax_env, population.runs.learner, keys)  # [N, tasks]
+    scores = [suite_score(setup.spec, of, ~np.isnan(of)) for of in found]
+    return np.array([math.nan if score is None else score for score in scores])
 
 
 class _Vmapped:
@@ -125,7 +128,7 @@ class _Vmapped:
             self.calls = 0
             per_call = min(per_call, max(1, config.steps // 100))
             updates = max(1, per_call // per_update)
-        self.population = Population(setup.agent, self.jax_env, updates=updates, **shape)
+        self.population = Population(setup.agent, self.jax_env, shape, updates=updates)
         self.checkpointer = Checkpointer(setup.directory / "population", keep=config.keep)
         self.members = [Member(i, setup.first(i)) for i in range(setup.size)]
         self.finished = False
@@ -210,7 +213,7 @@ class _Vmapped:
         outcome: Told = jax.device_get(outcome)
         for member in self.members:
             i = member.member
-            member.add(float(outcome.total[i]), int(outcome.count[i]), int(outcome.steps[i]))
+            member.add(outcome.total[i], outcome.count[i], int(outcome.steps[i]))
         if self._steps() < self.setup.plan.run.steps:  # otherwise nobody would learn from it
             self._evolve([m for m in self.members if self._is_ready(m)])
 
@@ -218,7 +221,7 @@ class _Vmapped:
         if self.calls:
             return member.calls >= self.calls
         wanted = self.setup.settings.ready_episodes
-        return wanted is not None and member.count >= wanted
+        return wanted is not None and sum(member.count) >= wanted
 
     def _evolve(self, ready: list[Member]) -> None:
         """Decide for those that are ready, all from what everyone is now; then copy and perturb."""
@@ -227,7 +230,7 @@ class _Vmapped:
         setup = self.setup
         assert self.journal is not None
         for member in ready:
-            member.rate()
+            member.rate(self.setup.spec)
             member.generation += 1
         scores = [member.score for member in self.members]
         before = [dict(member.hyper) for member in self.members]
@@ -235,7 +238,7 @@ class _Vmapped:
         events = []
         for member in ready:
             i = member.member
-            decision = setup.decide(i, member.generation, scores, lambda m: before[m])
+            decision = setup.decide(i, member.generation, member.steps, scores, lambda m: before[m])
             if decision.donor is not None:
                 sources[i] = decision.donor
             member.hyper = decision.hyper
@@ -258,7 +261,7 @@ class _Vmapped:
     def _end(self) -> None:
         assert self.journal is not None
         for member in self.members:
-            member.rate()
+            member.rate(self.setup.spec)
         self.journal.append(
             *(
                 end_event(

@@ -1,6 +1,6 @@
 """PopArt on tasks whose rewards differ by a factor of a million: Hessel et al. 2018, small.
 
-The suite `suite/scales` is learnt by one agent: with rewards clipped to ±1, as they are, with
+The suite `suite/scales-v0` is learnt by one agent: with rewards clipped to ±1, as they are, with
 values in adapted units (ART), and with outputs preserved besides (PopArt). Each has the same grid
 of learning rates; what is best of it on two seeds is run on others, which the table shows. What
 counts as 1 is what an agent of its own reaches in each task, with as many steps of that task, as
@@ -26,7 +26,7 @@ from pronk.reproduce.vtrace_ablation import band, plan_identity
 from pronk.types import Array, LearnerState
 from pronk.wiring import configure_jax
 
-SUITE = "suite/scales"
+SUITE = "suite/scales-v0"
 CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "clipped": ("IMPALA, clipped", {"reward_clip": 1.0}),
     "unclipped": ("IMPALA, unclipped", {}),
@@ -74,7 +74,12 @@ def run(settings: PopArt) -> str:
     tasks = SUITES[SUITE]
 
     def cell(name: str, plan: Plan, *, statistics: bool = False) -> dict[str, Any]:
-        what = {"plan": plan_identity(plan), "seeds": settings.seeds, "points": POINTS}
+        what = {
+            "plan": plan_identity(plan),
+            "tasks": [dataclasses.asdict(task) for task in tasks],
+            "grid": [LEARNING_RATES, SELECTION_SEEDS, FIRST_SEED, POINTS],
+            "seeds": settings.seeds,
+        }
         return once(settings.output, name, what, lambda: _cell(plan, settings.seeds, statistics))
 
     found = {
@@ -155,6 +160,7 @@ class _Normalised:
         scales = np.array([task.reward_scale for task in SUITES[SUITE]])
         one = np.array([np.mean(singles[name]["scores"]) for name in self.names]) * scales
         zero = np.array(untrained)
+        one = np.where(one > zero, one, np.nan)  # an agent of its own has learnt nothing, either
         self.of = {  # [seeds, tasks]
             condition: (np.array(cell["scores"]) - zero) / (one - zero)
             for condition, cell in found.items()
@@ -225,6 +231,8 @@ def table(normalised: _Normalised) -> str:
 
 
 def _percent(value: Interval) -> str:
+    if np.isnan(value.mean):
+        return "–"
     return f"{value.mean:.0%} [{value.low:.0%}, {value.high:.0%}]"
 
 
@@ -249,7 +257,7 @@ def _draw_curves(found: dict[str, Any], normalised: _Normalised, path: Path) -> 
     figure, axes = plt.subplots(2, -(-len(tasks) // 2), figsize=(11, 5.6), constrained_layout=True)
     for k, (task, axis) in enumerate(zip(tasks, axes.flat, strict=True)):
         for i, (condition, (words, _)) in enumerate(CONDITIONS.items()):
-            mean, low, high = band(normalised.curves[condition][:, :, k])
+            mean, low, high = band(list(normalised.curves[condition][:, :, k]))
             steps = np.array(found[condition]["steps"]) / 1000
             axis.plot(steps, mean, color=f"C{i}", label=words)
             axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15)

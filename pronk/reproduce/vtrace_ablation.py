@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pronk.configs.reproduce import PolicyLag, VTraceAblation
+from pronk.configs.reproduce import PBT, PolicyLag, VTraceAblation
 from pronk.errors import UserError, nearest
 from pronk.plan import Plan, resolve
 from pronk.reproduce.common import Interval, interval, once
@@ -108,7 +108,7 @@ def run(settings: VTraceAblation) -> str:
     return _write(found, settings.results)
 
 
-def chosen(settings: VTraceAblation | PolicyLag, known: Iterable[str]) -> list[str]:
+def chosen(settings: VTraceAblation | PolicyLag | PBT, known: Iterable[str]) -> list[str]:
     """Those of the tasks that are wanted; raises UserError for one that there is not."""
     names = list(known)
     for task in settings.tasks:

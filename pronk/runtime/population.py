@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk.envs.jax_env import JaxEnv
-from pronk.envs.jax_suite import JaxSuite
+from pronk.envs.jax_suite import JaxSuite, stepper
 from pronk.runtime import fused
-from pronk.runtime.fused import RunState
+from pronk.runtime.fused import Outcome, RunState
 from pronk.types import Agent, Array, Key, LearnerState
 
 PLAYERS, PLAYED = 32, 1000  # environments, and steps of each, in which nothing is learnt
 
 
 class Told(NamedTuple):
-    """What the members did in one call, `[N]` each."""
+    """What the members did in one call, for each task of a suite (of one where it is none)."""
 
-    total: Array  # float32, the sum of the returns of the games that ended
-    count: Array  # int32, how many ended
-    steps: Array  # int32, agent steps
+    total: Array  # float32 [N, tasks], the sum of the returns of the games that ended
+    count: Array  # int32 [N, tasks], how many ended
+    steps: Array  # int32 [N], agent steps
 
 
 class Population:
@@ -32,11 +32,21 @@ class Population:
     Each is the run that `pronk train --runtime fused` makes of its keys and hyperparameters, but
     for the order in which sums are rounded. Each of the three functions compiles once.
 
-    updates: of each member per `advance`. shape: what `fused.build` is told.
+    shape: what `fused.build` is told. updates: of each member per `advance`. in_turn: see
+    `over_members`.
     """
 
-    def __init__(self, agent: Agent, env: JaxEnv | JaxSuite, *, updates: int, **shape: int):
+    def __init__(
+        self,
+        agent: Agent,
+        env: JaxEnv | JaxSuite,
+        shape: Mapping[str, int],
+        *,
+        updates: int,
+        in_turn: bool | None = None,
+    ):
         init, update = fused.build(agent, env, **shape)
+        by_task = ended_by_task(env, shape["num_envs"])
 
         def begin(init_key: Key, act_key: Key, hyper: dict[str, Array]) -> RunState:
             learner = agent.init(init_key)
@@ -45,30 +55,32 @@ class Population:
         def some(run: RunState) -> tuple[RunState, Told]:
             def one(run: RunState, _: None) -> tuple[RunState, Told]:
                 run, outcome = update(run)
-                total = jnp.sum(jnp.where(outcome.ended, outcome.episode_return, 0.0))
-                return run, Told(total, jnp.sum(outcome.ended), outcome.steps)
+                return run, Told(*by_task(outcome), outcome.steps)
 
             run, told = jax.lax.scan(one, run, length=updates)
-            return run, Told(*(jnp.sum(x) for x in told))
+            return run, Told(*(jnp.sum(x, axis=0) for x in told))
 
         # (init_keys [N], act_keys [N], hyper of [N]) -> runs; hyper: instead of the agent's own.
         self.begin: Callable[[Key, Key, dict[str, Array]], RunState]
-        self.begin = jax.jit(over_members(begin))
+        self.begin = jax.jit(over_members(begin, in_turn))
         # (runs) -> runs, Told
         self.advance: Callable[[RunState], tuple[RunState, Told]]
-        self.advance = jax.jit(over_members(some), donate_argnums=0)
+        self.advance = jax.jit(over_members(some, in_turn), donate_argnums=0)
         # (runs, sources [N], hyper of [N]) -> runs
         self.inherit: Callable[[RunState, Array, dict[str, Array]], RunState]
         self.inherit = jax.jit(_inherit, donate_argnums=0)
 
 
-def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
+def over_members(function: Callable[..., Any], in_turn: bool | None = None) -> Callable[..., Any]:
     """`function` of one member, for all: leaves `[N, ...]`.
 
-    On a CPU one member after another within the program: N small matrices multiplied as one batch
-    take longer there than one by one, and compile longer (measured by `pronk bench population`).
+    in_turn: one member after another within the program, or else all at once, vmapped. Unless it is
+    said, in turn on a CPU: N small matrices multiplied as one batch take longer there than one by
+    one, N convolutions by N kernels very much longer (`pronk bench population` measures both).
     """
-    if jax.default_backend() != "cpu":
+    if in_turn is None:
+        in_turn = jax.default_backend() == "cpu"
+    if not in_turn:
         return jax.vmap(function)
     return lambda *args: jax.lax.map(lambda one: function(*one), args)
 
@@ -94,16 +106,31 @@ def _inherit(runs: RunState, sources: Array, hyper: dict[str, Array]) -> RunStat
     )
 
 
+def ended_by_task(
+    env: JaxEnv | JaxSuite, num_envs: int
+) -> Callable[[Outcome], tuple[Array, Array]]:
+    """Of an outcome: the sum of the returns of the games that ended, float32 `[tasks]`, and how
+    many did, int32 `[tasks]`."""
+    chosen = stepper(env, num_envs).task[:, None] == np.arange(env.spec.num_tasks)  # [B, tasks]
+
+    def of(outcome: Outcome) -> tuple[Array, Array]:
+        ended = outcome.ended[..., None] & chosen  # [T, B, tasks]
+        total = jnp.where(ended, outcome.episode_return[..., None], 0.0)
+        return jnp.sum(total, axis=(0, 1)), jnp.sum(ended, axis=(0, 1), dtype=jnp.int32)
+
+    return of
+
+
 def played(agent: Agent, env: JaxEnv | JaxSuite, learners: LearnerState, keys: Key) -> Array:
-    """The mean return `[N]` of the games that end within PLAYED steps of each of PLAYERS
+    """The mean return `[N, tasks]` of the games that end within PLAYED steps of each of PLAYERS
     environments, in which nothing is learnt; actions are sampled. NaN where no game ends."""
     idle = agent._replace(learn=lambda state, batch: (state, (), {}), replay=None)
     init, update = fused.build(idle, env, unroll=PLAYED, num_envs=PLAYERS)
+    by_task = ended_by_task(env, PLAYERS)
 
     def play(learner: LearnerState, key: Key) -> tuple[Array, Array]:
         _, outcome = update(init(learner, jax.random.fold_in(key, PLAYED)))
-        total = jnp.sum(jnp.where(outcome.ended, outcome.episode_return, 0.0))
-        return total, jnp.sum(outcome.ended)
+        return by_task(outcome)
 
     return mean(*jax.device_get(jax.jit(over_members(play))(learners, keys)))
 

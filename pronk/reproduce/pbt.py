@@ -1,0 +1,286 @@
+"""Population based training against fixed random draws: the claim of the PBT papers, small.
+
+Jaderberg et al. 2017, section 4.1; Espeholt et al. 2018, section 5.3. On each task a population
+adapts what it was drawn with; beside it the same members, with the same seeds and first
+hyperparameters, keep theirs. Both are trained for the same agent steps, and what they have learnt
+is then played without learning.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pronk import lineage, pbt
+from pronk.configs.pbt import PBTConfig
+from pronk.configs.reproduce import PBT
+from pronk.journal import read_journal
+from pronk.pbt.vmapped import final_returns
+from pronk.plan import Plan, resolve
+from pronk.reproduce.common import once
+from pronk.reproduce.vtrace_ablation import chosen
+from pronk.types import Array
+from pronk.wiring import configure_jax
+
+TUNE = ("learning_rate=1e-5:1e-1", "entropy_cost=1e-5:1e-1", "epsilon", "max_gradient_norm")
+KINDS = {"pbt": "PBT", "fixed": "fixed"}
+NEAR = 0.9  # of the maximum: where a fixed member comes so far, the budget says nothing
+
+
+class Task(NamedTuple):
+    """An environment, what of IMPALA's settings it needs, and what can be won."""
+
+    env: str
+    env_args: dict[str, Any]
+    steps: int  # agent steps of a member
+    maximum: float  # return
+    settings: dict[str, Any]
+
+
+TASKS = {
+    "delayed catch": Task("pronk/Catch-v0", {"delay": 10}, 200_000, 1.0, {"hidden": (64,)}),
+    "memory cue": Task(
+        "pronk/MemoryCue-v0", {"delay": 10}, 200_000, 1.0,
+        {"hidden": (32,), "core": "lstm", "core_size": 32},
+    ),
+    "cart-pole": Task("pronk/CartPole-v1", {}, 100_000, 500.0, {"hidden": (64,)}),
+}  # fmt: skip
+
+
+def plan_for(task: Task, seed: int, directory: Path, scale: float) -> Plan:
+    """A population's plan."""
+    return resolve(
+        "impala",
+        task.env,
+        preset="small",
+        env_args=task.env_args,
+        runtime="fused",
+        steps=round(task.steps * scale),
+        seed=seed,
+        run_dir=directory,
+        **task.settings,
+    )
+
+
+def config_for(kind: str, population: int) -> PBTConfig:
+    """PBT, or the same with nobody who copies and nothing that is perturbed."""
+    config = PBTConfig(population=population, tune=TUNE, execution="vmapped")
+    if kind == "fixed":
+        config = dataclasses.replace(config, threshold=math.inf, perturb_probability=0.0)
+    return config
+
+
+def run(settings: PBT) -> str:
+    """Train what is missing, then write the table and the pictures."""
+    configure_jax()
+    names = chosen(settings, TASKS)
+    if settings.quick:
+        settings = dataclasses.replace(settings, seeds=1, population=min(12, settings.population))
+    settings.results.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name in names:
+        for seed in range(settings.seeds):
+            for kind in KINDS:
+                cell = f"{name}-{kind}-{seed}".replace(" ", "-")
+                what = {
+                    "task": TASKS[name]._asdict(),
+                    "seed": seed,
+                    "scale": settings.scale,
+                    "pbt": dataclasses.asdict(config_for(kind, settings.population)),
+                }
+                done = once(
+                    settings.output,
+                    cell,
+                    what,
+                    lambda name=name, seed=seed, kind=kind: _cell(settings, name, seed, kind),
+                )
+                found.append({"task": name, "seed": seed, "kind": kind, **done})
+    return _write(found, settings)
+
+
+def _directory(settings: PBT, name: str, seed: int, kind: str) -> Path:
+    of = f"{name}-{settings.scale:g}-{settings.population}".replace(" ", "-")
+    return settings.output / "populations" / f"{of}-{kind}-{seed}"
+
+
+def _cell(settings: PBT, name: str, seed: int, kind: str) -> dict[str, Any]:
+    """One population."""
+    directory = _directory(settings, name, seed, kind)
+    plan = plan_for(TASKS[name], seed, directory, settings.scale)
+    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, quiet=True))
+    config = config_for(kind, settings.population)
+    summary = pbt.run(plan, config)
+    if summary["status"] != "finished":
+        raise KeyboardInterrupt  # it is saved; the same command goes on
+    events = read_journal(directory / "journal.jsonl")
+    starts = [e["hyper"] for e in events if e["event"] == "start"]
+    ends = [e["hyper"] for e in events if e["event"] == "end"]
+    return {
+        "scores": final_returns(pbt.set_up(plan, config)).tolist(),
+        "first": starts,
+        "last": ends,
+        "copies": summary["copies"],
+        "curves": _curves(events),
+    }
+
+
+def _curves(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Best and median of the members' scores each time that they were ready, all together, and in
+    the end."""
+    lines = lineage.lines_of(events).values()
+    scores = np.array([line.scores for line in lines])
+    steps = np.array([line.steps for line in lines]).mean(axis=0)
+    ranked = np.nan_to_num(scores, nan=-np.inf)
+    return {
+        "steps": steps.tolist(),
+        "best": ranked.max(axis=0).tolist(),
+        "median": np.median(ranked, axis=0).tolist(),
+    }
+
+
+def _write(found: list[dict[str, Any]], settings: PBT) -> str:
+    """The CSV, the pictures, and the table as text."""
+    results = settings.results
+    with (results / "pbt.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = sorted(found[0]["first"][0])
+        fields = ["task", "seed", "kind", "member", "score"]
+        writer.writerow(
+            [*fields, *(f"first_{name}" for name in names), *(f"last_{name}" for name in names)]
+        )
+        for cell in found:
+            for i, score in enumerate(cell["scores"]):
+                values = [cell[when][i][name] for when in ("first", "last") for name in names]
+                row = [cell["task"], cell["seed"], cell["kind"], i, score, *values]
+                writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
+    _draw(found, results / "pbt.png")
+    pictures = [results / "pbt.png"]
+    for name in dict.fromkeys(cell["task"] for cell in found):
+        picture = results / f"pbt-lineage-{name.replace(' ', '-')}.png"
+        directory = _directory(settings, name, 0, "pbt")
+        pictures.append(lineage.draw(directory, picture, title=f"PBT on {name}, seed 0"))
+    return "\n\n".join([table(found), verdict(found), "\n".join(map(str, pictures))])
+
+
+def figures(found: list[dict[str, Any]], task: str, seed: int) -> dict[str, float]:
+    """What is compared: the best and the median member of the population, and of the fixed ones
+    the best, the one at the top quarter (75th percentile) and the median. A member of which no game
+    ended counts as the worst."""
+    scores: dict[str, Array] = {}
+    for cell in found:
+        if (cell["task"], cell["seed"]) == (task, seed):
+            values = np.array(cell["scores"], float)
+            scores[cell["kind"]] = np.where(np.isnan(values), np.nanmin(values), values)
+    return {
+        "pbt_best": float(scores["pbt"].max()),
+        "pbt_median": float(np.median(scores["pbt"])),
+        "fixed_best": float(scores["fixed"].max()),
+        "fixed_quarter": float(np.quantile(scores["fixed"], 0.75)),
+        "fixed_median": float(np.median(scores["fixed"])),
+    }
+
+
+def _by_seed(found: list[dict[str, Any]], task: str) -> list[dict[str, float]]:
+    seeds = sorted({cell["seed"] for cell in found if cell["task"] == task})
+    return [figures(found, task, seed) for seed in seeds]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """A row for each task, means over seeds and the seeds themselves, in Markdown."""
+    columns = {
+        "PBT, best": "pbt_best",
+        "fixed, best": "fixed_best",
+        "PBT, median": "pbt_median",
+        "fixed, top quarter": "fixed_quarter",
+        "fixed, median": "fixed_median",
+    }
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for task in dict.fromkeys(cell["task"] for cell in found):
+        rows = _by_seed(found, task)
+        cells = []
+        for name in columns.values():
+            values = [row[name] for row in rows]
+            each = ", ".join(f"{value:.3g}" for value in values)
+            cells.append(f"{np.mean(values):.3g} ({each})")
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdict(found: list[dict[str, Any]]) -> str:
+    """For each task, whether the budget leaves something to win, and whether PBT's best member is
+    at least as good as the best fixed one, and its median one as the top quarter: of the mean over
+    seeds, and on how many of them."""
+    lines = []
+    for task in dict.fromkeys(cell["task"] for cell in found):
+        rows = _by_seed(found, task)
+        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        near = mean["fixed_best"] / TASKS[task].maximum
+        told = f"{task}: the best fixed member is at {near:.0%} of the maximum"
+        told += " (too near to tell)" if near >= NEAR else ""
+        for ours, theirs in (("pbt_best", "fixed_best"), ("pbt_median", "fixed_quarter")):
+            wins = sum(row[ours] >= row[theirs] for row in rows)
+            sign = "≥" if mean[ours] >= mean[theirs] else "<"
+            names = f"{ours} {sign} {theirs}".replace("_", " ")
+            told += f"; {names} in the mean, on {wins} of {len(rows)} seeds"
+        lines.append(told)
+    return "\n".join(lines)
+
+
+def _draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Above, best (solid) and median (dashed) over time, a line for each seed; below, every
+    member's return in the end, from the worst to the best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(cell["task"] for cell in found))
+    figure, axes = plt.subplots(
+        2, len(tasks), figsize=(4.0 * len(tasks), 6.4), constrained_layout=True, squeeze=False
+    )
+    colours = {"pbt": "#D55E00", "fixed": "#0072B2"}
+    for cell in found:
+        column, colour = tasks.index(cell["task"]), colours[cell["kind"]]
+        curves, first = cell["curves"], cell["seed"] == 0
+        for which, dashes in (("best", "-"), ("median", "--")):
+            values = np.array(curves[which], float)
+            axes[0, column].plot(
+                np.array(curves["steps"]) / 1000,
+                np.where(np.isfinite(values), values, np.nan),
+                dashes,
+                color=colour,
+                linewidth=1.2,
+                alpha=0.8,
+                label=f"{KINDS[cell['kind']]}, {which}" if first else None,
+            )
+        scores = np.sort(cell["scores"])
+        axes[1, column].plot(
+            np.linspace(0, 100, len(scores)),
+            scores,
+            "o-",
+            color=colour,
+            markersize=3,
+            linewidth=0.8,
+            alpha=0.8,
+            label=KINDS[cell["kind"]] if first else None,
+        )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        axis.set_title(task)
+        axis.set_xlabel("thousand agent steps of a member")
+    for axis in axes[1]:
+        axis.set_xlabel("members, from the worst to the best [%]")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("mean return since last ready")
+    axes[1, 0].set_ylabel("mean return in the end")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[1, 0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
