@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from pronk.checkpoint import Checkpointer
 from pronk.configs.pbt import PBTConfig
 from pronk.errors import UserError
 from pronk.journal import Journal, read_journal
-from pronk.pbt import common, policy, processes, vmapped
+from pronk.pbt import common, lives, policy, processes, vmapped
 from pronk.plan import Plan, resolve
 from pronk.reproduce import pbt as experiment
 from pronk.runtime import fused
@@ -465,41 +466,37 @@ def test_scores_are_of_the_games_since_last_time() -> None:
 
 
 class Inline:
-    """In the place of a process: a member's life, lived at once."""
+    """In the place of processes: a member's life, lived at once. Those to fail, by member and how
+    often it has lived, end with the exit status that they are given."""
 
-    sentinel: int
-    exitcode = 0
+    def __init__(self) -> None:
+        self.lived: dict[int, int] = {}
+        self.failing: dict[tuple[int, int], int] = {}
 
-    def __init__(self, plan: Plan, env: Any, legacy: processes.Legacy):
+    def start(self, plan: Plan, env: Any, legacy: lives.Legacy) -> Any:
         training.run(plan, env, change=legacy.take_up)
-        self.sentinel, end = os.pipe()
-        os.close(end)  # so that it can be read from: it is over
+        member = int(plan.run_dir.name)
+        life = self.lived[member] = self.lived.get(member, 0) + 1
+        status = self.failing.get((member, life), 0)
+        return SimpleNamespace(
+            over=True, words="it fell", stop=lambda: None, end=lambda: status, member=member
+        )
 
-    def join(self) -> None:
-        """It is over."""
+    def wait(self, lives: Any, timeout: float) -> None:
+        """They are over."""
 
     def close(self) -> None:
-        os.close(self.sentinel)
+        """Nothing is left."""
 
 
-def inline(patched: pytest.MonkeyPatch) -> None:
-    class Context:
-        @staticmethod
-        def Process(target: Any, args: Any, name: str) -> Any:
-            class Started:
-                def start(self) -> None:
-                    self.__dict__["life"] = Inline(*args)
-
-                def __getattr__(self, attribute: str) -> Any:
-                    return getattr(self.__dict__["life"], attribute)
-
-            return Started()
-
-    patched.setattr(processes.multiprocessing, "get_context", lambda _: Context)
+def inline(patched: pytest.MonkeyPatch) -> Inline:
+    here = Inline()
+    patched.setattr(processes, "Here", lambda: here)
+    return here
 
 
 PROCESSES: dict[str, Any] = {
-    "population": 3, "ready_steps": 200, "execution": "processes", "workers": 1,
+    "population": 3, "ready_steps": 200, "threshold": 0.0, "execution": "processes", "workers": 1,
 }  # fmt: skip
 
 
@@ -515,7 +512,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("processes") / "alone"
     with pytest.MonkeyPatch.context() as patched:
         inline(patched)
-        assert pbt.run(plan_in(directory, 600), settings(**PROCESSES))["status"] == "finished"
+        assert pbt.run(plan_in(directory, 400), settings(**PROCESSES))["status"] == "finished"
     return directory
 
 
@@ -559,8 +556,8 @@ def test_a_controller_killed_anywhere_decides_the_same_again(
         else:
             patched.setattr(Journal, "append", lambda *a: counted(append, *a))
         with pytest.raises(Killed):
-            pbt.run(plan_in(tmp_path, 600), settings(**PROCESSES))
-    pbt.run(plan_in(tmp_path, 600), settings(**PROCESSES))
+            pbt.run(plan_in(tmp_path, 400), settings(**PROCESSES))
+    pbt.run(plan_in(tmp_path, 400), settings(**PROCESSES))
     assert (tmp_path / "journal.jsonl").read_bytes() == (alone / "journal.jsonl").read_bytes()
     for member in range(3):
         found, expected = (saved_of(d, member).tree("learner") for d in (tmp_path, alone))
@@ -579,7 +576,7 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
         steps=jnp.uint32(77),
     )
     Checkpointer(donor).save(77, {"learner": theirs}, {}, block=True)
-    legacy = processes.Legacy(3, {"learning_rate": 0.5, "entropy_cost": 0.25}, donor)
+    legacy = lives.Legacy(3, {"learning_rate": 0.5, "entropy_cost": 0.25}, donor)
     taken, notes = legacy.take_up(state, {"generation": 2})
     assert notes == {"generation": 3}
     for a, b in ((taken.params, theirs.params), (taken.optimiser, theirs.optimiser)):
@@ -596,20 +593,9 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
 def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inline(monkeypatch)
-    lives: dict[int, int] = {}
-    ended = processes._ended
-    failing = {"member": 1, "life": 2, "status": processes.DIVERGED}
-
-    def status_of(member: processes.Member) -> int:
-        lives[member.member] = lives.get(member.member, 0) + 1
-        fails = member.member == failing["member"] and lives[member.member] >= failing["life"]
-        if failing["status"] == processes.DIVERGED:
-            fails = fails and lives[member.member] == failing["life"]
-        return failing["status"] if fails | ended(member) else 0
-
-    monkeypatch.setattr(processes, "_ended", status_of)
-    config = settings(**PROCESSES, threshold=0.0)
+    here = inline(monkeypatch)
+    here.failing[1, 2] = lives.DIVERGED
+    config = settings(**PROCESSES)
     pbt.run(plan_in(tmp_path / "a", 600), config)
     events = check_journal(tmp_path / "a", 3, 200)
     second = next(e for e in lives_of(events, 1) if e.get("generation") == 2)
@@ -617,16 +603,20 @@ def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_al
     assert second["donor"] in (0, 2)  # whatever their scores
     others = [e for e in events if e["event"] == "ready" and e is not second]
     assert all(e["score"] is not None for e in others)
-    # Killed in its second life, again and again.
-    failing["status"] = -9
-    lives.clear()
+    # Killed in each of its lives.
+    here.lived.clear()
+    here.failing = {(1, 1): -9, (1, 2): -9}
     with pytest.raises(UserError, match="died 2 times, more than `--max-restarts` 1; the last"):
-        pbt.run(plan_in(tmp_path / "b", 500, max_restarts=1), config)
-    assert capsys.readouterr().out.count("process died (signal 9)") == 1
+        pbt.run(plan_in(tmp_path / "b", 300, max_restarts=1), config)
+    assert capsys.readouterr().out.count("member 1's process died (signal 9)") == 1
     # What was wrong having passed, the same command goes on.
-    failing["life"] = 100
-    assert pbt.run(plan_in(tmp_path / "b", 500, max_restarts=1), config)["status"] == "finished"
+    assert pbt.run(plan_in(tmp_path / "b", 300, max_restarts=1), config)["status"] == "finished"
     check_journal(tmp_path / "b", 3, 200)
+    # What can't work is said as it was said.
+    here.lived.clear()
+    here.failing = {(0, 1): lives.MISTAKE}
+    with pytest.raises(UserError, match=r"^member 0 can't be trained: it fell$"):
+        pbt.run(plan_in(tmp_path / "c", 500), config)
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -682,6 +672,20 @@ def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -
     assert not [m for m in members if Path(f"/proc/{m}").exists()]
 
 
+def test_members_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster of this machine's own: a life is a task there, and nothing else is different."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    config = settings(population=2, ready_steps=200, execution="ray", workers=2)
+    summary = pbt.run(plan_in(Path("run"), 400, ray="local"), config)
+    assert summary["status"] == "finished"
+    events = check_journal(Path("run"), 2, 200)
+    for end in (e for e in events if e["event"] == "end"):
+        learner = saved_of(Path("run"), end["member"]).tree("learner")
+        for name, value in end["hyper"].items():
+            assert learner["hyper"][name] == np.float32(value)
+
+
 # The command line.
 
 
@@ -712,6 +716,8 @@ def pronk(*args: object) -> None:
         (["--eval-every", "10"], "which a vmapped population can't do"),
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
         (["--learners", "2"], "`--learners` is for single runs"),
+        (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
+        (["--burn-in", "-1"], "`--burn-in` is -1; expected zero or more"),
     ],
 )
 def test_bad_input_is_one_paragraph(

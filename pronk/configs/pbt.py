@@ -41,8 +41,8 @@ class PBTConfig:
     """What it is multiplied or, as often, divided by. [E18: 1.2]"""
     execution: Literal["auto", "vmapped", "processes", "ray"] = "auto"
     """vmapped: all members in one program, of environments written in JAX. processes: each is a run
-    of its own, a process at a time. ray: so, on the machines of a Ray cluster (`--ray`) that share
-    the run's directory. auto: vmapped where the fused runtime can be, or else processes."""
+    of its own. ray: so, on the machines of a Ray cluster (`--ray`) that share the directory. auto:
+    vmapped where the fused runtime can be, or else processes."""
     workers: int = 2
     """Members that are trained at the same time, in processes or on Ray."""
 
