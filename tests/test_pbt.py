@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -27,7 +28,9 @@ import pytest
 from pronk import cli, envs, lineage, pbt, training
 from pronk.bench import population as bench
 from pronk.checkpoint import Checkpointer
+from pronk.configs import AGENTS, config_module
 from pronk.configs.pbt import PBTConfig
+from pronk.configs.run import RunConfig
 from pronk.errors import UserError
 from pronk.journal import Journal, read_journal
 from pronk.pbt import common, lives, policy, processes, vmapped
@@ -717,7 +720,7 @@ def pronk(*args: object) -> None:
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
         (["--learners", "2"], "`--learners` is for single runs"),
         (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
-        (["--burn-in", "-1"], "`--burn-in` is -1; expected zero or more"),
+        (["--evolve-after", "-1"], "`--evolve-after` is -1; expected zero or more"),
     ],
 )
 def test_bad_input_is_one_paragraph(
@@ -730,6 +733,45 @@ def test_bad_input_is_one_paragraph(
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_agent_has_its_flags(agent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of which is also one of the population's."""
+    with pytest.raises(SystemExit) as caught:
+        pronk("pbt", agent, "--help")
+    assert not caught.value.code
+    shown = capsys.readouterr().out
+    for config in (PBTConfig, RunConfig, config_module(agent).Config):
+        assert all(f"--{f.name.replace('_', '-')}" in shown for f in dataclasses.fields(config))
+
+
+def test_another_agent_in_one_program(tmp_path: Path) -> None:
+    """With a replay and a target network."""
+    small: dict[str, Any] = {
+        "sequence_length": 6, "overlap": 0, "burn_in": 2, "core_size": 4, "head": 8,
+        "replay_minimum": 20, "replay_capacity": 400, "replay_ratio": 1.0, "envs": 4,
+        "batch_size": 4, "hidden": (8,), "runtime": "fused", "env_args": {"rows": 4},
+    }  # fmt: skip
+    plan = resolve("r2d2", "pronk/Catch-v0", run_dir=tmp_path, steps=1200, **small)
+    config = settings(tune=("learning_rate=1e-4:1e-2", "epsilon"), threshold=0.0)
+    assert pbt.run(plan, config)["copies"] > 0
+    check_journal(tmp_path)
+
+
+def test_vmapped_or_in_turn_members_do_the_same(tmp_path: Path) -> None:
+    """To rounding: on accelerators they are vmapped."""
+    plan = plan_in(tmp_path)
+    _, agent = build(plan, plan.env)
+    env = envs.jax_env_of(plan.env, plan.env_args)
+    assert env is not None
+    found = []
+    for in_turn in (True, False):
+        made = Population(agent, env, fused_shape(plan, agent), updates=6, in_turn=in_turn)
+        keys = [jnp.stack([key_for(s, p) for s in range(3)]) for p in (INIT_KEY, ACTOR_KEY)]
+        runs, told = made.advance(made.begin(keys[0], keys[1], {}))
+        found.append((runs.learner.params, told))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
 
 
 def test_vmapping_needs_an_environment_in_jax(
@@ -785,8 +827,8 @@ def test_a_population_on_the_command_line(
     assert "no member has been found the best yet" in capsys.readouterr().err
 
 
-def test_nothing_happens_before_the_burn_in(tmp_path: Path) -> None:
-    pbt.run(plan_in(tmp_path), settings(burn_in=1000, threshold=0.0))
+def test_nothing_happens_before_it_is_to(tmp_path: Path) -> None:
+    pbt.run(plan_in(tmp_path), settings(evolve_after=1000, threshold=0.0))
     ready = [e for e in check_journal(tmp_path) if e["event"] == "ready"]
     early = [e for e in ready if e["steps"] < 1000]
     assert len(early) == 4 * 3

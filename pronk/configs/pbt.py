@@ -30,7 +30,7 @@ class PBTConfig:
     twentieth of `--steps`; J17: 10⁶ to 10⁷]"""
     ready_episodes: int | None = None
     """Episodes of a member's own instead of steps. [E18: 5000]"""
-    burn_in: int = 0
+    evolve_after: int = 0
     """Agent steps of a member's own before which it neither copies nor is perturbed: as long as
     scores are noise, copying loses what was drawn."""
     threshold: float = 0.05
@@ -54,7 +54,7 @@ class PBTConfig:
                 self.ready_episodes is not None and self.ready_episodes < 1,
                 "at least 1",
             ),
-            "--burn-in": (self.burn_in < 0, "zero or more"),
+            "--evolve-after": (self.evolve_after < 0, "zero or more"),
             "--threshold": (not self.threshold >= 0, "zero or more"),
             "--perturb-probability": (
                 not 0 <= self.perturb_probability <= 1,

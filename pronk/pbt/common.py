@@ -86,7 +86,7 @@ class Setup:
         hyper_of: Callable[[int], Hyper],
     ) -> Decision:
         """What becomes of a member that is ready after so many agent steps."""
-        if steps < self.settings.burn_in:
+        if steps < self.settings.evolve_after:
             return Decision(None, hyper_of(member), {})
         return decide(
             self.settings,

@@ -269,6 +269,9 @@ class _Processes:
 
     def _summary(self, status: str) -> dict[str, Any]:
         members = [m.as_dict() for m in self.members]
+        for told, member in zip(members, self.members, strict=True):
+            saved = _newest(self.setup, member)  # in the middle of a generation, perhaps
+            told["steps"] = member.steps if saved is None else saved.meta["agent_steps"]
         return self.setup.summary(status, members, time.perf_counter() - self.started)
 
 
