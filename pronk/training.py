@@ -96,7 +96,7 @@ class _Run:
         self.agent_steps = 0
         self.episodes = 0
         self.recent: deque[float] = deque(maxlen=100)  # returns of the last games
-        self.total_return = 0.0  # of all games
+        self.total_return = self.total_squares = 0.0  # of all games, and the squares of theirs
         self.notes: dict[str, Any] = {}
         self.wall_seconds = 0.0  # of earlier lives
         self.lag_sum, self.lag_count = 0.0, 0
@@ -181,6 +181,7 @@ class _Run:
         self.episodes = meta["episodes"]
         self.recent.extend(meta["recent_returns"])
         self.total_return = meta.get("total_return", 0.0)
+        self.total_squares = meta.get("total_squares", 0.0)
         self.notes = meta.get("notes", {})
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
@@ -254,6 +255,7 @@ class _Run:
         self.episodes += len(update.episodes)
         self.recent.extend(e.episode_return for e in update.episodes)
         self.total_return += sum(e.episode_return for e in update.episodes)
+        self.total_squares += sum(e.episode_return**2 for e in update.episodes)
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
@@ -332,6 +334,7 @@ class _Run:
             "episodes": self.episodes,
             "recent_returns": list(self.recent),
             "total_return": self.total_return,
+            "total_squares": self.total_squares,
             "notes": self.notes,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
             "lag_sum": self.lag_sum,

@@ -81,15 +81,34 @@ def settings(**changes: Any) -> PBTConfig:
     ],
 )
 def test_five_per_cent_better(donor: float | None, own: float | None, better: bool) -> None:
-    assert policy.is_better(donor, own, 0.05) is better
-    assert not policy.is_better(donor, own, math.inf)
+    scores = rated([donor, own])
+    assert policy.is_better(scores[0], scores[1], 0.05) is better
+    assert not policy.is_better(scores[0], scores[1], math.inf)
+
+
+def rated(scores: list[float | None]) -> list[policy.Score | None]:
+    return [None if score is None else policy.Score(score) for score in scores]
+
+
+def test_better_than_noise() -> None:
+    """By so many standard errors of the difference, 5 for these, and by the threshold."""
+    own, donor = policy.Score(1.0, 3.0), policy.Score(11.0, 4.0)
+    assert policy.is_better(donor, own, 0.05, sigmas=2.0)
+    assert not policy.is_better(donor, own, 0.05, sigmas=2.01)
+    assert not policy.is_better(donor, own, 11.0, sigmas=2.0)
+    assert policy.is_better(donor, policy.Score(-math.inf), 0.05, sigmas=100.0)
+    returns = np.random.default_rng(0).normal(3.0, 2.0, size=50)
+    score = policy.Score.of(returns.sum(), (returns**2).sum(), 50)
+    assert score.mean == pytest.approx(returns.mean())
+    assert score.error == pytest.approx(returns.std(ddof=1) / np.sqrt(50))
+    assert policy.Score.of(5.0, 25.0, 1) == policy.Score(5.0, 0.0)
 
 
 def decisions(count: int, *, scores: list[float | None], **changes: Any) -> list[policy.Decision]:
     """Of member 0, at so many generations; every hyperparameter of member i is i + 1."""
     return [
         policy.decide(
-            settings(**changes), seed=7, member=0, generation=g, scores=scores,
+            settings(**changes), seed=7, member=0, generation=g, scores=rated(scores),
             hyper_of=lambda m: {"a": m + 1.0, "b": m + 1.0, "c": m + 1.0},
         )
         for g in range(1, count + 1)
@@ -452,16 +471,17 @@ def test_ready_by_episodes(tmp_path: Path) -> None:
 
 def test_scores_are_of_the_games_since_last_time() -> None:
     member = vmapped.Member(0, {})
-    member.add(6.0, 3, 100)
-    member.add(0.0, 0, 100)
+    assert member.rated() is None
+    member.add(6.0, 14.0, 3, 100)  # 1, 2 and 3
+    member.add(0.0, 0.0, 0, 100)
     member.rate()
-    assert member.score == 2.0
-    member.add(-5.0, 1, 100)
+    assert member.rated() == (2.0, pytest.approx(1 / np.sqrt(3)))
+    member.add(-5.0, 25.0, 1, 100)
     member.rate()
-    assert member.score == -5.0
-    member.add(0.0, 0, 100)
+    assert member.rated() == (-5.0, 0.0)
+    member.add(0.0, 0.0, 0, 100)
     member.rate()
-    assert member.score == -5.0  # no game has ended: what it was is all that is known
+    assert member.rated() == (-5.0, 0.0)  # no game has ended: what it was is all that is known
     assert (member.steps, member.episodes) == (400, 4)
 
 
@@ -712,6 +732,7 @@ def pronk(*args: object) -> None:
         (["--population", "1"], "`--population` is 1; expected at least 2"),
         (["--ready-steps", "0"], "`--ready-steps` is 0; expected at least 1"),
         (["--ready-steps", "9", "--ready-episodes", "9"], "expected one of them"),
+        (["--sigmas", "-1"], "`--sigmas` is -1.0; expected zero or more"),
         (["--threshold", "-1"], "`--threshold` is -1.0; expected zero or more"),
         (["--perturb-probability", "1.5"], "expected a number from 0 to 1"),
         (["--perturb-factor", "0.5"], "`--perturb-factor` is 0.5; expected at least 1"),

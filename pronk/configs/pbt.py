@@ -35,6 +35,10 @@ class PBTConfig:
     scores are noise, copying loses what was drawn."""
     threshold: float = 0.05
     """By how much of its own score another member's must be better to be copied. [E18: 5 %]"""
+    sigmas: float = 0.0
+    """By how many standard errors of the two scores' difference it must be better besides: 2 is
+    about J17's t-test at 5 %, and keeps members from copying luck where few games make a score.
+    [E18, with 5000 episodes: none]"""
     perturb_probability: float = 0.33
     """With which a hyperparameter is multiplied. [E18: 33 %]"""
     perturb_factor: float = 1.2
@@ -56,6 +60,7 @@ class PBTConfig:
             ),
             "--evolve-after": (self.evolve_after < 0, "zero or more"),
             "--threshold": (not self.threshold >= 0, "zero or more"),
+            "--sigmas": (not self.sigmas >= 0, "zero or more"),
             "--perturb-probability": (
                 not 0 <= self.perturb_probability <= 1,
                 "a number from 0 to 1",

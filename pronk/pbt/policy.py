@@ -137,20 +137,39 @@ def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
     return drawn
 
 
-def is_better(donor: float | None, own: float | None, threshold: float) -> bool:
+class Score(NamedTuple):
+    """What a member is worth: the mean return of some games, and the standard error of that, 0
+    where it isn't known."""
+
+    mean: float
+    error: float = 0.0
+
+    @staticmethod
+    def of(total: float, squares: float, count: int) -> Score:
+        """Of so many games, from the sums of their returns and of the squares of these."""
+        mean = total / count
+        variance = max(squares / count - mean**2, 0.0) * count / max(count - 1, 1)
+        return Score(mean, math.sqrt(variance / count))
+
+
+def is_better(
+    donor: Score | None, own: Score | None, threshold: float, sigmas: float = 0.0
+) -> bool:
     """Whether a score is so much better than one's own that its member is copied: by at least
-    `threshold` of one's own, donor − own ≥ threshold · |own|, and at all.
+    `threshold` of one's own, donor − own ≥ threshold · |own|, by at least `sigmas` standard errors
+    of the difference, and at all.
 
     For scores above zero, such as human-normalised ones, this is the paper's "5 % better". For
     returns below zero it is a twentieth of the way to zero; next to zero any gain will do. Without
     a score on either side nothing is better. −∞ stands for a member that has diverged: any other
     score is better. An infinite threshold: nothing ever is.
     """
-    if donor is None or own is None or math.isnan(donor) or math.isnan(own):
+    if donor is None or own is None or math.isnan(donor.mean) or math.isnan(own.mean):
         return False
-    if math.isinf(threshold) or not donor > own:
+    if math.isinf(threshold) or not donor.mean > own.mean:
         return False
-    return own == -math.inf or donor - own >= threshold * abs(own)
+    noise = sigmas * math.hypot(donor.error, own.error)
+    return own.mean == -math.inf or donor.mean - own.mean >= max(threshold * abs(own.mean), noise)
 
 
 def decide(
@@ -159,7 +178,7 @@ def decide(
     seed: int,
     member: int,
     generation: int,
-    scores: Sequence[float | None],
+    scores: Sequence[Score | None],
     hyper_of: Callable[[int], Hyper],
     allowed: Callable[[str, float], bool] = lambda name, value: True,
 ) -> Decision:
@@ -175,7 +194,7 @@ def decide(
     rng = _rng(seed, member, generation, CANDIDATE)
     candidate = int(rng.integers(len(scores) - 1))
     candidate += candidate >= member
-    better = is_better(scores[candidate], scores[member], settings.threshold)
+    better = is_better(scores[candidate], scores[member], settings.threshold, settings.sigmas)
     donor = candidate if better else None
     rng = _rng(seed, member, generation, PERTURB)
     before = hyper_of(member if donor is None else donor)

@@ -26,9 +26,9 @@ from pronk.checkpoint import Checkpointer, Loaded
 from pronk.errors import UserError
 from pronk.files import fsync_directory
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, start_event
+from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event, told
 from pronk.pbt.lives import DIVERGED, MISTAKE, Here, Legacy, Life, Workplace
-from pronk.pbt.policy import Decision, Hyper
+from pronk.pbt.policy import Decision, Hyper, Score
 
 POLL = 0.5  # seconds after which a signal is noticed at the latest
 ORPHANED = 120.0  # seconds that a member of a killed controller may take to save and go
@@ -44,7 +44,8 @@ class Member:
     steps: int = 0  # when it was last ready
     episodes: int = 0
     total_return: float = 0.0  # of all games so far
-    score: float | None = None
+    total_squares: float = 0.0
+    score: Score | None = None
     donor: int | None = None  # of this generation
     ended: bool = False
     paused: bool = False  # by `--stop-after`, in the middle of a generation
@@ -53,8 +54,8 @@ class Member:
 
     def as_dict(self) -> dict[str, Any]:
         """What is told of it."""
-        names = ("member", "hyper", "generation", "steps", "score")
-        return {name: getattr(self, name) for name in names}
+        names = ("member", "hyper", "generation", "steps")
+        return {**{name: getattr(self, name) for name in names}, **told(self.score)}
 
 
 def run(setup: Setup, journal: Journal, stopped: threading.Event) -> dict[str, Any]:
@@ -212,12 +213,15 @@ class _Processes:
     def _ready(self, member: Member, saved: Loaded, *, diverged: bool = False) -> None:
         """Score the member, and decide how it goes on or that it has come to the end."""
         steps, episodes = saved.meta["agent_steps"], saved.meta["episodes"]
-        total = saved.meta["total_return"]
+        totals = {name: saved.meta[name] for name in ("total_return", "total_squares")}
         if diverged:
-            member.score = -math.inf
+            member.score = Score(-math.inf)
         elif episodes > member.episodes:
-            member.score = (total - member.total_return) / (episodes - member.episodes)
-        totals = {"total_return": total}
+            member.score = Score.of(
+                totals["total_return"] - member.total_return,
+                totals["total_squares"] - member.total_squares,
+                episodes - member.episodes,
+            )
         if steps >= self.setup.plan.run.steps:
             event = end_event(
                 member.member, steps=steps, episodes=episodes, score=member.score,
@@ -269,9 +273,9 @@ class _Processes:
 
     def _summary(self, status: str) -> dict[str, Any]:
         members = [m.as_dict() for m in self.members]
-        for told, member in zip(members, self.members, strict=True):
+        for now, member in zip(members, self.members, strict=True):
             saved = _newest(self.setup, member)  # in the middle of a generation, perhaps
-            told["steps"] = member.steps if saved is None else saved.meta["agent_steps"]
+            now["steps"] = member.steps if saved is None else saved.meta["agent_steps"]
         return self.setup.summary(status, members, time.perf_counter() - self.started)
 
 
@@ -293,7 +297,8 @@ def _members_of(setup: Setup, journal: Journal) -> list[Member]:
 def _apply(member: Member, event: dict[str, Any]) -> None:
     """What an event of the journal makes of a member."""
     member.steps, member.episodes = event["steps"], event["episodes"]
-    member.total_return, member.score = event["total_return"], event["score"]
+    member.total_return, member.total_squares = event["total_return"], event["total_squares"]
+    member.score = score_in(event)
     if event["event"] == "end":
         member.ended = True
         return

@@ -23,8 +23,8 @@ from pronk.checkpoint import Checkpointer
 from pronk.errors import UserError
 from pronk.files import write_json_atomically
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, start_event
-from pronk.pbt.policy import Hyper
+from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event
+from pronk.pbt.policy import Hyper, Score
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
 from pronk.types import Array
@@ -44,18 +44,20 @@ class Member:
     generation: int = 0
     steps: int = 0
     episodes: int = 0
-    score: float | None = (
-        None  # the mean return of the games between the last two times it was ready
-    )
+    # Of the games between the last two times that it was ready, the mean return and its error.
+    score: float | None = None
+    error: float | None = None
     # Since it was last ready:
     calls: int = 0
     total: float = 0.0
+    squares: float = 0.0
     count: int = 0
 
-    def add(self, total: float, count: int, steps: int) -> None:
+    def add(self, total: float, squares: float, count: int, steps: int) -> None:
         """What it did in a call."""
         self.calls += 1
         self.total += total
+        self.squares += squares
         self.count += count
         self.steps += steps
         self.episodes += count
@@ -63,8 +65,12 @@ class Member:
     def rate(self) -> None:
         """It is ready: score it by the games since last time, if one has ended, and start anew."""
         if self.count:
-            self.score = self.total / self.count
-        self.calls, self.total, self.count = 0, 0.0, 0
+            self.score, self.error = Score.of(self.total, self.squares, self.count)
+        self.calls, self.total, self.squares, self.count = 0, 0.0, 0.0, 0
+
+    def rated(self) -> Score | None:
+        """Its latest score."""
+        return score_in({"score": self.score, "error": self.error})
 
 
 def check(setup: Setup) -> dict[str, int]:
@@ -210,7 +216,12 @@ class _Vmapped:
         outcome: Told = jax.device_get(outcome)
         for member in self.members:
             i = member.member
-            member.add(float(outcome.total[i]), int(outcome.count[i]), int(outcome.steps[i]))
+            member.add(
+                float(outcome.total[i]),
+                float(outcome.squares[i]),
+                int(outcome.count[i]),
+                int(outcome.steps[i]),
+            )
         if self._steps() < self.setup.plan.run.steps:  # otherwise nobody would learn from it
             self._evolve([m for m in self.members if self._is_ready(m)])
 
@@ -229,7 +240,7 @@ class _Vmapped:
         for member in ready:
             member.rate()
             member.generation += 1
-        scores = [member.score for member in self.members]
+        scores = [member.rated() for member in self.members]
         before = [dict(member.hyper) for member in self.members]
         sources = np.arange(setup.size)
         events = []
@@ -245,7 +256,7 @@ class _Vmapped:
                     member.generation,
                     steps=member.steps,
                     episodes=member.episodes,
-                    score=member.score,
+                    score=member.rated(),
                     decision=decision,
                     before=before[i],
                 )
@@ -262,7 +273,7 @@ class _Vmapped:
         self.journal.append(
             *(
                 end_event(
-                    m.member, steps=m.steps, episodes=m.episodes, score=m.score, hyper=m.hyper
+                    m.member, steps=m.steps, episodes=m.episodes, score=m.rated(), hyper=m.hyper
                 )
                 for m in self.members
             )

@@ -53,7 +53,7 @@ def train(plan: Plan, members: Sequence[Member], *, points: int) -> Curves:
     found: list[Any] = []
     for _ in range(points):
         runs, told = population.advance(runs)
-        found.append(jax.device_get(told))
+        found.append(jax.device_get((told.total, told.count, told.steps)))
     total, count, steps = (np.stack(x, axis=1) for x in zip(*found, strict=True))
     final = played(agent, env, runs.learner, act_keys)
     return Curves(mean(total, count), steps.cumsum(1), final)

@@ -21,6 +21,7 @@ class Told(NamedTuple):
     """What the members did in one call, `[N]` each."""
 
     total: Array  # float32, the sum of the returns of the games that ended
+    squares: Array  # float32, of their squares
     count: Array  # int32, how many ended
     steps: Array  # int32, agent steps
 
@@ -53,8 +54,9 @@ class Population:
         def some(run: RunState) -> tuple[RunState, Told]:
             def one(run: RunState, _: None) -> tuple[RunState, Told]:
                 run, outcome = update(run)
-                total = jnp.sum(jnp.where(outcome.ended, outcome.episode_return, 0.0))
-                return run, Told(total, jnp.sum(outcome.ended), outcome.steps)
+                returns = jnp.where(outcome.ended, outcome.episode_return, 0.0)
+                sums = jnp.sum(returns), jnp.sum(returns**2), jnp.sum(outcome.ended)
+                return run, Told(*sums, outcome.steps)
 
             run, told = jax.lax.scan(one, run, length=updates)
             return run, Told(*(jnp.sum(x) for x in told))
