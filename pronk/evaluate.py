@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +49,37 @@ class SuiteEvaluation:
         returns = {f"return/{name}": found.mean_return for name, found in self.tasks.items()}
         returns["mean_return"] = float(np.mean([x.mean_return for x in self.tasks.values()]))
         return returns | {f"score/{name}": value for name, value in self.scores.items()}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the returns of finished games add up to, for each task of a suite (one where it is
+    none)."""
+
+    total: list[float]
+    squares: list[float]
+    count: list[int]
+
+    @staticmethod
+    def of(saved: Mapping[str, Any], tasks: int) -> Tally:
+        """What `as_json` gave; of nothing, no games of so many tasks."""
+        empty = {"total": [0.0] * tasks, "squares": [0.0] * tasks, "count": [0] * tasks}
+        return Tally(**{name: list(saved.get(name, value)) for name, value in empty.items()})
+
+    def add(self, episode: Episode) -> None:
+        """One more game."""
+        self.total[episode.task] += episode.episode_return
+        self.squares[episode.task] += episode.episode_return**2
+        self.count[episode.task] += 1
+
+    def plus(self, other: Tally, sign: int = 1) -> Tally:
+        """The games of both, or, with −1, without the other's."""
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return Tally(*([a + sign * b for a, b in zip(*pair, strict=True)] for pair in pairs))
+
+    def as_json(self) -> dict[str, list[Any]]:
+        """As plain JSON types."""
+        return asdict(self)
 
 
 def evaluate(
@@ -121,21 +152,6 @@ def suite_scores(
     }
     whole = len(normalised) == len(spec.tasks)
     return normalised, scores.aggregates(list(normalised.values())) if whole else {}
-
-
-def suite_score(spec: EnvSpec, totals: Sequence[float], counts: Sequence[int]) -> float | None:
-    """One number for games of which each task had `counts`, whose returns add up to `totals`: of a
-    suite whose references are known the mean of capped normalised scores, otherwise the mean of
-    mean returns. Tasks without a game are left out; None where there was none at all."""
-    if not any(counts):
-        return None
-    names = spec.tasks or ("",)
-    pairs = zip(names, totals, counts, strict=True)
-    means = {name: float(total / count) for name, total, count in pairs if count}
-    if any(reference is None for reference in spec.references) or not spec.tasks:
-        return float(np.mean(list(means.values())))
-    normalised, _ = suite_scores(spec, means)
-    return scores.aggregates(list(normalised.values()))["mean_capped"]
 
 
 def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:

@@ -25,7 +25,7 @@ from pronk import envs
 from pronk.architectures import check_together
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
 from pronk.errors import Diverged, UserError
-from pronk.evaluate import evaluate, evaluate_suite, suite_scores
+from pronk.evaluate import Tally, evaluate, evaluate_suite, suite_scores
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
@@ -97,7 +97,7 @@ class _Run:
         self.episodes = 0
         # Returns of the last games of each task.
         self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
-        self.total_return = 0.0  # of all games
+        self.tally = Tally.of({}, self.spec.num_tasks)  # of all games
         self.notes: dict[str, Any] = {}
         self.wall_seconds = 0.0  # of earlier lives
         self.lag_sum, self.lag_count = 0.0, 0
@@ -180,7 +180,7 @@ class _Run:
         kept = meta["recent_returns"]
         for recent, returns in zip(self.recent, kept if self.spec.tasks else [kept], strict=True):
             recent.extend(returns)
-        self.total_return = meta.get("total_return", 0.0)
+        self.tally = Tally.of(meta.get("tally", {}), self.spec.num_tasks)
         self.notes = meta.get("notes", {})
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
@@ -254,7 +254,7 @@ class _Run:
         self.episodes += len(update.episodes)
         for episode in update.episodes:
             self.recent[episode.task].append(episode.episode_return)
-            self.total_return += episode.episode_return
+            self.tally.add(episode)
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
@@ -356,7 +356,7 @@ class _Run:
             "recent_returns": [list(r) for r in self.recent]
             if self.spec.tasks
             else list(self.recent[0]),
-            "total_return": self.total_return,
+            "tally": self.tally.as_json(),
             "notes": self.notes,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
             "lag_sum": self.lag_sum,

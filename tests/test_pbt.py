@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -26,10 +28,13 @@ import pytest
 from pronk import cli, envs, lineage, pbt, training
 from pronk.bench import population as bench
 from pronk.checkpoint import Checkpointer
+from pronk.configs import AGENTS, config_module
 from pronk.configs.pbt import PBTConfig
+from pronk.configs.run import RunConfig
 from pronk.errors import UserError
+from pronk.evaluate import Tally
 from pronk.journal import Journal, read_journal
-from pronk.pbt import common, policy, processes, vmapped
+from pronk.pbt import common, lives, policy, processes, vmapped
 from pronk.plan import Plan, resolve
 from pronk.reproduce import pbt as experiment
 from pronk.runtime import fused
@@ -77,15 +82,36 @@ def settings(**changes: Any) -> PBTConfig:
     ],
 )
 def test_five_per_cent_better(donor: float | None, own: float | None, better: bool) -> None:
-    assert policy.is_better(donor, own, 0.05) is better
-    assert not policy.is_better(donor, own, math.inf)
+    scores = rated([donor, own])
+    assert policy.is_better(scores[0], scores[1], 0.05) is better
+    assert not policy.is_better(scores[0], scores[1], math.inf)
+
+
+def rated(scores: list[float | None]) -> list[policy.Score | None]:
+    return [None if score is None else policy.Score(score) for score in scores]
+
+
+def test_better_than_noise() -> None:
+    """By so many standard errors of the difference, 5 for these, and by the threshold."""
+    own, donor = policy.Score(1.0, 3.0), policy.Score(11.0, 4.0)
+    assert policy.is_better(donor, own, 0.05, sigmas=2.0)
+    assert not policy.is_better(donor, own, 0.05, sigmas=2.01)
+    assert not policy.is_better(donor, own, 11.0, sigmas=2.0)
+    assert policy.is_better(donor, policy.Score(-math.inf), 0.05, sigmas=100.0)
+    returns = np.random.default_rng(0).normal(3.0, 2.0, size=50)
+    spec = envs.spec_of("pronk/Catch-v0")
+    score = policy.Score.of(spec, Tally([returns.sum()], [(returns**2).sum()], [50]))
+    assert score is not None
+    assert score.mean == pytest.approx(returns.mean())
+    assert score.error == pytest.approx(returns.std(ddof=1) / np.sqrt(50))
+    assert policy.Score.of(spec, Tally([5.0], [25.0], [1])) == policy.Score(5.0, 0.0)
 
 
 def decisions(count: int, *, scores: list[float | None], **changes: Any) -> list[policy.Decision]:
     """Of member 0, at so many generations; every hyperparameter of member i is i + 1."""
     return [
         policy.decide(
-            settings(**changes), seed=7, member=0, generation=g, scores=scores,
+            settings(**changes), seed=7, member=0, generation=g, scores=rated(scores),
             hyper_of=lambda m: {"a": m + 1.0, "b": m + 1.0, "c": m + 1.0},
         )
         for g in range(1, count + 1)
@@ -447,17 +473,18 @@ def test_ready_by_episodes(tmp_path: Path) -> None:
 
 
 def test_scores_are_of_the_games_since_last_time() -> None:
-    member = vmapped.Member(0, {})
-    member.add(6.0, 3, 100)
-    member.add(0.0, 0, 100)
-    member.rate()
-    assert member.score == 2.0
-    member.add(-5.0, 1, 100)
-    member.rate()
-    assert member.score == -5.0
-    member.add(0.0, 0, 100)
-    member.rate()
-    assert member.score == -5.0  # no game has ended: what it was is all that is known
+    member, spec = vmapped.Member(0, {}), envs.spec_of("pronk/Catch-v0")
+    assert member.rated() is None
+    member.add(Tally([6.0], [14.0], [3]), 100)  # 1, 2 and 3
+    member.add(Tally([0.0], [0.0], [0]), 100)
+    member.rate(spec)
+    assert member.rated() == (2.0, pytest.approx(1 / np.sqrt(3)))
+    member.add(Tally([-5.0], [25.0], [1]), 100)
+    member.rate(spec)
+    assert member.rated() == (-5.0, 0.0)
+    member.add(Tally([0.0], [0.0], [0]), 100)
+    member.rate(spec)
+    assert member.rated() == (-5.0, 0.0)  # no game has ended: what it was is all that is known
     assert (member.steps, member.episodes) == (400, 4)
 
 
@@ -465,41 +492,37 @@ def test_scores_are_of_the_games_since_last_time() -> None:
 
 
 class Inline:
-    """In the place of a process: a member's life, lived at once."""
+    """In the place of processes: a member's life, lived at once. Those to fail, by member and how
+    often it has lived, end with the exit status that they are given."""
 
-    sentinel: int
-    exitcode = 0
+    def __init__(self) -> None:
+        self.lived: dict[int, int] = {}
+        self.failing: dict[tuple[int, int], int] = {}
 
-    def __init__(self, plan: Plan, env: Any, legacy: processes.Legacy):
+    def start(self, plan: Plan, env: Any, legacy: lives.Legacy) -> Any:
         training.run(plan, env, change=legacy.take_up)
-        self.sentinel, end = os.pipe()
-        os.close(end)  # so that it can be read from: it is over
+        member = int(plan.run_dir.name)
+        life = self.lived[member] = self.lived.get(member, 0) + 1
+        status = self.failing.get((member, life), 0)
+        return SimpleNamespace(
+            over=True, words="it fell", stop=lambda: None, end=lambda: status, member=member
+        )
 
-    def join(self) -> None:
-        """It is over."""
+    def wait(self, lives: Any, timeout: float) -> None:
+        """They are over."""
 
     def close(self) -> None:
-        os.close(self.sentinel)
+        """Nothing is left."""
 
 
-def inline(patched: pytest.MonkeyPatch) -> None:
-    class Context:
-        @staticmethod
-        def Process(target: Any, args: Any, name: str) -> Any:
-            class Started:
-                def start(self) -> None:
-                    self.__dict__["life"] = Inline(*args)
-
-                def __getattr__(self, attribute: str) -> Any:
-                    return getattr(self.__dict__["life"], attribute)
-
-            return Started()
-
-    patched.setattr(processes.multiprocessing, "get_context", lambda _: Context)
+def inline(patched: pytest.MonkeyPatch) -> Inline:
+    here = Inline()
+    patched.setattr(processes, "Here", lambda: here)
+    return here
 
 
 PROCESSES: dict[str, Any] = {
-    "population": 3, "ready_steps": 200, "execution": "processes", "workers": 1,
+    "population": 3, "ready_steps": 200, "threshold": 0.0, "execution": "processes", "workers": 1,
 }  # fmt: skip
 
 
@@ -515,7 +538,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("processes") / "alone"
     with pytest.MonkeyPatch.context() as patched:
         inline(patched)
-        assert pbt.run(plan_in(directory, 600), settings(**PROCESSES))["status"] == "finished"
+        assert pbt.run(plan_in(directory, 400), settings(**PROCESSES))["status"] == "finished"
     return directory
 
 
@@ -559,8 +582,8 @@ def test_a_controller_killed_anywhere_decides_the_same_again(
         else:
             patched.setattr(Journal, "append", lambda *a: counted(append, *a))
         with pytest.raises(Killed):
-            pbt.run(plan_in(tmp_path, 600), settings(**PROCESSES))
-    pbt.run(plan_in(tmp_path, 600), settings(**PROCESSES))
+            pbt.run(plan_in(tmp_path, 400), settings(**PROCESSES))
+    pbt.run(plan_in(tmp_path, 400), settings(**PROCESSES))
     assert (tmp_path / "journal.jsonl").read_bytes() == (alone / "journal.jsonl").read_bytes()
     for member in range(3):
         found, expected = (saved_of(d, member).tree("learner") for d in (tmp_path, alone))
@@ -579,7 +602,7 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
         steps=jnp.uint32(77),
     )
     Checkpointer(donor).save(77, {"learner": theirs}, {}, block=True)
-    legacy = processes.Legacy(3, {"learning_rate": 0.5, "entropy_cost": 0.25}, donor)
+    legacy = lives.Legacy(3, {"learning_rate": 0.5, "entropy_cost": 0.25}, donor)
     taken, notes = legacy.take_up(state, {"generation": 2})
     assert notes == {"generation": 3}
     for a, b in ((taken.params, theirs.params), (taken.optimiser, theirs.optimiser)):
@@ -596,20 +619,9 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
 def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inline(monkeypatch)
-    lives: dict[int, int] = {}
-    ended = processes._ended
-    failing = {"member": 1, "life": 2, "status": processes.DIVERGED}
-
-    def status_of(member: processes.Member) -> int:
-        lives[member.member] = lives.get(member.member, 0) + 1
-        fails = member.member == failing["member"] and lives[member.member] >= failing["life"]
-        if failing["status"] == processes.DIVERGED:
-            fails = fails and lives[member.member] == failing["life"]
-        return failing["status"] if fails | ended(member) else 0
-
-    monkeypatch.setattr(processes, "_ended", status_of)
-    config = settings(**PROCESSES, threshold=0.0)
+    here = inline(monkeypatch)
+    here.failing[1, 2] = lives.DIVERGED
+    config = settings(**PROCESSES)
     pbt.run(plan_in(tmp_path / "a", 600), config)
     events = check_journal(tmp_path / "a", 3, 200)
     second = next(e for e in lives_of(events, 1) if e.get("generation") == 2)
@@ -617,16 +629,20 @@ def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_al
     assert second["donor"] in (0, 2)  # whatever their scores
     others = [e for e in events if e["event"] == "ready" and e is not second]
     assert all(e["score"] is not None for e in others)
-    # Killed in its second life, again and again.
-    failing["status"] = -9
-    lives.clear()
+    # Killed in each of its lives.
+    here.lived.clear()
+    here.failing = {(1, 1): -9, (1, 2): -9}
     with pytest.raises(UserError, match="died 2 times, more than `--max-restarts` 1; the last"):
-        pbt.run(plan_in(tmp_path / "b", 500, max_restarts=1), config)
-    assert capsys.readouterr().out.count("process died (signal 9)") == 1
+        pbt.run(plan_in(tmp_path / "b", 300, max_restarts=1), config)
+    assert capsys.readouterr().out.count("member 1's process died (signal 9)") == 1
     # What was wrong having passed, the same command goes on.
-    failing["life"] = 100
-    assert pbt.run(plan_in(tmp_path / "b", 500, max_restarts=1), config)["status"] == "finished"
+    assert pbt.run(plan_in(tmp_path / "b", 300, max_restarts=1), config)["status"] == "finished"
     check_journal(tmp_path / "b", 3, 200)
+    # What can't work is said as it was said.
+    here.lived.clear()
+    here.failing = {(0, 1): lives.MISTAKE}
+    with pytest.raises(UserError, match=r"^member 0 can't be trained: it fell$"):
+        pbt.run(plan_in(tmp_path / "c", 500), config)
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -682,6 +698,20 @@ def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -
     assert not [m for m in members if Path(f"/proc/{m}").exists()]
 
 
+def test_members_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster of this machine's own: a life is a task there, and nothing else is different."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    config = settings(population=2, ready_steps=200, execution="ray", workers=2)
+    summary = pbt.run(plan_in(Path("run"), 400, ray="local"), config)
+    assert summary["status"] == "finished"
+    events = check_journal(Path("run"), 2, 200)
+    for end in (e for e in events if e["event"] == "end"):
+        learner = saved_of(Path("run"), end["member"]).tree("learner")
+        for name, value in end["hyper"].items():
+            assert learner["hyper"][name] == np.float32(value)
+
+
 # The command line.
 
 
@@ -705,6 +735,7 @@ def pronk(*args: object) -> None:
         (["--population", "1"], "`--population` is 1; expected at least 2"),
         (["--ready-steps", "0"], "`--ready-steps` is 0; expected at least 1"),
         (["--ready-steps", "9", "--ready-episodes", "9"], "expected one of them"),
+        (["--sigmas", "-1"], "`--sigmas` is -1.0; expected zero or more"),
         (["--threshold", "-1"], "`--threshold` is -1.0; expected zero or more"),
         (["--perturb-probability", "1.5"], "expected a number from 0 to 1"),
         (["--perturb-factor", "0.5"], "`--perturb-factor` is 0.5; expected at least 1"),
@@ -712,6 +743,8 @@ def pronk(*args: object) -> None:
         (["--eval-every", "10"], "which a vmapped population can't do"),
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
         (["--learners", "2"], "`--learners` is for single runs"),
+        (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
+        (["--evolve-after", "-1"], "`--evolve-after` is -1; expected zero or more"),
     ],
 )
 def test_bad_input_is_one_paragraph(
@@ -724,6 +757,45 @@ def test_bad_input_is_one_paragraph(
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_agent_has_its_flags(agent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of which is also one of the population's."""
+    with pytest.raises(SystemExit) as caught:
+        pronk("pbt", agent, "--help")
+    assert not caught.value.code
+    shown = capsys.readouterr().out
+    for config in (PBTConfig, RunConfig, config_module(agent).Config):
+        assert all(f"--{f.name.replace('_', '-')}" in shown for f in dataclasses.fields(config))
+
+
+def test_another_agent_in_one_program(tmp_path: Path) -> None:
+    """With a replay and a target network."""
+    small: dict[str, Any] = {
+        "sequence_length": 6, "overlap": 0, "burn_in": 2, "core_size": 4, "head": 8,
+        "replay_minimum": 20, "replay_capacity": 400, "replay_ratio": 1.0, "envs": 4,
+        "batch_size": 4, "hidden": (8,), "runtime": "fused", "env_args": {"rows": 4},
+    }  # fmt: skip
+    plan = resolve("r2d2", "pronk/Catch-v0", run_dir=tmp_path, steps=1200, **small)
+    config = settings(tune=("learning_rate=1e-4:1e-2", "epsilon"), threshold=0.0)
+    assert pbt.run(plan, config)["copies"] > 0
+    check_journal(tmp_path)
+
+
+def test_vmapped_or_in_turn_members_do_the_same(tmp_path: Path) -> None:
+    """To rounding: on accelerators they are vmapped."""
+    plan = plan_in(tmp_path)
+    _, agent = build(plan, plan.env)
+    env = envs.jax_env_of(plan.env, plan.env_args)
+    assert env is not None
+    found = []
+    for in_turn in (True, False):
+        made = Population(agent, env, fused_shape(plan, agent), updates=6, in_turn=in_turn)
+        keys = [jnp.stack([key_for(s, p) for s in range(3)]) for p in (INIT_KEY, ACTOR_KEY)]
+        runs, told = made.advance(made.begin(keys[0], keys[1], {}))
+        found.append((runs.learner.params, told))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
 
 
 def test_vmapping_needs_an_environment_in_jax(
@@ -779,8 +851,8 @@ def test_a_population_on_the_command_line(
     assert "no member has been found the best yet" in capsys.readouterr().err
 
 
-def test_nothing_happens_before_the_burn_in(tmp_path: Path) -> None:
-    pbt.run(plan_in(tmp_path), settings(burn_in=1000, threshold=0.0))
+def test_nothing_happens_before_it_is_to(tmp_path: Path) -> None:
+    pbt.run(plan_in(tmp_path), settings(evolve_after=1000, threshold=0.0))
     ready = [e for e in check_journal(tmp_path) if e["event"] == "ready"]
     early = [e for e in ready if e["steps"] < 1000]
     assert len(early) == 4 * 3

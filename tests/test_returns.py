@@ -407,6 +407,19 @@ def test_two_episodes_equal_each_alone(end, last, lengths):
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated", ""])
+def test_nothing_of_the_next_episode_is_in_an_n_step_return(end):
+    """Which has no ratio that a dummy could be left out by; nor where no flag announces it."""
+    rng = np.random.default_rng(3)
+    a = rows(rng, 5, end)
+    found = []
+    for _ in range(2):
+        r = join(a, rows(rng, 6))
+        seen = returns.transitions(r.timestep(), GAMMA)
+        found.append(returns.n_step(r.values, seen.reward, seen.discount, seen.continuation)[:4])
+    close(*found)
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated", ""])
 def test_nothing_of_the_next_episode_is_seen(end):
     rng = np.random.default_rng(3)
     a = rows(rng, 5, end)

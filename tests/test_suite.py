@@ -22,10 +22,11 @@ from pronk.envs import jax_suite, suite
 from pronk.envs.jax_env import JaxVectorEnv
 from pronk.envs.suite import Task, assignment, common, tasks_of
 from pronk.errors import UserError
-from pronk.evaluate import suite_score
+from pronk.evaluate import Tally
 from pronk.journal import read_journal
+from pronk.pbt.policy import Score
 from pronk.plan import resolve
-from pronk.types import EnvSpec
+from pronk.types import EnvSpec, Episode
 
 CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
 MIXED = "pronk/Catch-v0?reward_scale=100,pronk/Breakout-v0,pronk/MemoryCue-v0?delay=3&cues=2"
@@ -306,15 +307,34 @@ def test_aggregates():
     assert found == {"mean": 1.0, "median": 0.75, "mean_capped": 0.5}
 
 
+def tally(total: list[float], count: list[int]) -> Tally:
+    """Games of a task that all had the same return."""
+    squares = [t**2 / n if n else 0.0 for t, n in zip(total, count, strict=True)]
+    return Tally(total, squares, count)
+
+
 def test_one_number_for_a_suite():
     """By hand: capped where references are known; tasks without a game don't count."""
     known = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), (-1.0, 1.0)))
-    assert suite_score(known, [8.0, -1.0], [2, 2]) == pytest.approx((1.0 + 0.25) / 2)
-    assert suite_score(known, [8.0, 0.0], [8, 0]) == pytest.approx(0.5)
-    assert suite_score(known, [0.0, 0.0], [0, 0]) is None
+    assert Score.of(known, tally([8.0, -1.0], [2, 2])) == ((1.0 + 0.25) / 2, 0.0)
+    assert Score.of(known, tally([8.0, 0.0], [8, 0])) == (0.5, 0.0)
+    assert Score.of(known, tally([0.0, 0.0], [0, 0])) is None
     unknown = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), None))
-    assert suite_score(unknown, [8.0, -1.0], [2, 2]) == pytest.approx((4.0 - 0.5) / 2)
-    assert suite_score(spec(IMAGE), [9.0], [3]) == 3.0
+    assert Score.of(unknown, tally([8.0, -1.0], [2, 2])) == ((4.0 - 0.5) / 2, 0.0)
+    assert Score.of(spec(IMAGE), tally([9.0], [3])) == (3.0, 0.0)
+    # Returns 0 and 2 in the first task: an error of 1, and of half as much in units of 2.
+    found = Score.of(known, Tally([2.0, 0.0], [4.0, 0.0], [2, 2]))
+    assert found == pytest.approx(((0.5 + 0.5) / 2, 0.5 / 2))
+
+
+def test_games_add_up():
+    games = Tally.of({}, 2)
+    games.add(Episode(3.0, 10, 0, task=1))
+    games.add(Episode(-1.0, 10, 0, task=1))
+    assert games.as_json() == {"total": [0.0, 2.0], "squares": [0.0, 10.0], "count": [0, 2]}
+    assert Tally.of(games.as_json(), 2) == games
+    assert games.plus(games).count == [0, 4]
+    assert games.plus(games, -1) == Tally.of({}, 2)
 
 
 REFERENCED = (

@@ -30,19 +30,23 @@ class PBTConfig:
     twentieth of `--steps`; J17: 10⁶ to 10⁷]"""
     ready_episodes: int | None = None
     """Episodes of a member's own instead of steps. [E18: 5000]"""
-    burn_in: int = 0
+    evolve_after: int = 0
     """Agent steps of a member's own before which it neither copies nor is perturbed: as long as
     scores are noise, copying loses what was drawn."""
     threshold: float = 0.05
     """By how much of its own score another member's must be better to be copied. [E18: 5 %]"""
+    sigmas: float = 0.0
+    """By how many standard errors of the two scores' difference it must be better besides: 2 is
+    about J17's t-test at 5 %, and keeps members from copying luck where few games make a score.
+    [E18, with 5000 episodes: none]"""
     perturb_probability: float = 0.33
     """With which a hyperparameter is multiplied. [E18: 33 %]"""
     perturb_factor: float = 1.2
     """What it is multiplied or, as often, divided by. [E18: 1.2]"""
     execution: Literal["auto", "vmapped", "processes", "ray"] = "auto"
     """vmapped: all members in one program, of environments written in JAX. processes: each is a run
-    of its own, a process at a time. ray: so, on the machines of a Ray cluster (`--ray`) that share
-    the run's directory. auto: vmapped where the fused runtime can be, or else processes."""
+    of its own. ray: so, on the machines of a Ray cluster (`--ray`) that share the directory. auto:
+    vmapped where the fused runtime can be, or else processes."""
     workers: int = 2
     """Members that are trained at the same time, in processes or on Ray."""
 
@@ -54,8 +58,9 @@ class PBTConfig:
                 self.ready_episodes is not None and self.ready_episodes < 1,
                 "at least 1",
             ),
-            "--burn-in": (self.burn_in < 0, "zero or more"),
+            "--evolve-after": (self.evolve_after < 0, "zero or more"),
             "--threshold": (not self.threshold >= 0, "zero or more"),
+            "--sigmas": (not self.sigmas >= 0, "zero or more"),
             "--perturb-probability": (
                 not 0 <= self.perturb_probability <= 1,
                 "a number from 0 to 1",

@@ -35,9 +35,10 @@ class Task:
     env_args: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0  # slots are given out in these proportions
     reward_scale: float = 1.0
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of what is nobody's wish
     # Mean returns, of rewards as the environment pays them, of random play and of what counts as 1.
     reference: tuple[float, float] | None = None
+    # Arguments that the environment has in a suite, unless anybody gives them.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def args(self, common: Mapping[str, Any] | None) -> dict[str, Any]:
         """The environment's arguments, where those for all tasks are `common`."""

@@ -67,7 +67,12 @@ def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
     """What `--execution` means here; raises UserError for what can't be."""
     settings, plan = setup.settings, setup.plan
     if settings.execution == "ray":
-        raise UserError("`--execution` is ray, which is not there yet; use processes.")
+        if plan.run.ray is None:
+            raise UserError(
+                "`--execution` is ray, and no cluster is named; give `--ray auto`, `--ray local` or"
+                " `--ray HOST:PORT`."
+            )
+        return processes.run_on_ray
     if settings.execution == "processes":
         return processes.run
     if settings.execution == "vmapped":

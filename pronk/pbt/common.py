@@ -14,7 +14,7 @@ from pronk.configs.pbt import FREE, PBTConfig
 from pronk.errors import UserError
 from pronk.files import without_nan, write_json_atomically
 from pronk.journal import Journal, read_journal
-from pronk.pbt.policy import Decision, Hyper, Tuned, allowed_by, decide, first, summary_of
+from pronk.pbt.policy import Decision, Hyper, Score, Tuned, allowed_by, decide, first, summary_of
 from pronk.plan import Plan, identity
 from pronk.types import Agent, EnvSpec
 from pronk.wiring import derived_seed
@@ -83,11 +83,11 @@ class Setup:
         member: int,
         generation: int,
         steps: int,
-        scores: Sequence[float | None],
+        scores: Sequence[Score | None],
         hyper_of: Callable[[int], Hyper],
     ) -> Decision:
         """What becomes of a member that is ready after so many agent steps."""
-        if steps < self.settings.burn_in:
+        if steps < self.settings.evolve_after:
             return Decision(None, hyper_of(member), {})
         return decide(
             self.settings,
@@ -197,7 +197,7 @@ def ready_event(
     *,
     steps: int,
     episodes: int,
-    score: float | None,
+    score: Score | None,
     decision: Decision,
     before: Hyper,
 ) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def ready_event(
         "member": member,
         "steps": steps,
         "episodes": episodes,
-        "score": told(score),
+        **told(score),
         "donor": decision.donor,
         "before": before,
         "after": decision.hyper,
@@ -217,7 +217,7 @@ def ready_event(
 
 
 def end_event(
-    member: int, *, steps: int, episodes: int, score: float | None, hyper: Hyper
+    member: int, *, steps: int, episodes: int, score: Score | None, hyper: Hyper
 ) -> dict[str, Any]:
     """A member has been trained for all of its steps."""
     return {
@@ -225,11 +225,18 @@ def end_event(
         "member": member,
         "steps": steps,
         "episodes": episodes,
-        "score": told(score),
+        **told(score),
         "hyper": hyper,
     }
 
 
-def told(score: float | None) -> float | None:
-    """A score as JSON has it."""
-    return None if score is None or not math.isfinite(score) else score
+def told(score: Score | None) -> dict[str, float | None]:
+    """A score as JSON has it, by the names that events and members have it by."""
+    if score is None or not math.isfinite(score.mean):
+        return {"score": None, "error": None}
+    return {"score": score.mean, "error": score.error}
+
+
+def score_in(saved: Mapping[str, Any]) -> Score | None:
+    """What `told` told."""
+    return None if saved["score"] is None else Score(saved["score"], saved["error"])

@@ -17,8 +17,10 @@ import numpy as np
 from pronk.configs import config_module
 from pronk.configs.pbt import HORIZONS, PBTConfig
 from pronk.errors import UserError, nearest
+from pronk.evaluate import Tally
 from pronk.plan import Plan
-from pronk.types import Agent
+from pronk.scores import normalised
+from pronk.types import Agent, EnvSpec
 
 Hyper = dict[str, float]
 
@@ -137,20 +139,54 @@ def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
     return drawn
 
 
-def is_better(donor: float | None, own: float | None, threshold: float) -> bool:
+class Score(NamedTuple):
+    """What a member is worth: the mean return of some games, and the standard error of that, 0
+    where it isn't known. Of a suite whose references are known, the mean of its tasks' normalised
+    scores, cut off at 1; of another one, the mean of their mean returns."""
+
+    mean: float
+    error: float = 0.0
+
+    @staticmethod
+    def of(spec: EnvSpec, tally: Tally) -> Score | None:
+        """Of these games; tasks that have none are left out. None where there was no game."""
+        means, errors = [], []
+        references = spec.references if all(spec.references) else ()
+        for k, count in enumerate(tally.count):
+            if not count:
+                continue
+            mean = tally.total[k] / count
+            variance = max(tally.squares[k] / count - mean**2, 0.0) * count / max(count - 1, 1)
+            error = math.sqrt(variance / count)
+            if references:
+                random, one = references[k] or (0.0, 1.0)
+                mean = min(normalised(mean, (random, one)), 1.0)
+                error /= abs(one - random)
+            means.append(mean)
+            errors.append(error)
+        if not means:
+            return None
+        return Score(math.fsum(means) / len(means), math.hypot(*errors) / len(means))
+
+
+def is_better(
+    donor: Score | None, own: Score | None, threshold: float, sigmas: float = 0.0
+) -> bool:
     """Whether a score is so much better than one's own that its member is copied: by at least
-    `threshold` of one's own, donor − own ≥ threshold · |own|, and at all.
+    `threshold` of one's own, donor − own ≥ threshold · |own|, by at least `sigmas` standard errors
+    of the difference, and at all.
 
     For scores above zero, such as human-normalised ones, this is the paper's "5 % better". For
     returns below zero it is a twentieth of the way to zero; next to zero any gain will do. Without
     a score on either side nothing is better. −∞ stands for a member that has diverged: any other
     score is better. An infinite threshold: nothing ever is.
     """
-    if donor is None or own is None or math.isnan(donor) or math.isnan(own):
+    if donor is None or own is None or math.isnan(donor.mean) or math.isnan(own.mean):
         return False
-    if math.isinf(threshold) or not donor > own:
+    if math.isinf(threshold) or not donor.mean > own.mean:
         return False
-    return own == -math.inf or donor - own >= threshold * abs(own)
+    noise = sigmas * math.hypot(donor.error, own.error)
+    return own.mean == -math.inf or donor.mean - own.mean >= max(threshold * abs(own.mean), noise)
 
 
 def decide(
@@ -159,7 +195,7 @@ def decide(
     seed: int,
     member: int,
     generation: int,
-    scores: Sequence[float | None],
+    scores: Sequence[Score | None],
     hyper_of: Callable[[int], Hyper],
     allowed: Callable[[str, float], bool] = lambda name, value: True,
 ) -> Decision:
@@ -175,7 +211,7 @@ def decide(
     rng = _rng(seed, member, generation, CANDIDATE)
     candidate = int(rng.integers(len(scores) - 1))
     candidate += candidate >= member
-    better = is_better(scores[candidate], scores[member], settings.threshold)
+    better = is_better(scores[candidate], scores[member], settings.threshold, settings.sigmas)
     donor = candidate if better else None
     rng = _rng(seed, member, generation, PERTURB)
     before = hyper_of(member if donor is None else donor)

@@ -11,71 +11,28 @@ journal's.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import math
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from pronk import training
 from pronk.checkpoint import Checkpointer, Loaded
-from pronk.errors import Diverged, UserError
+from pronk.errors import UserError
+from pronk.evaluate import Tally
 from pronk.files import fsync_directory
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, start_event
-from pronk.pbt.policy import Decision, Hyper
-from pronk.plan import Plan
-from pronk.types import LearnerState
+from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event, told
+from pronk.pbt.lives import DIVERGED, MISTAKE, Here, Legacy, Life, Workplace
+from pronk.pbt.policy import Decision, Hyper, Score
 
 POLL = 0.5  # seconds after which a signal is noticed at the latest
 ORPHANED = 120.0  # seconds that a member of a killed controller may take to save and go
-MISTAKE, DIVERGED = 2, 3  # exit statuses of a life
-
-
-class Legacy(NamedTuple):
-    """What a member goes on with from a generation on."""
-
-    generation: int
-    hyper: Hyper
-    donor: Path | None  # where the donor's checkpoint was set aside
-
-    def take_up(
-        self, state: LearnerState, notes: dict[str, Any]
-    ) -> tuple[LearnerState, dict[str, Any]]:
-        """`training.Change`: what a learner's state becomes, unless its checkpoint notes that it
-        has become so already.
-
-        Of the donor it has parameters, optimiser and statistics, and its untuned hyperparameters;
-        counters and the random key stay its own.
-        """
-        if notes.get("generation") == self.generation:
-            return state, notes
-        if self.donor is not None:
-            loaded = Checkpointer(self.donor).load()
-            if loaded is None:
-                raise UserError(
-                    f"'{self.donor}' holds no checkpoint any more, and a member is to go on with"
-                    " it; put it back, or start a new population."
-                )
-            donor: LearnerState = loaded.restore("learner", state)
-            state = state._replace(
-                params=donor.params, optimiser=donor.optimiser, aux=donor.aux, hyper=donor.hyper
-            )
-        hyper = {name: jnp.float32(value) for name, value in self.hyper.items()}
-        state = state._replace(hyper=state.hyper | hyper)
-        return jax.tree.map(jnp.asarray, state), {"generation": self.generation}
 
 
 @dataclass
@@ -87,30 +44,50 @@ class Member:
     generation: int = 0
     steps: int = 0  # when it was last ready
     episodes: int = 0
-    total_return: float = 0.0  # of all games so far
-    score: float | None = None
+    tally: dict[str, Any] = field(default_factory=dict)  # of all games until then
+    score: Score | None = None
     donor: int | None = None  # of this generation
     ended: bool = False
     paused: bool = False  # by `--stop-after`, in the middle of a generation
     deaths: int = 0
-    process: Any = field(default=None, repr=False)
+    life: Life | None = field(default=None, repr=False)  # under way
 
     def as_dict(self) -> dict[str, Any]:
         """What is told of it."""
-        names = ("member", "hyper", "generation", "steps", "score")
-        return {name: getattr(self, name) for name in names}
+        names = ("member", "hyper", "generation", "steps")
+        return {**{name: getattr(self, name) for name in names}, **told(self.score)}
 
 
 def run(setup: Setup, journal: Journal, stopped: threading.Event) -> dict[str, Any]:
     """Train until the end, a pause or a signal; leaves every member as a run of its own, saved."""
-    return _Processes(setup, journal).go(stopped)
+    return _with(Here(), setup, journal, stopped)
+
+
+def run_on_ray(setup: Setup, journal: Journal, stopped: threading.Event) -> dict[str, Any]:
+    """As `run`, on the machines of a cluster; raises UserError where Ray is not installed."""
+    try:
+        from pronk.pbt.on_ray import OnRay  # an extra; half a second
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError(
+            "`--execution` is ray, and Ray is not installed: pip install 'pronk[ray]'."
+        ) from None
+    return _with(OnRay(setup.plan, setup.settings.workers), setup, journal, stopped)
+
+
+def _with(
+    workplace: Workplace, setup: Setup, journal: Journal, stopped: threading.Event
+) -> dict[str, Any]:
+    with contextlib.closing(workplace):
+        return _Processes(setup, journal, workplace).go(stopped)
 
 
 class _Processes:
     """One life of a population's controller."""
 
-    def __init__(self, setup: Setup, journal: Journal):
-        self.setup, self.journal = setup, journal
+    def __init__(self, setup: Setup, journal: Journal, workplace: Workplace):
+        self.setup, self.journal, self.workplace = setup, journal, workplace
         self.started = time.perf_counter()
         self.members = _members_of(setup, journal)
         self.copies = 0  # since the last line of progress
@@ -131,7 +108,7 @@ class _Processes:
         return self._summary("interrupted" if stopped.is_set() else "paused")
 
     def _running(self) -> list[Member]:
-        return [m for m in self.members if m.process is not None]
+        return [m for m in self.members if m.life is not None]
 
     def _waiting(self) -> list[Member]:
         """Those to be trained on, the furthest behind first."""
@@ -139,7 +116,7 @@ class _Processes:
         idle = [
             m
             for m in self.members
-            if m.process is None and not m.ended and not m.paused and m.steps < limit
+            if m.life is None and not m.ended and not m.paused and m.steps < limit
         ]
         return sorted(idle, key=lambda m: (m.steps, m.member))
 
@@ -169,30 +146,29 @@ class _Processes:
         if member.donor is not None:
             donor = _set_aside_at(self.setup, member.member, member.generation)
         legacy = Legacy(member.generation, member.hyper, donor)
+        if self.setup.settings.execution == "ray":
+            goal["ray"] = None  # the life is there: its actors are where it is
         plan = self.setup.member_plan(member.member, **goal)
-        context = multiprocessing.get_context("spawn")  # forking after jax has started deadlocks
-        process = context.Process(
-            target=_live, args=(plan, self.setup.env, legacy), name=f"member {member.member}"
-        )
-        with _deaf():  # Ctrl-C reaches all processes of a terminal: let this one decide
-            process.start()
-        member.process = process
+        # Wherever it is led, the directory is the same.
+        run = dataclasses.replace(plan.run, run_dir=plan.run_dir.resolve())
+        plan = dataclasses.replace(plan, run=run)
+        member.life = self.workplace.start(plan, self.setup.env, legacy)
 
     def _reap(self) -> None:
         """Wait a moment for members whose life is over, and see what came of it."""
         running = self._running()
-        wait([m.process.sentinel for m in running], timeout=POLL if running else 0)
+        if running:
+            self.workplace.wait([m.life for m in running], POLL)
         for member in running:
-            if member.process.exitcode is not None:
-                self._over(member, _ended(member))
+            if member.life is not None and member.life.over:
+                life, member.life = member.life, None
+                self._over(member, life.end(), life)
 
-    def _over(self, member: Member, status: int) -> None:
+    def _over(self, member: Member, status: int, life: Life) -> None:
         """A life ended with this exit status."""
         saved = _newest(self.setup, member)
         if status == MISTAKE:
-            raise UserError(
-                f"member {member.member} can't be trained: {_last_words(self.setup, member)}"
-            )
+            raise UserError(f"member {member.member} can't be trained: {life.words}")
         if status == DIVERGED:
             if saved is None or not any(m.score is not None for m in self.members):
                 raise UserError(
@@ -203,24 +179,23 @@ class _Processes:
         elif status == 0 and saved is not None and self._is_ready(member, saved):
             self._ready(member, saved)
         elif status != 0:
-            self._died(member, status)
+            self._died(member, status, life)
         elif saved is not None:
             member.paused = saved.meta["agent_steps"] >= self.setup.limit
 
-    def _died(self, member: Member, status: int) -> None:
+    def _died(self, member: Member, status: int, life: Life) -> None:
         member.deaths += 1
         how = f"signal {-status}" if status < 0 else f"status {status}"
         most = self.setup.plan.run.max_restarts
-        log = self.setup.member_dir(member.member) / "log.txt"
         if member.deaths > most:
             raise UserError(
                 f"member {member.member}'s process died {member.deaths} times, more than"
-                f" `--max-restarts` {most}; the last time by {how}: see {log}. The others are"
+                f" `--max-restarts` {most}; the last time by {how}: {life.words}. The others are"
                 " saved."
             )
         self.setup.tell(
             f"member {member.member}'s process died ({how}); it goes on from its last checkpoint"
-            f" ({member.deaths} of {most}): {log}"
+            f" ({member.deaths} of {most}): {life.words}"
         )
 
     def _is_ready(self, member: Member, saved: Loaded) -> bool:
@@ -238,12 +213,12 @@ class _Processes:
     def _ready(self, member: Member, saved: Loaded, *, diverged: bool = False) -> None:
         """Score the member, and decide how it goes on or that it has come to the end."""
         steps, episodes = saved.meta["agent_steps"], saved.meta["episodes"]
-        total = saved.meta["total_return"]
+        spec, tally = self.setup.spec, {"tally": saved.meta["tally"]}
         if diverged:
-            member.score = -math.inf
+            member.score = Score(-math.inf)
         elif episodes > member.episodes:
-            member.score = (total - member.total_return) / (episodes - member.episodes)
-        totals = {"total_return": total}
+            games, before = (Tally.of(x, spec.num_tasks) for x in (tally["tally"], member.tally))
+            member.score = Score.of(spec, games.plus(before, -1))
         if steps >= self.setup.plan.run.steps:
             event = end_event(
                 member.member, steps=steps, episodes=episodes, score=member.score,
@@ -257,8 +232,8 @@ class _Processes:
                 decision=decision, before=member.hyper,
             )  # fmt: skip
             self.copies += decision.donor is not None
-        self.journal.append(event | totals)
-        _apply(member, event | totals)
+        self.journal.append(event | tally)
+        _apply(member, event | tally)
         _clear(self.setup, member)
         if min(m.generation for m in self.members) > self.shown or all(
             m.ended for m in self.members
@@ -286,13 +261,18 @@ class _Processes:
         """Have all members pause, saved, and wait for them."""
         running = self._running()
         for member in running:
-            member.process.terminate()
+            assert member.life is not None
+            member.life.stop()
         for member in running:
-            member.process.join()
-            _ended(member)
+            assert member.life is not None
+            member.life.end()
+            member.life = None
 
     def _summary(self, status: str) -> dict[str, Any]:
         members = [m.as_dict() for m in self.members]
+        for now, member in zip(members, self.members, strict=True):
+            saved = _newest(self.setup, member)  # in the middle of a generation, perhaps
+            now["steps"] = member.steps if saved is None else saved.meta["agent_steps"]
         return self.setup.summary(status, members, time.perf_counter() - self.started)
 
 
@@ -314,7 +294,7 @@ def _members_of(setup: Setup, journal: Journal) -> list[Member]:
 def _apply(member: Member, event: dict[str, Any]) -> None:
     """What an event of the journal makes of a member."""
     member.steps, member.episodes = event["steps"], event["episodes"]
-    member.total_return, member.score = event["total_return"], event["score"]
+    member.tally, member.score = event["tally"], score_in(event)
     if event["event"] == "end":
         member.ended = True
         return
@@ -382,22 +362,6 @@ def _clear(setup: Setup, member: Member) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _ended(member: Member) -> int:
-    """The exit status of its process, which is over."""
-    process, member.process = member.process, None
-    process.join()
-    status = process.exitcode
-    process.close()
-    return status
-
-
-def _last_words(setup: Setup, member: Member) -> str:
-    """What its process said when it gave up."""
-    log = setup.member_dir(member.member) / "log.txt"
-    lines = [x for x in log.read_text(errors="replace").splitlines() if x.startswith("pronk: ")]
-    return lines[-1].removeprefix("pronk: ") if lines else f"see {log}"
-
-
 def _let_go(run_dir: Path) -> None:
     """Wait for a member's process of an earlier controller, which saves and goes once it notices
     that it is alone. Raises UserError where it doesn't."""
@@ -415,37 +379,3 @@ def _let_go(run_dir: Path) -> None:
                 f" {ORPHANED:.0f} s; wait for it, or end it."
             )
         time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Ignore SIGINT, and have what is started meanwhile ignore it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _live(plan: Plan, env: Any, legacy: Legacy) -> None:
-    """A life of a member, in a process of its own: until it pauses, saved, or is told to."""
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
-    with open(plan.run_dir / "log.txt", "ab", buffering=0) as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)  # nobody would go on from here: save, and end
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        training.run(plan, env, change=legacy.take_up)
-    except UserError as error:
-        print(f"pronk: {error}", file=sys.stderr, flush=True)
-        sys.exit(DIVERGED if isinstance(error, Diverged) else MISTAKE)

@@ -21,11 +21,11 @@ import numpy as np
 from pronk import envs
 from pronk.checkpoint import Checkpointer
 from pronk.errors import UserError
-from pronk.evaluate import suite_score
+from pronk.evaluate import Tally
 from pronk.files import write_json_atomically
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, start_event
-from pronk.pbt.policy import Hyper
+from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event
+from pronk.pbt.policy import Hyper, Score
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
 from pronk.types import Array, EnvSpec
@@ -45,27 +45,30 @@ class Member:
     generation: int = 0
     steps: int = 0
     episodes: int = 0
-    score: float | None = (
-        None  # the mean return of the games between the last two times it was ready
-    )
+    # Of the games between the last two times that it was ready, the mean return and its error.
+    score: float | None = None
+    error: float | None = None
     # Since it was last ready:
     calls: int = 0
-    total: list[float] = field(default_factory=list)  # of the returns of each task's games
-    count: list[int] = field(default_factory=list)  # of these games
+    tally: dict[str, list[Any]] = field(default_factory=dict)  # of the games, by task
 
-    def add(self, total: Array, count: Array, steps: int) -> None:
-        """What it did in a call; `[tasks]`."""
+    def add(self, tally: Tally, steps: int) -> None:
+        """What it did in a call."""
         self.calls += 1
-        self.total = (np.array(self.total or 0.0) + total).tolist()
-        self.count = (np.array(self.count or 0) + count).tolist()
+        self.tally = Tally.of(self.tally, len(tally.count)).plus(tally).as_json()
         self.steps += steps
-        self.episodes += int(count.sum())
+        self.episodes += sum(tally.count)
 
     def rate(self, spec: EnvSpec) -> None:
         """It is ready: score it by the games since last time, if one has ended, and start anew."""
-        score = suite_score(spec, self.total, self.count)
-        self.score = self.score if score is None else score
-        self.calls, self.total, self.count = 0, [], []
+        found = Score.of(spec, Tally.of(self.tally, spec.num_tasks))
+        if found is not None:
+            self.score, self.error = found
+        self.calls, self.tally = 0, {}
+
+    def rated(self) -> Score | None:
+        """Its latest score."""
+        return score_in({"score": self.score, "error": self.error})
 
 
 def check(setup: Setup) -> dict[str, int]:
@@ -104,8 +107,10 @@ def final_returns(setup: Setup) -> Array:
         raise UserError(f"'{setup.directory}' holds no checkpoint of a population.")
     keys = population.keys(ACTOR_KEY)
     found = played(setup.agent, population.jax_env, population.runs.learner, keys)  # [N, tasks]
-    scores = [suite_score(setup.spec, of, ~np.isnan(of)) for of in found]
-    return np.array([math.nan if score is None else score for score in scores])
+    ended = ~np.isnan(found)
+    tallies = [Tally(of.tolist(), (of**2).tolist(), n.tolist()) for of, n in zip(found, ended)]  # noqa: B905
+    scores = [Score.of(setup.spec, tally) for tally in tallies]
+    return np.array([math.nan if score is None else score.mean for score in scores])
 
 
 class _Vmapped:
@@ -213,7 +218,8 @@ class _Vmapped:
         outcome: Told = jax.device_get(outcome)
         for member in self.members:
             i = member.member
-            member.add(outcome.total[i], outcome.count[i], int(outcome.steps[i]))
+            told = Tally(*(np.asarray(x)[i].tolist() for x in outcome[:3]))
+            member.add(told, int(outcome.steps[i]))
         if self._steps() < self.setup.plan.run.steps:  # otherwise nobody would learn from it
             self._evolve([m for m in self.members if self._is_ready(m)])
 
@@ -221,7 +227,7 @@ class _Vmapped:
         if self.calls:
             return member.calls >= self.calls
         wanted = self.setup.settings.ready_episodes
-        return wanted is not None and sum(member.count) >= wanted
+        return wanted is not None and sum(member.tally.get("count", ())) >= wanted
 
     def _evolve(self, ready: list[Member]) -> None:
         """Decide for those that are ready, all from what everyone is now; then copy and perturb."""
@@ -232,7 +238,7 @@ class _Vmapped:
         for member in ready:
             member.rate(self.setup.spec)
             member.generation += 1
-        scores = [member.score for member in self.members]
+        scores = [member.rated() for member in self.members]
         before = [dict(member.hyper) for member in self.members]
         sources = np.arange(setup.size)
         events = []
@@ -248,7 +254,7 @@ class _Vmapped:
                     member.generation,
                     steps=member.steps,
                     episodes=member.episodes,
-                    score=member.score,
+                    score=member.rated(),
                     decision=decision,
                     before=before[i],
                 )
@@ -265,7 +271,7 @@ class _Vmapped:
         self.journal.append(
             *(
                 end_event(
-                    m.member, steps=m.steps, episodes=m.episodes, score=m.score, hyper=m.hyper
+                    m.member, steps=m.steps, episodes=m.episodes, score=m.rated(), hyper=m.hyper
                 )
                 for m in self.members
             )

@@ -63,7 +63,7 @@ def train(
     looked: list[Any] = []
     for _ in range(points):
         runs, told = population.advance(runs)
-        found.append(jax.device_get(told))
+        found.append(jax.device_get((told.total, told.count, told.steps)))
         if look is not None:
             looked.append(look(runs.learner))
     total, count, steps = (np.stack(x, axis=1) for x in zip(*found, strict=True))

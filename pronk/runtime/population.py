@@ -22,6 +22,7 @@ class Told(NamedTuple):
     """What the members did in one call, for each task of a suite (of one where it is none)."""
 
     total: Array  # float32 [N, tasks], the sum of the returns of the games that ended
+    squares: Array  # float32 [N, tasks], of their squares
     count: Array  # int32 [N, tasks], how many ended
     steps: Array  # int32 [N], agent steps
 
@@ -108,15 +109,15 @@ def _inherit(runs: RunState, sources: Array, hyper: dict[str, Array]) -> RunStat
 
 def ended_by_task(
     env: JaxEnv | JaxSuite, num_envs: int
-) -> Callable[[Outcome], tuple[Array, Array]]:
-    """Of an outcome: the sum of the returns of the games that ended, float32 `[tasks]`, and how
-    many did, int32 `[tasks]`."""
+) -> Callable[[Outcome], tuple[Array, Array, Array]]:
+    """Of an outcome, the first three of `Told`, `[tasks]` each."""
     chosen = stepper(env, num_envs).task[:, None] == np.arange(env.spec.num_tasks)  # [B, tasks]
 
-    def of(outcome: Outcome) -> tuple[Array, Array]:
+    def of(outcome: Outcome) -> tuple[Array, Array, Array]:
         ended = outcome.ended[..., None] & chosen  # [T, B, tasks]
-        total = jnp.where(ended, outcome.episode_return[..., None], 0.0)
-        return jnp.sum(total, axis=(0, 1)), jnp.sum(ended, axis=(0, 1), dtype=jnp.int32)
+        returns = jnp.where(ended, outcome.episode_return[..., None], 0.0)
+        sums = jnp.sum(returns, axis=(0, 1)), jnp.sum(returns**2, axis=(0, 1))
+        return *sums, jnp.sum(ended, axis=(0, 1), dtype=jnp.int32)
 
     return of
 
@@ -130,7 +131,8 @@ def played(agent: Agent, env: JaxEnv | JaxSuite, learners: LearnerState, keys: K
 
     def play(learner: LearnerState, key: Key) -> tuple[Array, Array]:
         _, outcome = update(init(learner, jax.random.fold_in(key, PLAYED)))
-        return by_task(outcome)
+        total, _, count = by_task(outcome)
+        return total, count
 
     return mean(*jax.device_get(jax.jit(over_members(play))(learners, keys)))
 
