@@ -395,11 +395,11 @@ def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_pa
         "impala", env, run_dir=tmp_path, steps=600, envs=4, batch_size=4, unroll=5, hidden=(8,),
         quiet=True, value_normalisation="popart", popart_beta=0.1,
     )  # fmt: skip
-    settings = PBTConfig(population=2, ready_steps=300, execution=execution, workers=1)
+    settings = PBTConfig(population=2, ready_steps=600, execution=execution, workers=2)
     pbt.run(plan, settings)
     events = read_journal(tmp_path / "journal.jsonl")
     scores = [event["score"] for event in events if event["event"] != "start"]
-    assert len(scores) >= 4
+    assert len(scores) >= 2
     # The mean of a mean return within ±1000 and of one within 0 and 1; Catch's games are shorter.
     assert all(-500 <= score <= 501 and 2 * score % 1 != 0 for score in scores)
 

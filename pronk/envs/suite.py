@@ -98,15 +98,15 @@ def tasks_of(env: Any) -> tuple[Task, ...] | None:
     """
     if not isinstance(env, str):
         return None
-    if env.startswith("suite/"):
-        if env not in SUITES:
-            raise UserError(
-                f"suite '{env}' is unknown{nearest(env, SUITES) or '.'} Known:"
-                f" {', '.join(SUITES)}; or list environments, as in CartPole-v1,Acrobot-v1."
-            )
+    if env in SUITES:
         return SUITES[env]
     if "," not in env and "?" not in env:
-        return None
+        if not env.startswith("suite/"):
+            return None
+        raise UserError(
+            f"suite '{env}' is unknown{nearest(env, SUITES) or '.'} Known: {', '.join(SUITES)}; or"
+            " list environments, as in CartPole-v1,Acrobot-v1."
+        )
     found = [_parsed(text.strip()) for text in env.split(",")]
     if len(found) > 1 and all(task.env.startswith("ALE/") for task in found):
         found = [dataclasses.replace(task, defaults=_CONSOLE) for task in found]
