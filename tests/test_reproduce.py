@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from pronk import cli, envs
+from pronk import cli, envs, popart
 from pronk.agents import r2d2
+from pronk.evaluate import Evaluation, SuiteEvaluation
 from pronk.plan import resolve
-from pronk.reproduce import policy_lag, side_by_side, vtrace_ablation
+from pronk.reproduce import policy_lag, popart_atari, side_by_side, vtrace_ablation
+from pronk.reproduce import popart as popart_experiment
 from pronk.reproduce import r2d2_ablations as ablations
 from pronk.reproduce import r2d2_staleness as study
 from pronk.runtime import fused
@@ -211,7 +214,7 @@ def pretended(plan, members, *, points):
     curves = np.outer(level, np.linspace(0, 1, points))
     curves[:, 0] = np.nan  # no game had ended yet
     steps = np.tile(np.arange(1, points + 1) * 100, (len(members), 1))
-    return side_by_side.Curves(curves, steps, np.array(level))
+    return side_by_side.Curves(curves, steps, np.array(level), curves[..., None])
 
 
 @pytest.fixture
@@ -334,3 +337,110 @@ def test_policy_lag_as_an_experiment(pretend, tmp_path, capsys):
     assert (tmp_path / "policy-lag.png").stat().st_size > 5_000
     cli.main([*args, "--results", str(tmp_path)])
     assert len(pretend) == len(expected)
+
+
+def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
+    """Interrupted, it goes on; nine tenths and a tenth are counted against agents of their own."""
+    share = {"none": {1.0: 0.5, 0.0: 0.05}, "art": {0.0: 0.8}, "popart": {0.0: 0.95}}
+    tasks = popart_experiment.SUITES[popart_experiment.SUITE]
+    scales, plans = np.array([task.reward_scale for task in tasks]), []
+
+    def train(plan, members, *, points, look=None):
+        """Everyone's returns rise to a share of what an agent of its own gets, 2 in each task's own
+        rewards, from the 1 of the first policy; the best learning rate is 1e-3."""
+        if len(plans) == stop:
+            raise KeyboardInterrupt
+        plans.append(plan)
+        config, alone = plan.agent_config, plan.env != popart_experiment.SUITE
+        top = 1.0 if alone else share[config.value_normalisation][config.reward_clip]
+        rates = np.array([m.hyper["learning_rate"] for m in members])
+        level = np.where(rates == 0, 0.0, np.where(rates == 1e-3, top, top / 2))
+        rising = 1 + level[:, None, None] * np.clip(np.linspace(0, 2, points), 0, 1)[:, None]
+        returns = rising * (np.ones(1) if alone else scales)
+        steps = np.tile(np.arange(1, points + 1) * 100, (len(members), 1))
+        shape = (len(members), len(tasks))
+        statistics = popart.Statistics(np.ones(shape), np.full(shape, 4.0), np.zeros(shape))
+        learners = SimpleNamespace(aux={"statistics": statistics})
+        looked = [] if look is None else [look(learners)] * points
+        return side_by_side.Curves(returns.mean(-1), steps, level, returns, looked)
+
+    monkeypatch.setattr(popart_experiment, "train", train)
+    args = ["reproduce", "popart", "--seeds", "2", "--output", str(tmp_path / "runs")]
+    args += ["--results", str(tmp_path)]
+    stop = 5  # after two agents' grids and runs, and the third one's grid
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    stop = -1
+    cli.main(args)
+    shown = capsys.readouterr().out
+    whole = 2 * (len(popart_experiment.CONDITIONS) + len(tasks)) + 1
+    assert len(plans) == whole + 1  # one grid was done again
+    cli.main(args)
+    assert len(plans) == whole + 1
+    assert "| PopArt-IMPALA | 95% [95%, 95%] |" in shown
+    assert f"PopArt-IMPALA: {len(tasks)} of {len(tasks)} at 90 % or more, 0 below 10 %" in shown
+    assert f"IMPALA, unclipped: 0 of {len(tasks)} at 90 % or more, {len(tasks)} below" in shown
+    assert "| IMPALA, clipped | 50% [50%, 50%] |" in shown
+    # As many steps and updates of each task alone as in the suite.
+    together, alone = plans[0], plans[-2]
+    assert together.run.steps == alone.run.steps * len(tasks)
+    assert together.agent_config.batch_size == alone.agent_config.batch_size * len(tasks)
+    lines = (tmp_path / "popart.csv").read_text().splitlines()
+    grid = len(popart_experiment.LEARNING_RATES) * popart_experiment.SELECTION_SEEDS + 2
+    assert len(lines) == 1 + len(tasks) * (4 * grid + grid + 1)
+    statistics = (tmp_path / "popart-statistics.csv").read_text().splitlines()
+    assert len(statistics) == 1 + popart_experiment.POINTS * 2 * len(tasks)
+    assert statistics[1].endswith(",1,2")
+    for picture in ("popart", "popart-statistics"):
+        assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
+
+
+def test_what_an_agent_of_its_own_does_not_learn_is_no_measure():
+    tasks = popart_experiment.SUITES[popart_experiment.SUITE]
+    cell = {"scores": [[1.0] * len(tasks)] * 2, "curves": [[[1.0] * len(tasks)]] * 2}
+    singles = {task.name: {"scores": [[0.0], [0.0]]} for task in tasks}
+    found = popart_experiment._Normalised({"popart": cell}, singles, [0.0] * len(tasks))
+    assert np.isnan(found.of["popart"]).all()
+
+
+def test_popart_on_atari_as_an_experiment(monkeypatch, tmp_path, capsys):
+    """One run for each agent, which goes on; scores are human-normalised."""
+    games, trained = popart_atari.GAMES, []
+
+    def train(agent, env, *, run_dir, **settings):
+        trained.append(settings)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        records = [
+            {"steps": 10 * i, **{f"return/ALE/{game}-v5": float(i) for game in games[: 2 * i]}}
+            for i in (1, 2)
+        ]
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (run_dir / "metrics.jsonl").write_text(text)
+        status = "interrupted" if len(trained) == 2 else "finished"
+        return {"status": status, "wall_seconds": 1.0}
+
+    def evaluate(*, episodes, sample):
+        assert (episodes, sample) == (7, True)
+        of = [popart_atari.scores.ATARI[game] for game in games]
+        played = {
+            f"ALE/{game}-v5": Evaluation(7, (low + high) / 2, 0.0, 0.0, 0.0, 1.0, None)
+            for game, (low, high) in zip(games, of, strict=True)
+        }
+        return SuiteEvaluation(played, {}, {})
+
+    monkeypatch.setattr(popart_atari, "train", train)
+    monkeypatch.setattr(popart_atari, "load", lambda run: SimpleNamespace(evaluate=evaluate))
+    args = ["reproduce", "popart-atari", "--output", str(tmp_path / "runs"), "--episodes", "7"]
+    args += ["--results", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    cli.main(args)
+    assert len(trained) == 4  # the second one twice
+    assert {s["reward_clip"] for s in trained[:3]} == {0.0}
+    assert trained[3].get("reward_clip") is None  # as the preset has it
+    shown = capsys.readouterr().out
+    assert shown.count("(50.0%)") == 3 * len(games)
+    curves = (tmp_path / "popart-atari.csv").read_text().splitlines()
+    assert len(curves) == 1 + 3  # where all games have ended
+    assert (tmp_path / "popart-atari.png").stat().st_size > 10_000
