@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
 # Budgets that leave the best of 24 fixed draws below NEAR.
 TASKS = {
-    "delayed catch": Task("pronk/Catch-v0", {"delay": 40}, 400_000, 1.0, {"hidden": (64,)}),
+    "delayed catch": Task("pronk/Catch-v0", {"delay": 10}, 25_000, 1.0, {"hidden": (64,)}),
     "memory cue": Task(
         "pronk/MemoryCue-v0", {"delay": 10, "cues": 8}, 400_000, 1.0,
         {"hidden": (32,), "core": "lstm", "core_size": 32},
