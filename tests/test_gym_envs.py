@@ -207,7 +207,7 @@ def test_an_end_is_a_row_and_the_next_row_begins_an_episode_whatever_the_action(
         (0, 0, False, False, True),
         (1, 1, False, False, False),
     ]
-    assert env.episodes() == [(2.0, 2, 0)]
+    assert env.episodes() == [(2.0, 2, 0, 0)]
     assert env.episodes() == []
     assert t.observation.dtype == t.reward.dtype == np.float32
     assert env.spec.observation_space == spaces.Box(-np.inf, np.inf, (2,), np.float32)

@@ -108,6 +108,8 @@ def test_the_update_is_the_papers(returns, reduction):
     ended = timestep.terminated[1:] | timestep.truncated[1:]
     reward = np.float64(timestep.reward[1:]) * weight
     discount, continuation = 0.997 * (1.0 - timestep.terminated[1:]), (1.0 - ended) * weight
+    # A row before one that is `first` is an episode's last, whether a flag says so or not.
+    continuation[:-1] *= weight[1:]
     best = online.argmax(-1)
     steps, columns = np.indices(best.shape)
     bootstrap = inverse(target[steps, columns, best])
