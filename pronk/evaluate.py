@@ -31,6 +31,10 @@ class Evaluation:
         """As plain JSON types."""
         return asdict(self)
 
+    def metrics(self) -> dict[str, float]:
+        """What is recorded during training, flat."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
 
 @dataclass(frozen=True)
 class SuiteEvaluation:
@@ -115,28 +119,32 @@ def evaluate(
     return summarise(env.spec.name, done)
 
 
-def evaluate_suite(
+def evaluate_all(
     agent: Agent,
     behaviour: PyTree,
-    make_env: Callable[[int], VectorEnv],
+    make_env: Callable[[int | None], VectorEnv],
     spec: EnvSpec,
     *,
     episodes: int,
     key: Key,
     sample: bool = False,
     stop: Callable[[], bool] = lambda: False,
-) -> SuiteEvaluation | None:
-    """`evaluate` with `episodes` games of each task; `make_env` gives environments of that task."""
-    tasks: dict[str, Evaluation] = {}
-    for k, name in enumerate(spec.tasks):
-        with contextlib.closing(make_env(k)) as env:
-            found = evaluate(
+) -> Evaluation | SuiteEvaluation | None:
+    """`evaluate` in the environments that `make_env` gives, which are closed; of a suite,
+    `episodes` games of each task, of which `make_env` is told."""
+    found: list[Evaluation] = []
+    for task in range(len(spec.tasks)) if spec.tasks else (None,):
+        with contextlib.closing(make_env(task)) as env:
+            one = evaluate(
                 agent, behaviour, env, episodes=episodes, key=key, sample=sample, stop=stop
             )
-        if found is None:
+        if one is None:
             return None
-        tasks[name] = found
-    means = {name: found.mean_return for name, found in tasks.items()}
+        found.append(one)
+    if not spec.tasks:
+        return found[0]
+    tasks = dict(zip(spec.tasks, found, strict=True))
+    means = {name: one.mean_return for name, one in tasks.items()}
     return SuiteEvaluation(tasks, *suite_scores(spec, means))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from pronk import envs
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
 from pronk.errors import UserError
-from pronk.evaluate import Evaluation, SuiteEvaluation, evaluate, evaluate_suite
+from pronk.evaluate import Evaluation, SuiteEvaluation, evaluate_all
 from pronk.files import cannot_write
 from pronk.plan import Plan
 from pronk.runtime.actor import jit_act
@@ -99,7 +98,6 @@ class Policy:
         environment if one is given."""
         own = env is None or env == self.env
         played: Any = self.env if own else env
-        options: dict[str, Any] = {"episodes": episodes, "sample": sample}
 
         def make_env(task: int | None) -> VectorEnv:
             vector = envs.make(
@@ -119,15 +117,17 @@ class Policy:
                 raise
             return vector
 
-        options["key"] = jax.random.key(seed)
-        spec = self.spec if own else envs.spec_of(played, env_args)
-        if spec.tasks:
-            found = evaluate_suite(self.agent, self.behaviour, make_env, spec, **options)
-        else:
-            with contextlib.closing(make_env(None)) as vector:
-                found = evaluate(self.agent, self.behaviour, vector, **options)
-        assert found is not None  # nobody asked it to stop
-        return found
+        result = evaluate_all(
+            self.agent,
+            self.behaviour,
+            make_env,
+            self.spec if own else envs.spec_of(played, env_args),
+            episodes=episodes,
+            key=jax.random.key(seed),
+            sample=sample,
+        )
+        assert result is not None  # nobody asked it to stop
+        return result
 
     def _check_spaces(self, spec: EnvSpec) -> None:
         """Raise UserError where an environment's spaces are not this policy's."""

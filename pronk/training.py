@@ -24,8 +24,9 @@ import numpy as np
 from pronk import envs
 from pronk.architectures import check_together
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
+from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
-from pronk.evaluate import Tally, evaluate, evaluate_suite, suite_scores
+from pronk.evaluate import Tally, evaluate_all, suite_scores
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
 from pronk.plan import Plan, resolve
@@ -36,7 +37,6 @@ from pronk.wiring import (
     EVALUATION_KEY,
     build,
     configure_jax,
-    derived_seed,
     initial_state,
     key_for,
     make_runtime,
@@ -178,7 +178,9 @@ class _Run:
         self.agent_steps = meta["agent_steps"]
         self.episodes = meta["episodes"]
         kept = meta["recent_returns"]
-        for recent, returns in zip(self.recent, kept if self.spec.tasks else [kept], strict=True):
+        if not (kept and isinstance(kept[0], list)):
+            kept = [kept]  # as before there were suites; or none, of a population's member
+        for recent, returns in zip(self.recent, kept, strict=False):
             recent.extend(returns)
         self.tally = Tally.of(meta.get("tally", {}), self.spec.num_tasks)
         self.notes = meta.get("notes", {})
@@ -330,22 +332,18 @@ class _Run:
             )
 
         behaviour = jax.tree.map(np.asarray, self.agent.behaviour(runtime.learner_state))
-        options: dict[str, Any] = {
-            "episodes": config.eval_episodes,
-            "key": key_for(config.seed, EVALUATION_KEY),
-            "stop": signalled.is_set,
-        }
-        fields: dict[str, Any] = {}
-        if self.spec.tasks:
-            found = evaluate_suite(self.agent, behaviour, make_env, self.spec, **options)
-            fields = {} if found is None else found.metrics()
-        else:
-            with contextlib.closing(make_env(None)) as env:
-                result = evaluate(self.agent, behaviour, env, **options)
-            fields = {} if result is None else result.as_json()
-        shown = {f"eval/{k}": v for k, v in fields.items() if v is not None}
-        if shown:
-            monitor.log({**self._counters(), **shown})
+        result = evaluate_all(
+            self.agent,
+            behaviour,
+            make_env,
+            self.spec,
+            episodes=config.eval_episodes,
+            key=key_for(config.seed, EVALUATION_KEY),
+            stop=signalled.is_set,
+        )
+        if result is not None:
+            fields = {f"eval/{k}": v for k, v in result.metrics().items()}
+            monitor.log({**self._counters(), **fields})
 
     def _save(self, runtime: Runtime, *, block: bool = False) -> None:
         if not self.lag_count or self.group.rank:
@@ -353,9 +351,7 @@ class _Run:
         meta = {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,
-            "recent_returns": [list(r) for r in self.recent]
-            if self.spec.tasks
-            else list(self.recent[0]),
+            "recent_returns": [list(recent) for recent in self.recent],
             "tally": self.tally.as_json(),
             "notes": self.notes,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,

@@ -19,6 +19,7 @@ from pronk import agents, envs
 from pronk.allocator import keep_freed_memory
 from pronk.architectures import ARCHITECTURES, check_together, fixed_numbers
 from pronk.configs.run import RunConfig
+from pronk.envs.episodes import derived_seed
 from pronk.envs.suite import check_slots
 from pronk.errors import UserError
 from pronk.plan import Plan
@@ -71,11 +72,6 @@ def configure_jax() -> None:
 def key_for(seed: int, purpose: int) -> Any:
     """The random key for one purpose of a run."""
     return jax.random.fold_in(jax.random.key(seed), purpose)
-
-
-def derived_seed(seed: int, *purpose: int) -> int:
-    """A seed of environments for one purpose of a run."""
-    return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0] >> 1)
 
 
 def build(plan: Plan, env: Any) -> tuple[EnvSpec, Agent]:

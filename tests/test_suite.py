@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pronk
-from pronk import cli, envs, pbt, scores
+from pronk import cli, envs, pbt, scores, training
 from pronk.configs.pbt import PBTConfig
 from pronk.envs import jax_suite, suite
 from pronk.envs.jax_env import JaxVectorEnv
@@ -25,7 +25,7 @@ from pronk.errors import UserError
 from pronk.evaluate import Tally
 from pronk.journal import read_journal
 from pronk.pbt.policy import Score
-from pronk.plan import resolve
+from pronk.plan import Plan, resolve
 from pronk.types import EnvSpec, Episode
 
 CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
@@ -400,6 +400,10 @@ def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_pa
     events = read_journal(tmp_path / "journal.jsonl")
     scores = [event["score"] for event in events if event["event"] != "start"]
     assert len(scores) >= 2
+    # The best member is a run, which can be trained on.
+    best = json.loads((tmp_path / "summary.json").read_text())["best_run"]
+    saved = json.loads((tmp_path / best / "config.json").read_text())["run"]["steps"]
+    assert training.run(Plan.load(tmp_path / best))["agent_steps"] >= saved
     # The mean of a mean return within ±1000 and of one within 0 and 1; Catch's games are shorter.
     assert all(-500 <= score <= 501 and 2 * score % 1 != 0 for score in scores)
 

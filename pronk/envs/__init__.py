@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymEntry
 
 from pronk.envs import waiting
+from pronk.envs.episodes import derived_seed
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
@@ -117,7 +118,7 @@ def make(
             return make(
                 tasks[k].env,
                 num_envs,
-                seed=int(np.random.SeedSequence([seed, k]).generate_state(1)[0] >> 1),
+                seed=derived_seed(seed, k),
                 first_env_id=first_env_id,
                 env_args=tasks[k].args(env_args),
                 workers=workers,

@@ -10,12 +10,18 @@ from pronk.errors import UserError
 from pronk.types import Array, Episode, PyTree
 
 
+def derived_seed(seed: int, *purpose: int) -> int:
+    """A seed in `[0, 2^31)`, as ALE requires, for one purpose of what has `seed`; distinct purposes
+    get independent ones."""
+    return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0] >> 1)
+
+
 def episode_seed(seed: int, env_id: int, episode: int) -> int:
     """The seed of one episode of one environment, in `[0, 2^31)` as ALE requires.
 
     Distinct environments and episodes get independent seeds, in whichever process they are.
     """
-    return int(np.random.SeedSequence([seed, env_id, episode]).generate_state(1)[0] >> 1)
+    return derived_seed(seed, env_id, episode)
 
 
 class EpisodeCounter:

@@ -3,7 +3,7 @@
 A suite is a list of environments, `ENV,ENV,…`, or a name in `SUITES`. An environment of a list may
 have arguments of its own, `pronk/Catch-v0?delay=10&reward_scale=100`, of which `weight` and
 `reward_scale` are the task's: how many of the slots it gets, and what its rewards are multiplied
-by. Neither jax nor an environment is imported here.
+by. Importing this module imports neither jax nor an environment.
 
 Every slot keeps its task for its whole life, and says which in `TimeStep.task`.
 """
@@ -298,7 +298,8 @@ def _vector(space: gym.Space, x: Array, xp: Any) -> Array:
     if isinstance(space, spaces.MultiDiscrete):
         starts, sizes = space.start.reshape(-1), space.nvec.reshape(-1)
         x = x.reshape(x.shape[0], -1)
-        hot = [x[:, i, None] == s + xp.arange(n) for i, (s, n) in enumerate(zip(starts, sizes))]  # noqa: B905
+        parts = enumerate(zip(starts, sizes, strict=True))
+        hot = [x[:, i, None] == start + xp.arange(n) for i, (start, n) in parts]
         return xp.concatenate(hot, axis=-1).astype(np.float32)
     flat = x.reshape(x.shape[0], -1).astype(np.float32)
     return flat / 255.0 if space.dtype == np.uint8 and isinstance(space, spaces.Box) else flat
@@ -386,6 +387,8 @@ class SuiteEnvs:
         return self._merged({k: p.step(action[self._slots[k]]) for k, p in self._parts.items()})
 
     def _merged(self, found: dict[int, TimeStep]) -> TimeStep:
+        from jax import tree  # here, because worker processes import this module
+
         for k, timestep in found.items():
             slots, spec = self._slots[k], self._specs[k]
             mask = None
@@ -401,8 +404,10 @@ class SuiteEnvs:
                 action_mask=mask,
             )
             if self._rows is None:
-                self._rows = _map(lambda x: np.zeros((self.num_envs, *x.shape[1:]), x.dtype), part)
-            _map(lambda rows, x, at=slots: rows.__setitem__(at, x), self._rows, part)
+                self._rows = tree.map(
+                    lambda x: np.zeros((self.num_envs, *x.shape[1:]), x.dtype), part
+                )
+            tree.map(lambda rows, x, at=slots: rows.__setitem__(at, x), self._rows, part)
         assert self._rows is not None
         return self._rows
 
@@ -441,16 +446,3 @@ class SuiteEnvs:
         """Release processes and memory; safe to call twice."""
         for part in self._parts.values():
             part.close()
-
-
-def _map(function: Callable[..., Any], *trees: Any) -> Any:
-    """`jax.tree.map` without jax: over NamedTuples and dicts of arrays; None stays None."""
-    first = trees[0]
-    if first is None:
-        return None
-    if isinstance(first, dict):
-        return {key: _map(function, *(tree[key] for tree in trees)) for key in first}
-    if isinstance(first, tuple):
-        parts = [_map(function, *values) for values in zip(*trees, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-    return function(*trees)

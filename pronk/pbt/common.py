@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pronk.configs.pbt import FREE, PBTConfig
+from pronk.envs.episodes import derived_seed
 from pronk.errors import UserError
 from pronk.files import without_nan, write_json_atomically
 from pronk.journal import Journal, read_journal
 from pronk.pbt.policy import Decision, Hyper, Score, Tuned, allowed_by, decide, first, summary_of
 from pronk.plan import Plan, identity
 from pronk.types import Agent, EnvSpec
-from pronk.wiring import derived_seed
 
 SETTINGS, JOURNAL = "pbt.json", "journal.jsonl"
 MEMBERS = 101  # purpose of the members' seeds: not one of `wiring`'s

@@ -107,8 +107,7 @@ def final_returns(setup: Setup) -> Array:
         raise UserError(f"'{setup.directory}' holds no checkpoint of a population.")
     keys = population.keys(ACTOR_KEY)
     found = played(setup.agent, population.jax_env, population.runs.learner, keys)  # [N, tasks]
-    ended = ~np.isnan(found)
-    tallies = [Tally(of.tolist(), (of**2).tolist(), n.tolist()) for of, n in zip(found, ended)]  # noqa: B905
+    tallies = [Tally(of.tolist(), (of**2).tolist(), (~np.isnan(of)).tolist()) for of in found]
     scores = [Score.of(setup.spec, tally) for tally in tallies]
     return np.array([math.nan if score is None else score.mean for score in scores])
 

@@ -23,8 +23,7 @@ from pronk.configs.reproduce import PBT
 from pronk.journal import read_journal
 from pronk.pbt.vmapped import final_returns
 from pronk.plan import Plan, resolve
-from pronk.reproduce.common import once
-from pronk.reproduce.vtrace_ablation import chosen
+from pronk.reproduce.common import chosen, digest, once
 from pronk.types import Array
 from pronk.wiring import configure_jax
 
@@ -81,7 +80,7 @@ def config_for(kind: str, population: int) -> PBTConfig:
 def run(settings: PBT) -> str:
     """Train what is missing, then write the table and the pictures."""
     configure_jax()
-    names = chosen(settings, TASKS)
+    names = chosen(settings.tasks, TASKS)
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=1, population=min(12, settings.population))
     settings.results.mkdir(parents=True, exist_ok=True)
@@ -107,8 +106,9 @@ def run(settings: PBT) -> str:
 
 
 def _directory(settings: PBT, name: str, seed: int, kind: str) -> Path:
-    of = f"{name}-{settings.scale:g}-{settings.population}".replace(" ", "-")
-    return settings.output / "populations" / f"{of}-{kind}-{seed}"
+    what = [TASKS[name]._asdict(), settings.scale, settings.population]
+    cell = f"{name}-{kind}-{seed}-{digest({'what': what})}".replace(" ", "-")
+    return settings.output / "populations" / cell
 
 
 def _cell(settings: PBT, name: str, seed: int, kind: str) -> dict[str, Any]:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pronk.configs.reproduce import PolicyLag
-from pronk.reproduce.common import interval, once
+from pronk.reproduce.common import chosen, interval, once, plan_identity
 from pronk.reproduce.side_by_side import Member, train
 from pronk.reproduce.vtrace_ablation import (
     CORRECTIONS,
     FIRST_SEED,
     TASKS,
-    chosen,
     plan_for,
-    plan_identity,
 )
 from pronk.wiring import configure_jax
 
@@ -33,7 +31,7 @@ SHOWN = ("delayed catch", "memory cue", "breakout")
 def run(settings: PolicyLag) -> str:
     """Train what is missing, then write the table and the picture."""
     configure_jax()
-    tasks = chosen(settings, SHOWN[:1] if settings.quick else SHOWN)
+    tasks = chosen(settings.tasks, SHOWN[:1] if settings.quick else SHOWN)
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=min(3, settings.seeds), scale=0.5)
     settings.results.mkdir(parents=True, exist_ok=True)

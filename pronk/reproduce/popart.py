@@ -20,9 +20,8 @@ import numpy as np
 from pronk.configs.reproduce import PopArt
 from pronk.envs.suite import SUITES, Task
 from pronk.plan import Plan, resolve
-from pronk.reproduce.common import Interval, interval, once
+from pronk.reproduce.common import Interval, band, interval, once, plan_identity
 from pronk.reproduce.side_by_side import Curves, Member, train
-from pronk.reproduce.vtrace_ablation import band, plan_identity
 from pronk.types import Array, LearnerState
 from pronk.wiring import configure_jax
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import warnings
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pronk.configs.reproduce import PBT, PolicyLag, VTraceAblation
-from pronk.errors import UserError, nearest
+from pronk.configs.reproduce import VTraceAblation
 from pronk.plan import Plan, resolve
-from pronk.reproduce.common import Interval, interval, once
+from pronk.reproduce.common import Interval, band, chosen, interval, once, plan_identity
 from pronk.reproduce.side_by_side import Curves, Member, train
 from pronk.types import Array
 from pronk.wiring import configure_jax
@@ -87,7 +84,9 @@ def plan_for(task: Task, correction: str, *, replay: bool, lag: int, steps: int)
 def run(settings: VTraceAblation) -> str:
     """Train what is missing, then write the tables and the picture."""
     configure_jax()
-    tasks = {name: TASKS[name] for name in chosen(settings, QUICK if settings.quick else TASKS)}
+    tasks = {
+        name: TASKS[name] for name in chosen(settings.tasks, QUICK if settings.quick else TASKS)
+    }
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=min(3, settings.seeds), scale=0.5)
     settings.results.mkdir(parents=True, exist_ok=True)
@@ -106,25 +105,6 @@ def run(settings: VTraceAblation) -> str:
                 )
                 found.append({"task": name, "replay": replay, "correction": correction, **done})
     return _write(found, settings.results)
-
-
-def chosen(settings: VTraceAblation | PolicyLag | PBT, known: Iterable[str]) -> list[str]:
-    """Those of the tasks that are wanted; raises UserError for one that there is not."""
-    names = list(known)
-    for task in settings.tasks:
-        if task not in names:
-            raise UserError(
-                f"`--tasks` has '{task}'{nearest(task, names) or ';'} known are"
-                f" {', '.join(map(repr, names))}."
-            )
-    return list(settings.tasks) or names
-
-
-def plan_identity(plan: Plan) -> dict[str, Any]:
-    """What of a plan decides what is learnt, but for the seed."""
-    return {k: v for k, v in plan.as_json().items() if k != "run"} | {
-        k: plan.as_json()["run"][k] for k in ("steps", "policy_lag")
-    }
 
 
 def _cell(plan: Plan, seeds: int) -> dict[str, Any]:
@@ -230,18 +210,6 @@ def verdict(found: list[dict[str, Any]]) -> str:
             f" {', '.join(told)}"
         )
     return "\n".join(lines)
-
-
-def band(curves: Sequence[Sequence[float]]) -> tuple[Array, Array, Array]:
-    """Mean over seeds and a 95 % bootstrap band, `[points]` each; games that did not end are left
-    out."""
-    values = np.array(curves, float)
-    drawn = np.random.default_rng(0).integers(len(values), size=(500, len(values)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where no game has ended yet
-        means = np.array([np.nanmean(values[rows], axis=0) for rows in drawn])
-        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-        return np.nanmean(values, axis=0), low, high
 
 
 def _draw(found: list[dict[str, Any]], path: Path) -> None:
