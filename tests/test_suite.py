@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,17 @@ def test_a_task_without_slots_is_an_error(tmp_path):
                 "impala", MIXED, runtime=runtime, batch_size=2, envs=2 if runtime == "fused" else 1,
                 actors=None if runtime == "fused" else 2, run_dir=tmp_path, steps=100,
             )  # fmt: skip
+
+
+def test_the_slots_of_each_learner_are_looked_at():
+    """Two of them, wherever they begin: of weights 3 and 1 some pairs have both tasks, some one."""
+    env, passed = "CartPole-v1?weight=3,Acrobot-v1", []
+    for first in range(8):
+        whole = set(assignment([3, 1], 2, first).tolist()) == {0, 1}
+        passed.append(whole)
+        with contextlib.nullcontext() if whole else pytest.raises(UserError, match="1 of the 2"):
+            suite.check_slots(env, 2, first)
+    assert 0 < sum(passed) < 8
 
 
 # Common spaces.
@@ -372,6 +384,10 @@ def test_each_task_is_told_of(
     cli.main(["eval", "run", "--episodes", "3", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert told["tasks"]["catch"]["episodes"] == 3
+    # Each task's games are its own: Catch pays ±10, the cue 0 or 1.
+    extremes = {n: (t["minimum"], t["maximum"]) for n, t in told["tasks"].items()}
+    assert {abs(x) for x in extremes["catch"]} == {10}
+    assert set(extremes["cue"]) <= {0, 1}
     again = pronk.train("impala", "suite/test", steps=3000, run_dir=tmp_path / "run", envs=4,
                         runtime=runtime, batch_size=4, hidden=(8,),
                         actors=None if runtime == "fused" else 1)  # fmt: skip
