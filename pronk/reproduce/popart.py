@@ -39,7 +39,7 @@ SELECTION_SEEDS, FIRST_SEED = 2, 100  # those that are shown begin at the latter
 POINTS = 40  # of a curve; the score is the mean of the last quarter
 COMMON: dict[str, Any] = {
     "torso": "minatar", "hidden": (128,), "activation": "relu", "unroll": 10, "reward_scale": 1.0,
-    "entropy_cost": 0.01, "popart_beta": 0.01, "max_gradient_norm": 5.0,
+    "entropy_cost": 0.02, "popart_beta": 0.01, "max_gradient_norm": 5.0,
 }  # fmt: skip
 
 
