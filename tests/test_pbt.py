@@ -886,9 +886,10 @@ def test_the_experiment(
     assert all((tmp_path / name).exists() for name in names)
     with (tmp_path / "pbt.csv").open() as file:
         rows = list(csv.DictReader(file))
-    kinds = {kind: [r for r in rows if r["kind"] == kind] for kind in ("pbt", "fixed")}
-    for ours, fixed in zip(*kinds.values(), strict=True):
+    kinds = {kind: [r for r in rows if r["kind"] == kind] for kind in experiment.KINDS}
+    for ours, looser, fixed in zip(*kinds.values(), strict=True):
         assert ours["first_learning_rate"] == fixed["first_learning_rate"]
+        assert looser["first_learning_rate"] == fixed["first_learning_rate"]
         assert fixed["last_learning_rate"] == fixed["first_learning_rate"]
     assert len({r["first_learning_rate"] for r in rows}) == 4
     scores = {kind: [float(r["score"]) for r in rows] for kind, rows in kinds.items()}
@@ -905,24 +906,28 @@ def test_what_the_experiment_says_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(experiment, "TASKS", {"t": task, "easy": task})
 
     def cells(name: str, seed: int, ours: list[float], fixed: list[float]) -> list[dict[str, Any]]:
-        both = (("pbt", ours), ("fixed", fixed))
-        return [{"task": name, "seed": seed, "kind": k, "scores": s} for k, s in both]
+        kinds = (("pbt", ours), ("threshold", [0.0] * 5), ("fixed", fixed))
+        return [{"task": name, "seed": seed, "kind": k, "scores": s} for k, s in kinds]
 
     fixed = [1.0, 2.0, 3.0, 4.0, math.nan]
     found = cells("t", 0, [5.0, 3.0, 4.0, 2.0, 1.0], fixed)
     found += cells("t", 1, [2.0, 2.0, 2.5, 2.0, 2.0], fixed)
     found += cells("easy", 0, [9.5] * 5, [9.5, 1.0, 1.0, 1.0, 1.0])
     assert experiment.figures(found, "t", 0) == {
-        "pbt_best": 5.0, "pbt_median": 3.0, "fixed_best": 4.0, "fixed_quarter": 3.0,
-        "fixed_median": 2.0,
+        "pbt_best": 5.0, "pbt_quarter": 4.0, "pbt_median": 3.0,
+        "threshold_best": 0.0, "threshold_quarter": 0.0, "threshold_median": 0.0,
+        "fixed_best": 4.0, "fixed_quarter": 3.0, "fixed_median": 2.0,
     }  # fmt: skip
-    first, second = experiment.verdict(found).splitlines()
-    assert "at 40% of the maximum;" in first
-    assert "pbt best < fixed best in the mean, on 1 of 2 seeds" in first
-    assert "pbt median < fixed quarter in the mean, on 1 of 2 seeds" in first
-    assert "at 95% of the maximum (too near to tell);" in second
-    assert "pbt best ≥ fixed best in the mean, on 1 of 1 seeds" in second
-    assert "| t | 3.75 (5, 2.5) | 4 (4, 4) |" in experiment.table(found)
+    of_t, ours, looser, of_easy, easily, _ = experiment.verdict(found).splitlines()
+    assert of_t == "t: the best fixed member is at 40% of the maximum"
+    assert ours.startswith("- PBT: best < fixed best in the mean, on 1 of 2 seeds; ")
+    assert ours.endswith("; median < fixed quarter in the mean, on 1 of 2 seeds")
+    assert looser.startswith("- PBT, 5 % alone: best < fixed best in the mean, on 0 of 2 seeds; ")
+    assert of_easy == "easy: the best fixed member is at 95% of the maximum (too near to tell)"
+    assert easily.startswith("- PBT: best ≥ fixed best in the mean, on 1 of 1 seeds; ")
+    table = experiment.table(found)
+    assert "| | PBT, best | PBT, 5 % alone, best | fixed, best | PBT, median |" in table
+    assert "| t | 3.75 (5, 2.5) | 0 (0, 0) | 4 (4, 4) | 2.5 (3, 2) |" in table
 
 
 def test_the_benchmark(
