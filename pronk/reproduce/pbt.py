@@ -1,8 +1,8 @@
 """Population based training against fixed random draws: the claim of the PBT papers, small.
 
 Jaderberg et al. 2017, section 4.1; Espeholt et al. 2018, section 5.3. On each task a population
-adapts what it was drawn with, once copying whom it has seen to be better (Jaderberg et al.'s t-test,
-about), once whoever's score is 5 % better (Espeholt et al.); beside them the same members, with the
+adapts what it was drawn with, once copying whom it has seen to be better (about the t-test of the
+former), once whoever's score is 5 % better (the latter); beside them the same members, with the
 same seeds and first hyperparameters, keep theirs. All are trained for the same agent steps, and
 what they have learnt is then played without learning.
 """
@@ -29,7 +29,7 @@ from pronk.types import Array
 from pronk.wiring import configure_jax
 
 TUNE = ("learning_rate=1e-5:1e-1", "entropy_cost=1e-5:1e-1", "epsilon", "max_gradient_norm")
-# What is adapted, and what a score must be better by. The fixed ones copy nobody and perturb nothing.
+# What a score must be better by to be copied. The fixed ones copy nobody and perturb nothing.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pbt": ("PBT", {"sigmas": 2.0}),
     "threshold": ("PBT, 5 % alone", {}),
