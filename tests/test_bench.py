@@ -55,18 +55,25 @@ def test_replay(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
 def test_fused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "pronk/Breakout-v0" in fused.NETWORKS
-    small = {env: {"hidden": (8,)} for env in ("pronk/Catch-v0", "pronk/DeepSea-v0")}
-    monkeypatch.setattr(fused, "NETWORKS", small)
+    assert {"pronk/Breakout-v0", "suite/scales-v0, PopArt"} < set(fused.CASES)
+    two, popart = "pronk/Catch-v0,pronk/DeepSea-v0", {"value_normalisation": "popart"}
+    small = {
+        "pronk/Catch-v0": ("pronk/Catch-v0", {"hidden": (8,)}),
+        "two, PopArt": (two, {"hidden": (8,), **popart}),
+    }
+    monkeypatch.setattr(fused, "CASES", small)
     path = tmp_path / "fused.json"
     flags = ["--envs", "4", "--unroll", "5", "--seconds", "0.05"]
     cli.main(["bench", "fused", *flags, "--json", str(path)])
     shown = capsys.readouterr().out
     rows = json.loads(path.read_text())["rows"]
-    assert [row["env"] for row in rows] == list(fused.NETWORKS)
+    assert [row["env"] for row in rows] == list(fused.CASES)
     for row in rows:
         assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["without_update"])
         assert row["env"] in shown
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "fused", "--envs", "1"])
+    assert "1 of the 2 tasks" in capsys.readouterr().err
 
 
 def test_floating_point_operations_are_those_of_the_network() -> None:

@@ -9,6 +9,7 @@ import jax
 from pronk import envs
 from pronk.bench.timing import median_seconds
 from pronk.configs.bench import Fused
+from pronk.envs.suite import check_slots
 from pronk.plan import resolve
 from pronk.runtime import fused
 from pronk.types import Agent
@@ -23,19 +24,28 @@ NETWORKS = {
     "pronk/Breakout-v0": _PIXELS,
     "pronk/SpaceInvaders-v0": _PIXELS,
 }
+SUITE = "suite/scales-v0"
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{env: (env, settings) for env, settings in NETWORKS.items()},
+    SUITE: (SUITE, _PIXELS),
+    f"{SUITE}, PopArt": (SUITE, {**_PIXELS, "value_normalisation": "popart"}),
+}
 
 
 def measure(settings: Fused) -> dict[str, Any]:
-    """Agent steps per second of Catch and CartPole (network 64 × 64), and of MinAtar's games (16
-    kernels of 3 × 3, and 128 units)."""
+    """Agent steps per second of Catch and CartPole (network 64 × 64), of MinAtar's games (16
+    kernels of 3 × 3, and 128 units), and so of a suite with and without PopArt. Raises UserError
+    where a task of the suite would get no environment."""
+    for env, _ in CASES.values():
+        check_slots(env, settings.envs)
     configure_jax()
     rows = []
-    for env in NETWORKS:
-        training = _steps_per_second(env, settings, learning=True)
-        acting = _steps_per_second(env, settings, learning=False)
+    for name, case in CASES.items():
+        training = _steps_per_second(case, settings, learning=True)
+        acting = _steps_per_second(case, settings, learning=False)
         rows.append(
             {
-                "env": env,
+                "env": name,
                 "steps_per_second": training,
                 "without_update": acting,
                 "ratio": training / acting,
@@ -49,8 +59,11 @@ def measure(settings: Fused) -> dict[str, Any]:
     }
 
 
-def _steps_per_second(env: str, settings: Fused, *, learning: bool) -> float:
-    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.envs, **NETWORKS[env])
+def _steps_per_second(
+    case: tuple[str, dict[str, Any]], settings: Fused, *, learning: bool
+) -> float:
+    env, network = case
+    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.envs, **network)
     _, agent = build(plan, env)
     if not learning:
         agent = _without_update(agent)
