@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from pronk.types import Array
 
 # What σ is kept between: where all targets are the same it would be zero, and is divided by. That
-# there are bounds is the paper's; which ones it has could not be confirmed.
+# there are bounds is the paper's; these are those of public implementations of it.
 LOWEST, HIGHEST = 1e-4, 1e6
 
 
