@@ -926,8 +926,9 @@ def test_what_the_experiment_says_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
     assert of_easy == "easy: the best fixed member is at 95% of the maximum (too near to tell)"
     assert easily.startswith("- PBT: best ≥ fixed best in the mean, on 1 of 1 seeds; ")
     table = experiment.table(found)
-    assert "| | PBT, best | PBT, 5 % alone, best | fixed, best | PBT, median |" in table
-    assert "| t | 3.75 (5, 2.5) | 0 (0, 0) | 4 (4, 4) | 2.5 (3, 2) |" in table
+    assert "| | PBT, best | 5 % alone, best | fixed, best | PBT, median |" in table
+    row = "| t | 3.75 (2.5 to 5) | 0 (0 to 0) | 4 (4 to 4) | 2.5 (2 to 3) | 0 (0 to 0) |"
+    assert row in table
 
 
 def test_the_benchmark(

@@ -136,7 +136,7 @@ class PopArtAtari:
 class PBT:
     """A population that adapts its hyperparameters against as many fixed random draws of them."""
 
-    seeds: int = 3
+    seeds: int = 10
     """Populations of each kind on each task."""
     population: int = 24
     """Members of each."""

@@ -195,12 +195,15 @@ def _by_seed(found: list[dict[str, Any]], task: str) -> list[dict[str, float]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """A row for each task, means over seeds and the seeds themselves, in Markdown."""
+    """A row for each task, means over seeds and their range, in Markdown."""
     columns = {
-        f"{KINDS[kind][0]}, {words}": f"{kind}_{name}"
-        for name, words in (("best", "best"), ("median", "median"), ("quarter", "top quarter"))
-        for kind in KINDS
-        if name != "quarter" or kind == "fixed"
+        "PBT, best": "pbt_best",
+        "5 % alone, best": "threshold_best",
+        "fixed, best": "fixed_best",
+        "PBT, median": "pbt_median",
+        "5 % alone, median": "threshold_median",
+        "fixed, top quarter": "fixed_quarter",
+        "fixed, median": "fixed_median",
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for task in dict.fromkeys(cell["task"] for cell in found):
@@ -208,8 +211,7 @@ def table(found: list[dict[str, Any]]) -> str:
         cells = []
         for name in columns.values():
             values = [row[name] for row in rows]
-            each = ", ".join(f"{value:.3g}" for value in values)
-            cells.append(f"{np.mean(values):.3g} ({each})")
+            cells.append(f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
