@@ -382,6 +382,8 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
     assert f"PopArt-IMPALA: {len(tasks)} of {len(tasks)} at 90 % or more, 0 below 10 %" in shown
     assert f"IMPALA, unclipped: 0 of {len(tasks)} at 90 % or more, {len(tasks)} below" in shown
     assert "| IMPALA, clipped | 50% [50%, 50%] |" in shown
+    assert "| return that is 100 % | 2 | 2 |" in shown
+    assert "| return that is 0 % | 1 | 1 |" in shown
     # As many steps and updates of each task alone as in the suite.
     together, alone = plans[0], plans[-2]
     assert together.run.steps == alone.run.steps * len(tasks)

@@ -33,27 +33,27 @@ CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "popart": ("PopArt-IMPALA", {"value_normalisation": "popart"}),
 }
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-STEPS = 1_200_000  # agent steps, of all tasks together
+STEPS = 1_200_000  # rows of all tasks together: agent steps, and dummies between episodes
 SLOTS = 3  # of each task
 SELECTION_SEEDS, FIRST_SEED = 2, 100  # those that are shown begin at the latter
 POINTS = 40  # of a curve; the score is the mean of the last quarter
 COMMON: dict[str, Any] = {
     "torso": "minatar", "hidden": (128,), "activation": "relu", "unroll": 10, "reward_scale": 1.0,
-    "entropy_cost": 0.02, "popart_beta": 0.01, "max_gradient_norm": 5.0,
+    "popart_beta": 0.01, "max_gradient_norm": 5.0,
 }  # fmt: skip
 
 
-def plan_for(condition: str, steps: int) -> Plan:
+def plan_for(condition: str, steps: int, entropy_cost: float) -> Plan:
     """The whole suite's plan."""
     tasks = len(SUITES[SUITE])
-    settings = {**COMMON, **CONDITIONS[condition][1]}
+    settings = {**COMMON, **CONDITIONS[condition][1], "entropy_cost": entropy_cost}
     return _plan(SUITE, {}, steps, batch_size=SLOTS * tasks, **settings)
 
 
-def alone(task: Task, steps: int) -> Plan:
+def alone(task: Task, steps: int, entropy_cost: float) -> Plan:
     """One task's plan, by PopArt too, with rewards as its environment pays them."""
     tasks = len(SUITES[SUITE])
-    settings = {**COMMON, **CONDITIONS["popart"][1]}
+    settings = {**COMMON, **CONDITIONS["popart"][1], "entropy_cost": entropy_cost}
     return _plan(task.env, task.env_args, steps // tasks, batch_size=SLOTS, **settings)
 
 
@@ -81,15 +81,18 @@ def run(settings: PopArt) -> str:
         }
         return once(settings.output, name, what, lambda: _cell(plan, settings.seeds, statistics))
 
-    found = {
-        name: cell(name, plan_for(name, steps), statistics=name == "popart") for name in CONDITIONS
+    plans = {name: plan_for(name, steps, settings.entropy_cost) for name in CONDITIONS}
+    found = {name: cell(name, plan, statistics=name == "popart") for name, plan in plans.items()}
+    singles = {
+        task.name: cell(f"alone-{task.name}", alone(task, steps, settings.entropy_cost))
+        for task in tasks
     }
-    singles = {task.name: cell(f"alone-{task.name}", alone(task, steps)) for task in tasks}
+    beginning = plan_for("unclipped", steps // 10, settings.entropy_cost)
     untrained = once(
         settings.output,
         "untrained",
-        {"plan": plan_identity(plan_for("unclipped", steps // 10)), "seeds": settings.seeds},
-        lambda: _untrained(plan_for("unclipped", steps // 10), settings.seeds),
+        {"plan": plan_identity(beginning), "seeds": settings.seeds},
+        lambda: _untrained(beginning, settings.seeds),
     )
     return _write(found, singles, untrained["scores"], settings.results)
 
@@ -159,6 +162,7 @@ class _Normalised:
         scales = np.array([task.reward_scale for task in SUITES[SUITE]])
         one = np.array([np.mean(singles[name]["scores"]) for name in self.names]) * scales
         zero = np.array(untrained)
+        self.alone, self.untrained = one / scales, zero / scales  # in the environments' own rewards
         one = np.where(one > zero, one, np.nan)  # an agent of its own has learnt nothing, either
         self.of = {  # [seeds, tasks]
             condition: (np.array(cell["scores"]) - zero) / (one - zero)
@@ -218,7 +222,8 @@ def _write(
 
 
 def table(normalised: _Normalised) -> str:
-    """Agents by tasks, and their mean, median and mean of what is cut off at 1, in Markdown."""
+    """Agents by tasks, and their mean, median and mean of what is cut off at 1; what these are
+    shares of, in the environments' own rewards; in Markdown."""
     columns = [*normalised.names, "mean", "median", "mean capped"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for condition, (words, _) in CONDITIONS.items():
@@ -226,6 +231,9 @@ def table(normalised: _Normalised) -> str:
         cells = [*scores.T, scores.mean(1), np.median(scores, 1), np.minimum(scores, 1).mean(1)]
         shown = [_percent(interval(list(cell))) for cell in cells]
         lines.append(f"| {words} | " + " | ".join(shown) + " |")
+    for words, returns in (("100 %", normalised.alone), ("0 %", normalised.untrained)):
+        shown = [f"{value:.3g}" for value in returns]
+        lines.append(f"| return that is {words} | " + " | ".join([*shown, "", "", ""]) + " |")
     return "\n".join(lines)
 
 
