@@ -116,6 +116,23 @@ class Plan:
             )
 
 
+def run_of(path: Path) -> Path:
+    """The run that is meant by `path`: of a population's directory, its best member's, and anything
+    else as it is. Raises UserError for a population without one."""
+    if not (path / "pbt.json").exists():
+        return path
+    try:
+        best = json.loads((path / "summary.json").read_text())["best_run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        best = None
+    if not isinstance(best, str):
+        raise UserError(
+            f"'{path}' holds a population of which no member has been found the best yet; wait"
+            " until it pauses or is finished."
+        )
+    return path / best
+
+
 def identity(plan: dict[str, Any]) -> dict[str, Any]:
     """What of a plan, as JSON, decides what is learnt, by flat names."""
     flat = {"agent": plan["agent"], "env": plan["env"]}

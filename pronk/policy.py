@@ -16,7 +16,7 @@ from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arra
 from pronk.errors import UserError
 from pronk.evaluate import Evaluation, SuiteEvaluation, evaluate_all
 from pronk.files import cannot_write
-from pronk.plan import Plan
+from pronk.plan import Plan, run_of
 from pronk.runtime.actor import jit_act
 from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep, VectorEnv
 from pronk.wiring import build, configure_jax, initial_state
@@ -200,23 +200,6 @@ def export(run_dir: Path, output: Path) -> int:
         raise cannot_write(output, error) from None
     write_arrays(output, {"params": learner["params"]}, meta)
     return loaded.steps
-
-
-def run_of(path: Path) -> Path:
-    """The run that is meant by `path`: of a population's directory, its best member's, and anything
-    else as it is. Raises UserError for a population without one."""
-    if not (path / "pbt.json").exists():
-        return path
-    try:
-        best = json.loads((path / "summary.json").read_text())["best_run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        best = None
-    if not isinstance(best, str):
-        raise UserError(
-            f"'{path}' holds a population of which no member has been found the best yet; wait"
-            " until it pauses or is finished."
-        )
-    return path / best
 
 
 def newest(run_dir: Path) -> Loaded:

@@ -29,7 +29,7 @@ from pronk.errors import Diverged, UserError
 from pronk.evaluate import Tally, evaluate_all, suite_scores
 from pronk.files import cannot_write, write_json_atomically
 from pronk.monitor import Monitor
-from pronk.plan import Plan, resolve
+from pronk.plan import Plan, resolve, run_of
 from pronk.runtime.base import Runtime, Update
 from pronk.runtime.group import ALONE, Group, join
 from pronk.types import Batch, LearnerState, VectorEnv
@@ -439,7 +439,7 @@ def _begun_from(path: Path, state: LearnerState) -> LearnerState:
             )
         params = file.read("params", state.params)
     else:
-        loaded: Loaded | None = Checkpointer(path / "checkpoints").load()
+        loaded: Loaded | None = Checkpointer(run_of(path) / "checkpoints").load()
         if loaded is None:
             raise UserError(
                 f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"

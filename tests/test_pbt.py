@@ -35,7 +35,7 @@ from pronk.errors import UserError
 from pronk.evaluate import Tally
 from pronk.journal import Journal, read_journal
 from pronk.pbt import common, lives, policy, processes, vmapped
-from pronk.plan import Plan, resolve
+from pronk.plan import Plan, resolve, run_of
 from pronk.reproduce import pbt as experiment
 from pronk.runtime import fused
 from pronk.runtime.population import Population
@@ -54,7 +54,10 @@ def plan_in(directory: Path, steps: int = 2000, **settings: Any) -> Plan:
 
 
 def settings(**changes: Any) -> PBTConfig:
-    return PBTConfig(**{"population": 4, "tune": TUNE, "ready_steps": 400, **changes})
+    """With `sigmas` 0, because what these learn in so few steps is noise, and copies are wanted."""
+    return PBTConfig(
+        **{"population": 4, "tune": TUNE, "ready_steps": 400, "sigmas": 0.0, **changes}
+    )
 
 
 # The policy.
@@ -105,6 +108,23 @@ def test_better_than_noise() -> None:
     assert score.mean == pytest.approx(returns.mean())
     assert score.error == pytest.approx(returns.std(ddof=1) / np.sqrt(50))
     assert policy.Score.of(spec, Tally([5.0], [25.0], [1])) == policy.Score(5.0, 0.0)
+
+
+def test_of_normalised_scores_five_per_cent_are_absolute(tmp_path: Path) -> None:
+    own, near, far = (policy.Score(mean) for mean in (0.2, 0.24, 0.26))
+    assert policy.is_better(near, own, 0.05)
+    assert not policy.is_better(near, own, 0.05, absolute=True)
+    assert policy.is_better(far, own, 0.05, absolute=True)
+    assert policy.is_better(own, policy.Score(-math.inf), 0.05, absolute=True)
+
+    single = pbt.set_up(plan_in(tmp_path), settings())
+    suite = dataclasses.replace(single, spec=envs.spec_of("suite/scales-v0"))
+    without = envs.spec_of("pronk/Catch-v0,pronk/DeepSea-v0")
+    assert policy.is_normalised(suite.spec)
+    assert not policy.is_normalised(without)
+    for setup, copies in ((single, True), (suite, False)):
+        found = [setup.decide(0, g, 400, [own, near, near, near], lambda m: {}) for g in (1, 2)]
+        assert [d.donor is not None for d in found] == [copies] * 2
 
 
 def decisions(count: int, *, scores: list[float | None], **changes: Any) -> list[policy.Decision]:
@@ -522,7 +542,8 @@ def inline(patched: pytest.MonkeyPatch) -> Inline:
 
 
 PROCESSES: dict[str, Any] = {
-    "population": 3, "ready_steps": 200, "threshold": 0.0, "execution": "processes", "workers": 1,
+    "population": 3, "ready_steps": 200, "threshold": 0.0, "sigmas": 0.0,
+    "execution": "processes", "workers": 1,
 }  # fmt: skip
 
 
@@ -840,6 +861,13 @@ def test_a_population_on_the_command_line(
     pronk("export", directory, "best.safetensors")
     pronk("inspect", directory)
     assert summary["best_run"] in capsys.readouterr().out
+    pronk("train", "impala", "pronk/Catch-v0", *FLAGS, "--steps", "300", "--learning-rate", "1e-30",
+          "--run-dir", "after", "--init-from", directory)  # fmt: skip
+    capsys.readouterr()
+    saved = [Checkpointer(of / "checkpoints").load() for of in (run_of(directory), Path("after"))]
+    assert all(of is not None for of in saved)
+    first, after = (of.tree("learner")["params"] for of in saved)  # type: ignore[union-attr, index]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-20), first, after)
     pronk("plot", directory, "--output", "population.png")
     assert Path("population.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):

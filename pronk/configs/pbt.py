@@ -32,13 +32,14 @@ class PBTConfig:
     """Episodes of a member's own instead of steps. [E18: 5000]"""
     evolve_after: int = 0
     """Agent steps of a member's own before which it neither copies nor is perturbed: as long as
-    scores are noise, copying loses what was drawn."""
+    scores are noise, copying loses what was drawn. [E18: 20 million frames]"""
     threshold: float = 0.05
-    """By how much of its own score another member's must be better to be copied. [E18: 5 %]"""
-    sigmas: float = 0.0
-    """By how many standard errors of the two scores' difference it must be better besides: 2 is
-    about J17's t-test at 5 %, and keeps members from copying luck where few games make a score.
-    [E18, with 5000 episodes: none]"""
+    """By how much of its own score another member's must be better to be copied; of a suite whose
+    scores are normalised, by how much. [E18: an absolute 5 % of normalised scores]"""
+    sigmas: float = 2.0
+    """By how many standard errors of the two scores' difference it must be better besides, so that
+    members don't copy luck where few games make a score; 0: by none. [J17: a t-test at 5 %, which
+    is about 2; E18, with 5000 episodes: none]"""
     perturb_probability: float = 0.33
     """With which a hyperparameter is multiplied. [E18: 33 %]"""
     perturb_factor: float = 1.2

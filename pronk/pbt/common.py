@@ -15,7 +15,17 @@ from pronk.envs.episodes import derived_seed
 from pronk.errors import UserError
 from pronk.files import without_nan, write_json_atomically
 from pronk.journal import Journal, read_journal
-from pronk.pbt.policy import Decision, Hyper, Score, Tuned, allowed_by, decide, first, summary_of
+from pronk.pbt.policy import (
+    Decision,
+    Hyper,
+    Score,
+    Tuned,
+    allowed_by,
+    decide,
+    first,
+    is_normalised,
+    summary_of,
+)
 from pronk.plan import Plan, identity
 from pronk.types import Agent, EnvSpec
 
@@ -97,6 +107,7 @@ class Setup:
             scores=scores,
             hyper_of=hyper_of,
             allowed=allowed_by(self.plan),
+            absolute=is_normalised(self.spec),
         )
 
     def tell(self, text: str) -> None:

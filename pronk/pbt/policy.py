@@ -141,8 +141,9 @@ def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
 
 class Score(NamedTuple):
     """What a member is worth: the mean return of some games, and the standard error of that, 0
-    where it isn't known. Of a suite whose references are known, the mean of its tasks' normalised
-    scores, cut off at 1; of another one, the mean of their mean returns."""
+    where it isn't known, as of a single game. Of a suite whose references are known
+    (`is_normalised`), the mean of its tasks' normalised scores, cut off at 1; of another one, the
+    mean of their mean returns."""
 
     mean: float
     error: float = 0.0
@@ -151,7 +152,7 @@ class Score(NamedTuple):
     def of(spec: EnvSpec, tally: Tally) -> Score | None:
         """Of these games; tasks that have none are left out. None where there was no game."""
         means, errors = [], []
-        references = spec.references if all(spec.references) else ()
+        references = spec.references if is_normalised(spec) else ()
         for k, count in enumerate(tally.count):
             if not count:
                 continue
@@ -169,24 +170,35 @@ class Score(NamedTuple):
         return Score(math.fsum(means) / len(means), math.hypot(*errors) / len(means))
 
 
+def is_normalised(spec: EnvSpec) -> bool:
+    """Whether members' scores are normalised ones, of a suite whose references are all known."""
+    return bool(spec.references) and all(spec.references)
+
+
 def is_better(
-    donor: Score | None, own: Score | None, threshold: float, sigmas: float = 0.0
+    donor: Score | None,
+    own: Score | None,
+    threshold: float,
+    sigmas: float = 0.0,
+    *,
+    absolute: bool = False,
 ) -> bool:
     """Whether a score is so much better than one's own that its member is copied: by at least
-    `threshold` of one's own, donor − own ≥ threshold · |own|, by at least `sigmas` standard errors
-    of the difference, and at all.
+    `threshold`, by at least `sigmas` standard errors of the difference, and at all.
 
-    For scores above zero, such as human-normalised ones, this is the paper's "5 % better". For
-    returns below zero it is a twentieth of the way to zero; next to zero any gain will do. Without
-    a score on either side nothing is better. −∞ stands for a member that has diverged: any other
-    score is better. An infinite threshold: nothing ever is.
+    absolute: donor − own ≥ threshold, which is "an absolute 5 % higher" of normalised scores [E18,
+    appendix F]. Returns have no unit that is every task's, and there it is a share of one's own,
+    donor − own ≥ threshold · |own|: below zero a twentieth of the way to zero; next to zero any
+    gain will do. Without a score on either side nothing is better. −∞ stands for a member that has
+    diverged: any other score is better. An infinite threshold: nothing ever is.
     """
     if donor is None or own is None or math.isnan(donor.mean) or math.isnan(own.mean):
         return False
     if math.isinf(threshold) or not donor.mean > own.mean:
         return False
+    margin = threshold * (1.0 if absolute else abs(own.mean))
     noise = sigmas * math.hypot(donor.error, own.error)
-    return own.mean == -math.inf or donor.mean - own.mean >= max(threshold * abs(own.mean), noise)
+    return own.mean == -math.inf or donor.mean - own.mean >= max(margin, noise)
 
 
 def decide(
@@ -198,11 +210,12 @@ def decide(
     scores: Sequence[Score | None],
     hyper_of: Callable[[int], Hyper],
     allowed: Callable[[str, float], bool] = lambda name, value: True,
+    absolute: bool = False,
 ) -> Decision:
     """What becomes of `member`, which is ready for the `generation`-th time, from 1 on.
 
     scores: the latest of every member, None where there is none yet. hyper_of: what a member's
-    learner has now, or, of a donor, what comes with the copy.
+    learner has now, or, of a donor, what comes with the copy. absolute: as in `is_better`.
 
     One other member is drawn, each as likely as any, and copied if its score is so much better
     [E18, appendix F; J17: "binary tournament"]. Whether or not that happened, each hyperparameter
@@ -211,7 +224,9 @@ def decide(
     rng = _rng(seed, member, generation, CANDIDATE)
     candidate = int(rng.integers(len(scores) - 1))
     candidate += candidate >= member
-    better = is_better(scores[candidate], scores[member], settings.threshold, settings.sigmas)
+    better = is_better(
+        scores[candidate], scores[member], settings.threshold, settings.sigmas, absolute=absolute
+    )
     donor = candidate if better else None
     rng = _rng(seed, member, generation, PERTURB)
     before = hyper_of(member if donor is None else donor)

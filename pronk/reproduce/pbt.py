@@ -32,7 +32,7 @@ TUNE = ("learning_rate=1e-5:1e-1", "entropy_cost=1e-5:1e-1", "epsilon", "max_gra
 # What a score must be better by to be copied. The fixed ones copy nobody and perturb nothing.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pbt": ("PBT", {"sigmas": 2.0}),
-    "threshold": ("PBT, 5 % alone", {}),
+    "threshold": ("PBT, 5 % alone", {"sigmas": 0.0}),
     "fixed": ("fixed", {"threshold": math.inf, "perturb_probability": 0.0}),
 }
 FIRST_SEED = 100  # tasks, budgets and the rules of copying were chosen on seeds below 8
