@@ -89,10 +89,13 @@ def write_json_atomically(path: Path, obj: Any) -> None:
 
 
 def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a flat `record` in which NaN and infinities, which JSON lacks, are None."""
+    """A copy of `record` in which NaN and infinities, which JSON lacks, are None, and so in the
+    mappings that it holds."""
     result = {}
     for name, value in record.items():
         value = value.item() if hasattr(value, "item") else value
+        if isinstance(value, Mapping):
+            value = without_nan(value)
         result[name] = None if isinstance(value, float) and not math.isfinite(value) else value
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -56,8 +57,9 @@ class Journal:
             raise cannot_write(self.path, error) from None
 
     def close(self) -> None:
-        """Safe to call twice."""
-        self._file.close()
+        """Safe to call twice. What could not be written has been told by `append`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ class Line:
     steps: list[int] = field(default_factory=list)  # agent steps
     scores: list[float] = field(default_factory=list)  # NaN where it had none yet
     donors: list[int | None] = field(default_factory=list)  # whom it copied at that point
+    # The donor's agent steps then: members that are ready together need not have made as many.
+    donor_steps: list[int | None] = field(default_factory=list)
     # What it went on with from its start, and from each point on but the end.
     hyper: list[dict[str, float]] = field(default_factory=list)
 
@@ -59,6 +61,7 @@ def lines_of(events: Sequence[dict[str, Any]]) -> dict[int, Line]:
         line.steps.append(event["steps"])
         line.scores.append(math.nan if event["score"] is None else event["score"])
         line.donors.append(event.get("donor"))
+        line.donor_steps.append(event.get("donor_steps"))
         if event["event"] == "ready":
             line.hyper.append(event["after"])
     return lines
@@ -77,18 +80,14 @@ def ancestry(lines: dict[int, Line], member: int) -> list[Segment]:
     end = lines[member].steps[-1]
     while True:
         line = lines[member]
-        copied = [
-            (steps, donor)
-            for steps, donor in zip(line.steps, line.donors, strict=True)
-            if donor is not None and steps < end
-        ]
-        begin, donor = copied[-1] if copied else (0, None)
+        # What a donor itself copied at its `end` came after: all copy what the others were before.
+        copies = zip(line.steps, line.donors, line.donor_steps, strict=True)
+        copied = [copy for copy in copies if copy[1] is not None and copy[0] < end]
+        begin, donor, donor_steps = copied[-1] if copied else (0, None, None)
         segments.insert(0, Segment(member, begin, end))
-        if donor is None:
+        if donor is None or donor_steps is None:
             return segments
-        # What was copied is what the donor was when it had last been ready.
-        earlier = [s for s in lines[donor].steps if s <= begin]
-        member, end = donor, earlier[-1] if earlier else begin
+        member, end = donor, donor_steps
 
 
 def draw(run_dir: Path, output: Path, *, title: str | None = None) -> Path:
@@ -158,9 +157,9 @@ def draw_scores(axes: Any, lines: dict[int, Line], segments: Sequence[Segment]) 
         )
     links = []
     for line in lines.values():
-        for i, donor in enumerate(line.donors):
-            if donor is not None:
-                links.append([_point(lines[donor], line.steps[i]), (line.steps[i], line.scores[i])])
+        for i, (donor, steps) in enumerate(zip(line.donors, line.donor_steps, strict=True)):
+            if donor is not None and steps is not None:
+                links.append([_point(lines[donor], steps), (line.steps[i], line.scores[i])])
     links = [link for link in links if not np.isnan(np.array(link, float)).any()]
     if links:
         made = LineCollection(links, colors=_LINK, linewidths=0.6, alpha=0.35, zorder=2)
@@ -178,7 +177,7 @@ def draw_scores(axes: Any, lines: dict[int, Line], segments: Sequence[Segment]) 
 
 
 def _point(line: Line, steps: int) -> tuple[float, float]:
-    """Where a member was when it had last been ready, at so many steps of another."""
+    """Where a member was when it had last been ready, after so many steps."""
     earlier = [i for i, s in enumerate(line.steps) if s <= steps]
     return (line.steps[earlier[-1]], line.scores[earlier[-1]]) if earlier else (steps, math.nan)
 
@@ -216,14 +215,15 @@ def _shown(name: str, value: float) -> float:
 def _stairs(
     line: Line, name: str, begin: int = 0, end: float = math.inf
 ) -> tuple[list[float], list[float]]:
-    """The corners of what a member's hyperparameter was from `begin` to `end`, where it was ready:
-    two for each value."""
+    """The corners of what a member's hyperparameter was from `begin` to `end`: two for each
+    value."""
     x: list[float] = []
     y: list[float] = []
     ends = [0, *line.steps]
     for i, hyper in enumerate(line.hyper[: len(line.steps)]):
-        if begin <= ends[i] and ends[i + 1] <= end:
-            x += [ends[i], ends[i + 1]]
+        left, right = max(begin, ends[i]), min(end, ends[i + 1])
+        if left < right:
+            x += [left, right]
             y += [_shown(name, hyper[name])] * 2
     return x, y
 

@@ -152,14 +152,14 @@ _POSITIVE = frozenset(
     | {"stop_after_episodes"}
 )
 _NOT_NEGATIVE = frozenset(
-    {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost", "trace_lambda"}
+    {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost"}
     | {"reward_clip", "overlap", "burn_in", "rescaling_epsilon", "priority_exponent"}
     | {"importance_exponent", "exploration_exponent", "head", "max_restarts", "actor_gpus"}
     | {"learner_rank", "policy_lag", "trust_region", "pixel_control_cost"}
 )
 _FRACTIONS = frozenset(
     {"discount", "rmsprop_decay", "priority_mixture", "exploration", "average_decay"}
-    | {"trace_leak", "replay_share", "popart_beta", "pixel_control_discount"}
+    | {"trace_leak", "replay_share", "popart_beta", "pixel_control_discount", "trace_lambda"}
 )
 
 

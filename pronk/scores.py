@@ -70,8 +70,9 @@ ATARI: dict[str, tuple[float, float]] = {
 
 def game(env_name: str) -> str | None:
     """The key in `ATARI` of `ALE/Game-v5`, None where there is none."""
-    name = env_name.removeprefix("ALE/").rsplit("-v", 1)[0]
-    return name if env_name.startswith("ALE/") and name in ATARI else None
+    name, _, version = env_name.removeprefix("ALE/").rpartition("-v")
+    known = env_name.startswith("ALE/") and name in ATARI
+    return name if known and version.isdecimal() else None  # "5?reward_scale=2" is a suite's
 
 
 def normalised(score: float, reference: tuple[float, float]) -> float:

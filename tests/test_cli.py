@@ -123,6 +123,7 @@ MISTAKES = {
         "`--learning-rate` is -1",
     ),
     "discount": (["train", "impala", "CartPole-v1", "--discount", "1.5"], "from 0 to 1"),
+    "trace": (["train", "impala", "CartPole-v1", "--trace-lambda", "1.2"], "from 0 to 1"),
     "environment argument": (
         ["train", "impala", "pronk/MemoryCue-v0", "--env-arg", "dela=3"],
         "does not accept",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pronk import scores
 from pronk.evaluate import evaluate
+from pronk.files import without_nan
 from pronk.types import Agent, Carry, EnvSpec, Episode, TimeStep
 
 NOTHING: Any = None
@@ -61,3 +64,10 @@ def test_short_games_are_not_favoured():
     assert result is not None
     assert (result.episodes, result.mean_return, result.mean_length) == (5, 3 / 5, 13 / 5)
     assert env.steps == 10
+
+
+def test_what_json_lacks_is_none_however_deep() -> None:
+    found = without_nan({"a": math.nan, "tasks": {"b": {"error": math.inf, "mean": 1.0}}})
+    assert found == {"a": None, "tasks": {"b": {"error": None, "mean": 1.0}}}
+    assert scores.game("ALE/Pong-v5") == "Pong"
+    assert scores.game("ALE/Pong-v5?reward_scale=100") is None  # its returns are no longer points

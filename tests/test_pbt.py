@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,8 +49,8 @@ TUNE = ("learning_rate=1e-4:1e-1", "entropy_cost=1e-4:1e-2")
 
 def plan_in(directory: Path, steps: int = 2000, **settings: Any) -> Plan:
     return resolve(
-        "impala", "pronk/Catch-v0", run_dir=directory, steps=steps, env_args={"rows": 4},
-        **{**TINY, **settings},
+        "impala", "pronk/Catch-v0", run_dir=directory, steps=steps,
+        **{"env_args": {"rows": 4}, **TINY, **settings},
     )  # fmt: skip
 
 
@@ -107,7 +108,11 @@ def test_better_than_noise() -> None:
     assert score is not None
     assert score.mean == pytest.approx(returns.mean())
     assert score.error == pytest.approx(returns.std(ddof=1) / np.sqrt(50))
-    assert policy.Score.of(spec, Tally([5.0], [25.0], [1])) == policy.Score(5.0, 0.0)
+    # Of a single game nothing is known of the noise.
+    single = policy.Score.of(spec, Tally([500.0], [250_000.0], [1]))
+    assert single == policy.Score(500.0, math.inf)
+    assert not policy.is_better(single, own, 0.05, sigmas=2.0)
+    assert policy.is_better(single, own, 0.05)
 
 
 def test_of_normalised_scores_five_per_cent_are_absolute(tmp_path: Path) -> None:
@@ -501,11 +506,24 @@ def test_scores_are_of_the_games_since_last_time() -> None:
     assert member.rated() == (2.0, pytest.approx(1 / np.sqrt(3)))
     member.add(Tally([-5.0], [25.0], [1]), 100)
     member.rate(spec)
-    assert member.rated() == (-5.0, 0.0)
+    assert member.rated() == (-5.0, math.inf)  # of one game
+    assert json.loads(json.dumps(dataclasses.asdict(member), allow_nan=False))["error"] is None
     member.add(Tally([0.0], [0.0], [0]), 100)
     member.rate(spec)
-    assert member.rated() == (-5.0, 0.0)  # no game has ended: what it was is all that is known
-    assert (member.steps, member.episodes) == (400, 4)
+    assert member.rated() == (-5.0, math.inf)  # no game has ended: it is all that is known
+    assert (member.steps, member.episodes, member.games) == (400, 4, 0)
+
+
+def test_games_count_until_every_task_has_one() -> None:
+    member, spec = vmapped.Member(0, {}), envs.spec_of("pronk/Catch-v0,pronk/DeepSea-v0")
+    member.add(Tally([2.0, 0.0], [2.0, 0.0], [2, 0]), 100)
+    member.rate(spec)
+    assert member.rated() is None
+    assert member.games == 0  # since it was last ready
+    member.add(Tally([1.0, 6.0], [1.0, 18.0], [1, 2]), 100)
+    member.rate(spec)
+    assert member.rated() == ((1.0 + 3.0) / 2, pytest.approx(0.0))
+    assert member.tally == {}
 
 
 # Processes.
@@ -518,11 +536,14 @@ class Inline:
     def __init__(self) -> None:
         self.lived: dict[int, int] = {}
         self.failing: dict[tuple[int, int], int] = {}
+        self.unsaved: set[tuple[int, int]] = set()  # in which nothing is learnt
 
     def start(self, plan: Plan, env: Any, legacy: lives.Legacy) -> Any:
-        training.run(plan, env, change=legacy.take_up)
+        assert legacy.donor is None or legacy.donor.is_absolute()
         member = int(plan.run_dir.name)
         life = self.lived[member] = self.lived.get(member, 0) + 1
+        if (member, life) not in self.unsaved:
+            training.run(plan, env, change=legacy.take_up)
         status = self.failing.get((member, life), 0)
         return SimpleNamespace(
             over=True, words="it fell", stop=lambda: None, end=lambda: status, member=member
@@ -666,6 +687,98 @@ def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_al
         pbt.run(plan_in(tmp_path / "c", 500), config)
 
 
+def test_who_diverges_before_anybody_has_a_score_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a directory that is named relatively; whether or not anything was saved."""
+    monkeypatch.chdir(tmp_path)
+    for unsaved in (set(), {(0, 1)}):
+        here = inline(monkeypatch)
+        here.failing, here.unsaved = {(0, 1): lives.DIVERGED}, unsaved
+        directory = Path(f"unsaved-{len(unsaved)}")
+        assert pbt.run(plan_in(directory, 600), settings(**PROCESSES))["status"] == "finished"
+        events = read_journal(directory / "journal.jsonl")
+        ready = [e for e in events if e["event"] == "ready"]
+        assert ready[0]["member"] != 0
+        first = next(e for e in ready if e["member"] == 0)
+        assert first["score"] is None
+        assert any(e["donor"] is not None for e in ready)
+        assert all((e["donor"] is None) == (e["donor_steps"] is None) for e in ready)
+        assert all(e["donor_steps"] >= 200 for e in ready if e["donor"] is not None)
+    here = inline(monkeypatch)
+    here.failing = {(member, 1): lives.DIVERGED for member in range(3)}
+    with pytest.raises(UserError, match="member 0 diverged, and there is none yet to copy"):
+        pbt.run(plan_in(Path("all"), 600), settings(**PROCESSES))
+
+
+def test_what_a_life_may_come_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = inline(monkeypatch)
+    here.unsaved = {(0, 1)}
+    with pytest.raises(UserError, match="member 0 was trained for a generation, and there was no"):
+        pbt.run(plan_in(tmp_path / "nothing", 400), settings(**PROCESSES))
+    # A machine that leaves is nobody's fault.
+    here.lived.clear()
+    here.unsaved, here.failing = set(), {(1, 1): lives.GONE}
+    plan = plan_in(tmp_path / "gone", 400, max_restarts=0)
+    assert pbt.run(plan, settings(**PROCESSES))["status"] == "finished"
+    assert "member 1's machine left; it goes on elsewhere" in capsys.readouterr().out
+    # Games longer than a generation: said once, and what was played is not lost for the score.
+    here.lived.clear()
+    here.failing = {}
+    plan = plan_in(tmp_path / "long", 800, env_args={"rows": 70})
+    pbt.run(plan, settings(**PROCESSES))
+    assert capsys.readouterr().out.count("no game of some task has ended since member") == 1
+    ready = [e for e in read_journal(tmp_path / "long/journal.jsonl") if e["event"] == "ready"]
+    assert all(e["score"] is None for e in ready if e["generation"] == 1)
+    assert any(e["score"] is not None for e in ready)
+
+
+def test_wall_seconds_are_of_all_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inline(monkeypatch)
+    pbt.run(plan_in(tmp_path, 400, stop_after=200), settings(**PROCESSES))
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"wall_seconds": 1000.0}))
+    assert pbt.run(plan_in(tmp_path, 400), settings(**PROCESSES))["wall_seconds"] > 1000
+
+
+def test_a_population_stays_in_one_program_or_in_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inline(monkeypatch)
+    for first, second in (("vmapped", "processes"), ("processes", "vmapped")):
+        directory = tmp_path / first
+        pbt.run(plan_in(directory, 400), settings(**PROCESSES | {"execution": first}))
+        journal = (directory / "journal.jsonl").read_bytes()
+        with pytest.raises(UserError, match=r"holds another population \(execution: "):
+            pbt.run(plan_in(directory, 400), settings(**PROCESSES | {"execution": second}))
+        assert (directory / "journal.jsonl").read_bytes() == journal
+
+
+def test_every_task_has_a_slot_in_one_program(tmp_path: Path) -> None:
+    plan = resolve(
+        "impala", "pronk/Catch-v0,pronk/DeepSea-v0", run_dir=tmp_path, batch_size=1, steps=100
+    )
+    with pytest.raises(UserError, match="1 of the 2 tasks"):
+        pbt.run(plan, settings())
+
+
+def test_the_best_is_written_again_if_that_was_cut_off(tmp_path: Path) -> None:
+    summary = pbt.run(plan_in(tmp_path, 400), settings())
+    shutil.rmtree(tmp_path / "members")
+    assert pbt.run(plan_in(tmp_path, 400), settings())["best_run"] == summary["best_run"]
+    assert saved_of(tmp_path, summary["best"]).meta["agent_steps"] >= 400
+
+
+def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal._file = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(UserError, match="No space left"):
+        journal.append({"event": "start"})
+    journal.close()
+
+
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -765,6 +878,8 @@ def pronk(*args: object) -> None:
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
         (["--learners", "2"], "`--learners` is for single runs"),
         (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
+        (["--execution", "processes", "--keep", "1"], "`--keep` is 1; expected at least 2 where"),
+        (["--tune", "trace_lambda"], "would begin at 1, of which any multiple is the same"),
         (["--evolve-after", "-1"], "`--evolve-after` is -1; expected zero or more"),
     ],
 )
@@ -1002,30 +1117,36 @@ def test_a_journal_forgets_what_was_half_written_and_what_is_cut(tmp_path: Path)
 
 
 def test_ancestry_of_a_population_by_hand() -> None:
-    def ready(member: int, steps: int, score: float | None, donor: int | None) -> dict[str, Any]:
+    """Members that are ready together have not made equally many agent steps."""
+
+    def ready(
+        member: int, steps: int, score: float | None, donor: int | None, at: int | None = None
+    ) -> dict[str, Any]:
         after = {"x": float(steps + member)}
         return {"event": "ready", "member": member, "steps": steps, "score": score,
-                "donor": donor, "after": after}  # fmt: skip
+                "donor": donor, "donor_steps": at, "after": after}  # fmt: skip
 
     events: list[dict[str, Any]] = [
         {"event": "start", "member": i, "hyper": {"x": float(i)}} for i in range(3)
     ]
-    events += [ready(0, 10, 1.0, None), ready(1, 10, 2.0, None), ready(2, 10, None, None)]
-    events += [ready(0, 20, 1.5, 1), ready(1, 20, 3.0, None), ready(2, 20, 0.0, 1)]
-    events += [ready(0, 30, 4.0, None), ready(1, 30, 3.0, None), ready(2, 30, 3.0, 0)]
+    events += [ready(0, 10, 1.0, None), ready(1, 11, 2.0, None), ready(2, 10, None, None)]
+    events += [ready(0, 20, 1.5, 1, 22), ready(1, 22, 3.0, 2, 19), ready(2, 19, 0.0, 1, 22)]
+    events += [ready(0, 33, 4.0, 1, 34), ready(1, 34, 3.0, None), ready(2, 30, 3.0, 0, 33)]
     ends = ((0, 4.0), (1, 3.5), (2, 5.0))
     events += [{"event": "end", "member": m, "steps": 40, "score": s} for m, s in ends]
     lines = lineage.lines_of(events)
     assert math.isnan(lines[2].scores[0])
     assert lineage.best_of(lines) == 2
     segments = lineage.ancestry(lines, 2)
-    expected = [lineage.Segment(1, 0, 20), lineage.Segment(0, 20, 30), lineage.Segment(2, 30, 40)]
+    expected = [lineage.Segment(1, 0, 22), lineage.Segment(0, 20, 33), lineage.Segment(2, 30, 40)]
     assert segments == expected
     x, y = lineage._path(lines, segments)
-    assert x.tolist() == [10, 20, 30, 40]
+    assert x.tolist() == [11, 22, 33, 40]
     assert y.tolist() == [2.0, 3.0, 4.0, 5.0]
     corners = [lineage._stairs(lines[s.member], "x", s.begin, s.end) for s in segments]
     assert corners == [
-        ([0, 10, 10, 20], [1.0, 1.0, 11.0, 11.0]), ([20, 30], [20.0, 20.0]), ([30, 40], [32.0] * 2)
+        ([0, 11, 11, 22], [1.0, 1.0, 12.0, 12.0]), ([20, 33], [20.0, 20.0]), ([30, 40], [32.0] * 2)
     ]  # fmt: skip
+    assert lineage._point(lines[1], 22) == (22, 3.0)
+    assert lineage._point(lines[1], 33) == (22, 3.0)  # copied between two times that it was ready
     assert lineage.picture_of(lines, "by hand").startswith(b"\x89PNG")

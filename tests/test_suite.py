@@ -326,10 +326,11 @@ def tally(total: list[float], count: list[int]) -> Tally:
 
 
 def test_one_number_for_a_suite():
-    """By hand: capped where references are known; tasks without a game don't count."""
+    """By hand: capped where references are known; none while a task is without a game."""
     known = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), (-1.0, 1.0)))
     assert Score.of(known, tally([8.0, -1.0], [2, 2])) == ((1.0 + 0.25) / 2, 0.0)
-    assert Score.of(known, tally([8.0, 0.0], [8, 0])) == (0.5, 0.0)
+    assert Score.of(known, tally([8.0, 0.0], [8, 0])) is None
+    assert Score.of(known, tally([8.0, -1.0], [8, 1])) == (0.25, np.inf)
     assert Score.of(known, tally([0.0, 0.0], [0, 0])) is None
     unknown = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), None))
     assert Score.of(unknown, tally([8.0, -1.0], [2, 2])) == ((4.0 - 0.5) / 2, 0.0)

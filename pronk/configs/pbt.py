@@ -87,7 +87,10 @@ class PBTConfig:
 
 # Hyperparameters near 1, of which counts how far from it they are: 1 − x is drawn and multiplied,
 # so that the horizon 1/(1 − x) is what changes by the factor.
-HORIZONS = ("discount", "rmsprop_decay", "average_decay")
+HORIZONS = (
+    *("discount", "rmsprop_decay", "average_decay", "trace_lambda", "pixel_control_discount"),
+    "priority_mixture",
+)
 
-# Changing these does not change what a population is.
+# Changing these does not change what a population is; but one in one program stays so.
 FREE = ("workers", "execution")

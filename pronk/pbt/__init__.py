@@ -51,12 +51,13 @@ def run(
     configure_jax()
     setup = set_up(plan, settings, env)
     carry_out = _execution(setup)
+    one_program = carry_out is vmapped.run
     try:
         setup.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(setup.directory, error) from None
     with alone_in(setup.directory), signals() as stopped:
-        journal = open_journal(setup)
+        journal = open_journal(setup, one_program=one_program)
         try:
             return carry_out(setup, journal, stopped)
         finally:
@@ -72,9 +73,9 @@ def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
                 "`--execution` is ray, and no cluster is named; give `--ray auto`, `--ray local` or"
                 " `--ray HOST:PORT`."
             )
-        return processes.run_on_ray
+        return _of_runs(setup, processes.run_on_ray)
     if settings.execution == "processes":
-        return processes.run
+        return _of_runs(setup, processes.run)
     if settings.execution == "vmapped":
         fused = dataclasses.replace(plan, run=dataclasses.replace(plan.run, runtime="fused"))
         is_fused(fused, setup.env, setup.agent)  # says why, where it can't be
@@ -83,6 +84,15 @@ def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
                 "`--runtime` is local, and a vmapped population is fused; leave one of them out."
             )
     elif not is_fused(plan, setup.env, setup.agent):
-        return processes.run
+        return _of_runs(setup, processes.run)
     vmapped.check(setup)
     return vmapped.run
+
+
+def _of_runs(setup: Setup, carry_out: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    if setup.plan.run.keep < 2:
+        raise UserError(
+            f"`--keep` is {setup.plan.run.keep}; expected at least 2 where members are runs of"
+            " their own, because one is copied while it saves the next."
+        )
+    return carry_out

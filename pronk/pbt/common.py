@@ -162,15 +162,20 @@ class Setup:
         return read_journal(self.directory / JOURNAL)
 
 
-def open_journal(setup: Setup) -> Journal:
-    """The journal of the population, which must be the one that the directory holds, if any:
-    otherwise UserError, and nothing is changed."""
+def open_journal(setup: Setup, *, one_program: bool) -> Journal:
+    """The journal of the population, which must be the one that the directory holds, if any, and
+    carried out as there, in one program or as runs of their own: otherwise UserError, and nothing
+    is changed."""
     directory = setup.directory
     if any((directory / "checkpoints").glob("[0-9]*")):
         raise UserError(
             f"'{directory}' holds a run, and a population can't live in it; give another --run-dir."
         )
-    ours = {"plan": setup.plan.as_json(), "pbt": dataclasses.asdict(setup.settings)}
+    ours = {
+        "plan": setup.plan.as_json(),
+        "pbt": dataclasses.asdict(setup.settings),
+        "one_program": one_program,
+    }
     path = directory / SETTINGS
     if path.exists() and (directory / JOURNAL).exists():
         try:
@@ -194,7 +199,9 @@ def open_journal(setup: Setup) -> Journal:
 
 
 def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return identity(saved["plan"]) | {k: v for k, v in saved["pbt"].items() if k not in FREE}
+    execution = "vmapped" if saved["one_program"] else "processes or ray"
+    settings = {k: v for k, v in saved["pbt"].items() if k not in FREE}
+    return identity(saved["plan"]) | settings | {"execution": execution}
 
 
 def start_event(member: int, seed: int, hyper: Hyper) -> dict[str, Any]:
@@ -210,9 +217,11 @@ def ready_event(
     episodes: int,
     score: Score | None,
     decision: Decision,
+    donor_steps: int | None,
     before: Hyper,
 ) -> dict[str, Any]:
-    """A member is ready, and what was decided: `before` is its own, it goes on with `after`."""
+    """A member is ready, and what was decided: `before` is its own, it goes on with `after`.
+    donor_steps: agent steps of the donor, if any, when it was as it was copied."""
     return {
         "event": "ready",
         "generation": generation,
@@ -221,6 +230,7 @@ def ready_event(
         "episodes": episodes,
         **told(score),
         "donor": decision.donor,
+        "donor_steps": donor_steps,
         "before": before,
         "after": decision.hyper,
         "factors": decision.factors,
@@ -245,9 +255,11 @@ def told(score: Score | None) -> dict[str, float | None]:
     """A score as JSON has it, by the names that events and members have it by."""
     if score is None or not math.isfinite(score.mean):
         return {"score": None, "error": None}
-    return {"score": score.mean, "error": score.error}
+    return {"score": score.mean, "error": score.error if math.isfinite(score.error) else None}
 
 
 def score_in(saved: Mapping[str, Any]) -> Score | None:
     """What `told` told."""
-    return None if saved["score"] is None else Score(saved["score"], saved["error"])
+    if saved["score"] is None:
+        return None
+    return Score(saved["score"], math.inf if saved["error"] is None else saved["error"])

@@ -25,6 +25,7 @@ from pronk.types import LearnerState
 
 MISTAKE, DIVERGED = 2, 3  # exit statuses: a UserError, and that of a learner that has diverged
 LOST = -9  # of what ended without a word
+GONE = -1  # of what ended because its machine left the cluster
 
 
 class Legacy(NamedTuple):

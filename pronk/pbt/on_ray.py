@@ -13,7 +13,7 @@ from ray import exceptions
 
 from pronk import training
 from pronk.errors import Diverged, UserError
-from pronk.pbt.lives import DIVERGED, LOST, MISTAKE, Legacy
+from pronk.pbt.lives import DIVERGED, GONE, LOST, MISTAKE, Legacy
 from pronk.plan import Plan
 from pronk.runtime.ray import Cluster, Needs
 
@@ -44,6 +44,8 @@ class RayLife:
         except exceptions.RayTaskError as error:
             self.words = str(error).strip().splitlines()[-1]
             return 1
+        except exceptions.NodeDiedError:
+            return GONE
         except exceptions.RayError as error:
             self.words = str(error).strip().splitlines()[0]
             return LOST

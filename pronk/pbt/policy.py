@@ -140,8 +140,8 @@ def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
 
 
 class Score(NamedTuple):
-    """What a member is worth: the mean return of some games, and the standard error of that, 0
-    where it isn't known, as of a single game. Of a suite whose references are known
+    """What a member is worth: the mean return of some games, and the standard error of that, which
+    is infinite where it isn't known, as of a single game. Of a suite whose references are known
     (`is_normalised`), the mean of its tasks' normalised scores, cut off at 1; of another one, the
     mean of their mean returns."""
 
@@ -150,23 +150,22 @@ class Score(NamedTuple):
 
     @staticmethod
     def of(spec: EnvSpec, tally: Tally) -> Score | None:
-        """Of these games; tasks that have none are left out. None where there was no game."""
+        """Of these games; None where there is none, or none of some task: what is compared is of
+        the same tasks."""
         means, errors = [], []
         references = spec.references if is_normalised(spec) else ()
         for k, count in enumerate(tally.count):
             if not count:
-                continue
+                return None
             mean = tally.total[k] / count
             variance = max(tally.squares[k] / count - mean**2, 0.0) * count / max(count - 1, 1)
-            error = math.sqrt(variance / count)
+            error = math.sqrt(variance / count) if count > 1 else math.inf
             if references:
                 random, one = references[k] or (0.0, 1.0)
                 mean = min(normalised(mean, (random, one)), 1.0)
                 error /= abs(one - random)
             means.append(mean)
             errors.append(error)
-        if not means:
-            return None
         return Score(math.fsum(means) / len(means), math.hypot(*errors) / len(means))
 
 
@@ -197,7 +196,7 @@ def is_better(
     if math.isinf(threshold) or not donor.mean > own.mean:
         return False
     margin = threshold * (1.0 if absolute else abs(own.mean))
-    noise = sigmas * math.hypot(donor.error, own.error)
+    noise = sigmas * math.hypot(donor.error, own.error) if sigmas else 0.0
     return own.mean == -math.inf or donor.mean - own.mean >= max(margin, noise)
 
 

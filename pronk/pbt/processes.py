@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import math
 import os
 import shutil
@@ -28,7 +29,7 @@ from pronk.evaluate import Tally
 from pronk.files import fsync_directory
 from pronk.journal import Journal
 from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event, told
-from pronk.pbt.lives import DIVERGED, MISTAKE, Here, Legacy, Life, Workplace
+from pronk.pbt.lives import DIVERGED, GONE, MISTAKE, Here, Legacy, Life, Workplace
 from pronk.pbt.policy import Decision, Hyper, Score
 
 POLL = 0.5  # seconds after which a signal is noticed at the latest
@@ -44,11 +45,12 @@ class Member:
     generation: int = 0
     steps: int = 0  # when it was last ready
     episodes: int = 0
-    tally: dict[str, Any] = field(default_factory=dict)  # of all games until then
+    tally: dict[str, Any] = field(default_factory=dict)  # of all games until it was last scored
     score: Score | None = None
     donor: int | None = None  # of this generation
     ended: bool = False
     paused: bool = False  # by `--stop-after`, in the middle of a generation
+    diverged: bool = False  # and waits for somebody with a score
     deaths: int = 0
     life: Life | None = field(default=None, repr=False)  # under way
 
@@ -90,7 +92,9 @@ class _Processes:
         self.setup, self.journal, self.workplace = setup, journal, workplace
         self.started = time.perf_counter()
         self.members = _members_of(setup, journal)
+        self.wall_seconds = _earlier(setup)
         self.copies = 0  # since the last line of progress
+        self.warned = False  # that games are longer than generations
         self.shown = min(m.generation for m in self.members)
 
     def go(self, stopped: threading.Event) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class _Processes:
             while not stopped.is_set() and (self._waiting() or self._running()):
                 self._fill()
                 self._reap()
+                self._revive()
         finally:
             self._stop()
         if all(m.ended for m in self.members):
@@ -116,7 +121,7 @@ class _Processes:
         idle = [
             m
             for m in self.members
-            if m.life is None and not m.ended and not m.paused and m.steps < limit
+            if m.life is None and m.steps < limit and not (m.ended or m.paused or m.diverged)
         ]
         return sorted(idle, key=lambda m: (m.steps, m.member))
 
@@ -144,13 +149,18 @@ class _Processes:
             goal["stop_after"] = min(self.setup.limit, member.steps + ready_steps)
         donor = None
         if member.donor is not None:
-            donor = _set_aside_at(self.setup, member.member, member.generation)
+            donor = _set_aside_at(self.setup, member.member, member.generation).resolve()
         legacy = Legacy(member.generation, member.hyper, donor)
         if self.setup.settings.execution == "ray":
             goal["ray"] = None  # the life is there: its actors are where it is
         plan = self.setup.member_plan(member.member, **goal)
-        # Wherever it is led, the directory is the same.
-        run = dataclasses.replace(plan.run, run_dir=plan.run_dir.resolve())
+        # Wherever it is led, files are where they are here.
+        begun = plan.run.init_from
+        run = dataclasses.replace(
+            plan.run,
+            run_dir=plan.run_dir.resolve(),
+            init_from=None if begun is None else begun.resolve(),
+        )
         plan = dataclasses.replace(plan, run=run)
         member.life = self.workplace.start(plan, self.setup.env, legacy)
 
@@ -170,18 +180,37 @@ class _Processes:
         if status == MISTAKE:
             raise UserError(f"member {member.member} can't be trained: {life.words}")
         if status == DIVERGED:
-            if saved is None or not any(m.score is not None for m in self.members):
-                raise UserError(
-                    f"member {member.member} diverged, and there is none yet to copy instead: lower"
-                    " the range of its learning rate, or have members ready later."
-                )
-            self._ready(member, saved, diverged=True)
-        elif status == 0 and saved is not None and self._is_ready(member, saved):
-            self._ready(member, saved)
+            member.diverged = True
+        elif status == GONE:
+            self.setup.tell(f"member {member.member}'s machine left; it goes on elsewhere")
         elif status != 0:
             self._died(member, status, life)
-        elif saved is not None:
+        elif saved is None:
+            raise UserError(
+                f"member {member.member} was trained for a generation, and there was no update in"
+                " it, as while a replay fills: nothing is saved of that. Have members ready later,"
+                " by a larger --ready-steps, or learn earlier; the other members are saved."
+            )
+        elif self._is_ready(member, saved):
+            self._ready(member, saved)
+        else:
             member.paused = saved.meta["agent_steps"] >= self.setup.limit
+
+    def _revive(self) -> None:
+        """Have those that diverged copy, once there is somebody with a score; raises UserError
+        where there is nobody left who could get one."""
+        diverged = [m for m in self.members if m.diverged]
+        if not diverged:
+            return
+        if any(m.score is not None for m in self.members if not m.diverged):
+            for member in diverged:
+                member.diverged = False
+                self._ready(member, _newest(self.setup, member), diverged=True)
+        elif not self._waiting() and not self._running():
+            raise UserError(
+                f"member {diverged[0].member} diverged, and there is none yet to copy instead:"
+                " lower the range of its learning rate, or have members ready later."
+            )
 
     def _died(self, member: Member, status: int, life: Life) -> None:
         member.deaths += 1
@@ -210,15 +239,22 @@ class _Processes:
         wanted = self.setup.settings.ready_episodes
         return wanted is not None and episodes >= member.episodes + wanted
 
-    def _ready(self, member: Member, saved: Loaded, *, diverged: bool = False) -> None:
-        """Score the member, and decide how it goes on or that it has come to the end."""
-        steps, episodes = saved.meta["agent_steps"], saved.meta["episodes"]
-        spec, tally = self.setup.spec, {"tally": saved.meta["tally"]}
+    def _ready(self, member: Member, saved: Loaded | None, *, diverged: bool = False) -> None:
+        """Score the member, and decide how it goes on or that it has come to the end. Nothing may
+        be saved of one that diverged."""
+        steps, episodes, games = member.steps, member.episodes, member.tally
+        if saved is not None:
+            steps, episodes = saved.meta["agent_steps"], saved.meta["episodes"]
+            games = saved.meta["tally"]
+        tally = {"tally": games}
+        found = self._scored(member, games)
         if diverged:
             member.score = Score(-math.inf)
-        elif episodes > member.episodes:
-            games, before = (Tally.of(x, spec.num_tasks) for x in (tally["tally"], member.tally))
-            member.score = Score.of(spec, games.plus(before, -1))
+        elif found is not None:
+            member.score = found
+        else:  # it keeps its score, if any, and these games count for the next one
+            tally = {"tally": member.tally}
+            self._warn(member)
         if steps >= self.setup.plan.run.steps:
             event = end_event(
                 member.member, steps=steps, episodes=episodes, score=member.score,
@@ -226,10 +262,11 @@ class _Processes:
             )  # fmt: skip
         else:
             generation = member.generation + 1
-            decision = self._decide(member, generation, saved)
+            decision = self._decide(member, generation, steps, saved)
             event = ready_event(
                 member.member, generation, steps=steps, episodes=episodes, score=member.score,
-                decision=decision, before=member.hyper,
+                decision=decision, donor_steps=self._donor_steps(member, generation, decision),
+                before=member.hyper,
             )  # fmt: skip
             self.copies += decision.donor is not None
         self.journal.append(event | tally)
@@ -242,19 +279,46 @@ class _Processes:
             self.setup.progress([m.as_dict() for m in self.members], self.copies)
             self.copies = 0
 
-    def _decide(self, member: Member, generation: int, saved: Loaded) -> Decision:
+    def _scored(self, member: Member, games: dict[str, Any]) -> Score | None:
+        """By what was played since it was last scored; None where that is not enough."""
+        tasks = self.setup.spec.num_tasks
+        now, before = Tally.of(games, tasks), Tally.of(member.tally, tasks)
+        return Score.of(self.setup.spec, now.plus(before, -1))
+
+    def _warn(self, member: Member) -> None:
+        """Once, of games that a generation is too short for: a life that begins has new ones."""
+        if self.warned:
+            return
+        self.warned = True
+        self.setup.tell(
+            f"warning: no game of some task has ended since member {member.member} was last scored;"
+            " what a life leaves unfinished is not counted. Have members ready later, by a larger"
+            " --ready-steps."
+        )
+
+    def _donor_steps(self, member: Member, generation: int, decision: Decision) -> int | None:
+        """At how many agent steps the donor was copied."""
+        if decision.donor is None:
+            return None
+        loaded = Checkpointer(_set_aside_at(self.setup, member.member, generation)).load()
+        assert loaded is not None
+        return loaded.meta["agent_steps"]
+
+    def _decide(
+        self, member: Member, generation: int, steps: int, saved: Loaded | None
+    ) -> Decision:
         """By everyone's latest scores. A donor's checkpoint is set aside for the member first, and
         its hyperparameters are those it holds: the ones that its score was won with, or newer."""
 
         def hyper_of(other: int) -> Hyper:
             if other == member.member:
-                return _hyper_in(saved, member.hyper)
+                return member.hyper if saved is None else _hyper_in(saved, member.hyper)
             path = _set_aside(self.setup, self.members[other], member.member, generation)
             loaded = Checkpointer(path).load()
             assert loaded is not None
             return _hyper_in(loaded, member.hyper)
 
-        steps, scores = saved.meta["agent_steps"], [m.score for m in self.members]
+        scores = [m.score for m in self.members]
         return self.setup.decide(member.member, generation, steps, scores, hyper_of)
 
     def _stop(self) -> None:
@@ -273,7 +337,16 @@ class _Processes:
         for now, member in zip(members, self.members, strict=True):
             saved = _newest(self.setup, member)  # in the middle of a generation, perhaps
             now["steps"] = member.steps if saved is None else saved.meta["agent_steps"]
-        return self.setup.summary(status, members, time.perf_counter() - self.started)
+        wall_seconds = self.wall_seconds + time.perf_counter() - self.started
+        return self.setup.summary(status, members, wall_seconds)
+
+
+def _earlier(setup: Setup) -> float:
+    """Wall seconds of earlier lives that ended by themselves."""
+    try:
+        return float(json.loads((setup.directory / "summary.json").read_text())["wall_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _members_of(setup: Setup, journal: Journal) -> list[Member]:

@@ -20,11 +20,12 @@ import numpy as np
 
 from pronk import envs
 from pronk.checkpoint import Checkpointer
+from pronk.envs.suite import check_slots
 from pronk.errors import UserError
 from pronk.evaluate import Tally
 from pronk.files import write_json_atomically
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event
+from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event, told
 from pronk.pbt.policy import Hyper, Score
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
@@ -45,12 +46,13 @@ class Member:
     generation: int = 0
     steps: int = 0
     episodes: int = 0
-    # Of the games between the last two times that it was ready, the mean return and its error.
+    # Of the games between the last two times that it was scored, as `told` tells it.
     score: float | None = None
     error: float | None = None
+    tally: dict[str, list[Any]] = field(default_factory=dict)  # of the games since, by task
     # Since it was last ready:
     calls: int = 0
-    tally: dict[str, list[Any]] = field(default_factory=dict)  # of the games, by task
+    games: int = 0
 
     def add(self, tally: Tally, steps: int) -> None:
         """What it did in a call."""
@@ -58,13 +60,15 @@ class Member:
         self.tally = Tally.of(self.tally, len(tally.count)).plus(tally).as_json()
         self.steps += steps
         self.episodes += sum(tally.count)
+        self.games += sum(tally.count)
 
     def rate(self, spec: EnvSpec) -> None:
-        """It is ready: score it by the games since last time, if one has ended, and start anew."""
+        """It is ready: score it by the games since last time, if one of each task has ended."""
         found = Score.of(spec, Tally.of(self.tally, spec.num_tasks))
         if found is not None:
-            self.score, self.error = found
-        self.calls, self.tally = 0, {}
+            self.score, self.error = told(found).values()
+            self.tally = {}
+        self.calls = self.games = 0
 
     def rated(self) -> Score | None:
         """Its latest score."""
@@ -89,7 +93,9 @@ def check(setup: Setup) -> dict[str, int]:
             )
     if config.learner_device is not None:
         find_device("--learner-device", config.learner_device)  # one: says so, where it is several
-    return fused_shape(setup.plan, setup.agent)
+    shape = fused_shape(setup.plan, setup.agent)
+    check_slots(setup.env, shape["num_envs"])
+    return shape
 
 
 def run(setup: Setup, journal: Journal, stopped: threading.Event) -> dict[str, Any]:
@@ -175,6 +181,7 @@ class _Vmapped:
         if self.load():
             if self.finished:
                 setup.tell(f"already trained for {setup.plan.run.steps:,} steps: {setup.directory}")
+                self._write_best()  # what was killed between that and its end has not
                 return self._summary("finished")
             setup.tell(f"resumed at {self._steps():,} steps each")
             self._place()
@@ -217,8 +224,8 @@ class _Vmapped:
         outcome: Told = jax.device_get(outcome)
         for member in self.members:
             i = member.member
-            told = Tally(*(np.asarray(x)[i].tolist() for x in outcome[:3]))
-            member.add(told, int(outcome.steps[i]))
+            games = Tally(*(np.asarray(x)[i].tolist() for x in outcome[:3]))
+            member.add(games, int(outcome.steps[i]))
         if self._steps() < self.setup.plan.run.steps:  # otherwise nobody would learn from it
             self._evolve([m for m in self.members if self._is_ready(m)])
 
@@ -226,7 +233,7 @@ class _Vmapped:
         if self.calls:
             return member.calls >= self.calls
         wanted = self.setup.settings.ready_episodes
-        return wanted is not None and sum(member.tally.get("count", ())) >= wanted
+        return wanted is not None and member.games >= wanted
 
     def _evolve(self, ready: list[Member]) -> None:
         """Decide for those that are ready, all from what everyone is now; then copy and perturb."""
@@ -244,8 +251,9 @@ class _Vmapped:
         for member in ready:
             i = member.member
             decision = setup.decide(i, member.generation, member.steps, scores, lambda m: before[m])
-            if decision.donor is not None:
-                sources[i] = decision.donor
+            donor = None if decision.donor is None else self.members[decision.donor]
+            if donor is not None:
+                sources[i] = donor.member
             member.hyper = decision.hyper
             events.append(
                 ready_event(
@@ -255,6 +263,7 @@ class _Vmapped:
                     episodes=member.episodes,
                     score=member.rated(),
                     decision=decision,
+                    donor_steps=None if donor is None else donor.steps,
                     before=before[i],
                 )
             )
