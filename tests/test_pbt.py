@@ -304,7 +304,7 @@ def test_a_copy_has_all_that_was_learnt_and_its_own_hyperparameters(tmp_path: Pa
 def start(plan: Plan, config: PBTConfig) -> tuple[vmapped._Vmapped, Journal]:
     setup = pbt.set_up(plan, config)
     setup.directory.mkdir(parents=True, exist_ok=True)
-    journal = common.open_journal(setup)
+    journal = common.open_journal(setup, one_program=True)
     return vmapped._Vmapped(setup, journal), journal
 
 
