@@ -106,8 +106,8 @@ class PopArt:
     """Runs of each agent with its best learning rate, which two others chose."""
     scale: float = 1.0
     """How much of the agent steps is trained for."""
-    entropy_cost: float = 0.02
-    """Of all agents. It was chosen on other seeds than those that are shown."""
+    debias: bool = True
+    """Whether statistics forget at once what they began with (an agent's `--popart-debias`)."""
     output: Path = Path("runs") / "popart"
     """Where the runs' figures are kept; interrupted, the same command goes on."""
     results: Path = Path("runs") / "popart"

@@ -39,25 +39,27 @@ SELECTION_SEEDS, FIRST_SEED = 2, 100  # those that are shown begin at the latter
 POINTS = 40  # of a curve; the score is the mean of the last quarter
 COMMON: dict[str, Any] = {
     "torso": "minatar", "hidden": (128,), "activation": "relu", "unroll": 10, "reward_scale": 1.0,
-    "popart_beta": 0.01, "max_gradient_norm": 5.0,
+    "entropy_cost": 0.02, "popart_beta": 0.01, "max_gradient_norm": 5.0,
 }  # fmt: skip
 
 
-def plan_for(condition: str, steps: int, entropy_cost: float) -> Plan:
+def plan_for(condition: str, steps: int, *, debias: bool) -> Plan:
     """The whole suite's plan."""
     tasks = len(SUITES[SUITE])
-    settings = {**COMMON, **CONDITIONS[condition][1], "entropy_cost": entropy_cost}
-    return _plan(SUITE, {}, steps, batch_size=SLOTS * tasks, **settings)
+    return _plan(SUITE, {}, steps, condition, debias, batch_size=SLOTS * tasks)
 
 
-def alone(task: Task, steps: int, entropy_cost: float) -> Plan:
+def alone(task: Task, steps: int, *, debias: bool) -> Plan:
     """One task's plan, by PopArt too, with rewards as its environment pays them."""
     tasks = len(SUITES[SUITE])
-    settings = {**COMMON, **CONDITIONS["popart"][1], "entropy_cost": entropy_cost}
-    return _plan(task.env, task.env_args, steps // tasks, batch_size=SLOTS, **settings)
+    return _plan(task.env, task.env_args, steps // tasks, "popart", debias, batch_size=SLOTS)
 
 
-def _plan(env: str, env_args: Any, steps: int, **settings: Any) -> Plan:
+def _plan(
+    env: str, env_args: Any, steps: int, condition: str, debias: bool, *, batch_size: int
+) -> Plan:
+    settings = {**COMMON, **CONDITIONS[condition][1], "batch_size": batch_size}
+    settings["popart_debias"] = debias and "value_normalisation" in settings
     return resolve(
         "impala", env, preset="small", env_args=env_args, runtime="fused", steps=steps, **settings
     )
@@ -81,13 +83,13 @@ def run(settings: PopArt) -> str:
         }
         return once(settings.output, name, what, lambda: _cell(plan, settings.seeds, statistics))
 
-    plans = {name: plan_for(name, steps, settings.entropy_cost) for name in CONDITIONS}
+    plans = {name: plan_for(name, steps, debias=settings.debias) for name in CONDITIONS}
     found = {name: cell(name, plan, statistics=name == "popart") for name, plan in plans.items()}
     singles = {
-        task.name: cell(f"alone-{task.name}", alone(task, steps, settings.entropy_cost))
+        task.name: cell(f"alone-{task.name}", alone(task, steps, debias=settings.debias))
         for task in tasks
     }
-    beginning = plan_for("unclipped", steps // 10, settings.entropy_cost)
+    beginning = plan_for("unclipped", steps // 10, debias=False)
     untrained = once(
         settings.output,
         "untrained",
