@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from pronk import cli, envs, lineage, pbt, training
 from pronk.bench import population as bench
@@ -1082,12 +1083,42 @@ def test_the_benchmark(
     flags = ["--members", 2, "--steps", 800, "--envs", 2, "--unroll", 5, "--json", path]
     pronk("bench", "population", *flags, "--vmapped")
     rows = json.loads(path.read_text())["rows"]
-    assert [row["compilations"] for row in rows] == [2, 4, 2, 2]
+    assert [row["compilations"] for row in rows] == [2, 2, 4, 2]
     assert rows[0]["times_the_population"] == 1.0
+    assert all(0.0 < row["updates_seconds"] < row["seconds"] for row in rows)
     # The same members: the same agent steps.
     steps = [row["steps_per_second"] * row["seconds"] for row in rows]
     assert steps == pytest.approx([steps[0]] * 4)
     assert "single runs, compiled once" in capsys.readouterr().out
+
+
+def test_the_benchmark_compiles_what_the_cache_has(tmp_path: Path) -> None:
+    """Also where something was compiled before: JAX asks whether there is a cache only once."""
+    hits: list[str] = []
+    jax.monitoring.register_event_listener(
+        lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None
+    )
+
+    def compile_anew() -> int:
+        before = len(hits)
+        jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x) + 731.0)(jnp.ones((7, 7)))
+        return len(hits) - before
+
+    names = ["jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"]
+    was = {name: getattr(jax.config, name) for name in names}
+    compilation_cache.reset_cache()
+    try:
+        for name, value in zip(names, [str(tmp_path), 0.0], strict=True):
+            jax.config.update(name, value)
+        compile_anew()
+        assert compile_anew() > 0
+        with bench.without_cache():
+            assert compile_anew() == 0
+        assert compile_anew() > 0
+    finally:
+        for name, value in was.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 # The journal and the picture.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from pronk import envs
 from pronk.bench.fused import NETWORKS
@@ -28,8 +29,9 @@ _LISTENING: list[int] = []  # compilations so far, once there is someone who cou
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Seconds from nothing to the last update, wall and of the CPU, compilations (of programs; each
-    way has one for the beginning and one for the updates), and agent steps per second.
+    """Seconds from nothing to the last update, wall and of the CPU; those that the updates take
+    once all is compiled; compilations (of programs; each way has one for the beginning and one for
+    the updates); and agent steps per second.
 
     Nothing comes from the cache of compiled programs. Single runs are compiled each, as commands of
     their own are that find no cache; and once for all of them.
@@ -43,19 +45,24 @@ def measure(settings: Settings) -> dict[str, Any]:
         batch_size=settings.envs, **NETWORKS.get(settings.env, {"hidden": (64, 64)}),
     )  # fmt: skip
     _, agent = build(plan, settings.env)
-    _keys(settings.members)  # compiles what is nobody's in particular
     in_turn = jax.default_backend() == "cpu"
-    ways: dict[str, Callable[[], int]] = {
+    ways: dict[str, Callable[[], Iterator[int]]] = {
         "population": lambda: _population(plan, agent, env, settings, in_turn),
-        "single runs, compiled each": lambda: _singles(plan, agent, env, settings, each=True),
         "single runs, compiled once": lambda: _singles(plan, agent, env, settings, each=False),
     }
+    if settings.compiled_each:
+        each = "single runs, compiled each"
+        ways[each] = lambda: _singles(plan, agent, env, settings, each=True)
     if settings.vmapped and in_turn:
         ways["population, vmapped"] = lambda: _population(plan, agent, env, settings, False)
     with without_cache():
+        # What is nobody's in particular: the keys' programs, and an accelerator's libraries.
+        _keys(settings.members)
+        jax.jit(jnp.matmul)(*jnp.ones((2, 64, 64))).block_until_ready()
         rows = [{"what": name, **_timed(way)} for name, way in ways.items()]
     for row in rows:
         row["times_the_population"] = row["seconds"] / rows[0]["seconds"]
+        row["times_compiled"] = row["updates_seconds"] / rows[0]["updates_seconds"]
     return {
         "env": settings.env,
         "members": settings.members,
@@ -69,15 +76,21 @@ def measure(settings: Settings) -> dict[str, Any]:
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
     """All is compiled that is meant to be measured."""
+
+    def use_cache(wanted: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", wanted)
+        compilation_cache.reset_cache()  # jax asks once, at its first compilation
+
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_compilation_cache", False)
+    use_cache(False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        use_cache(before)
 
 
-def _timed(way: Callable[[], int]) -> dict[str, Any]:
+def _timed(way: Callable[[], Iterator[int]]) -> dict[str, Any]:
+    """way: yields the agent steps of each call of its program."""
     if not _LISTENING:
         _LISTENING.append(0)
 
@@ -87,10 +100,15 @@ def _timed(way: Callable[[], int]) -> dict[str, Any]:
 
         jax.monitoring.register_event_duration_secs_listener(heard)
     compiled, cpu, start = _LISTENING[0], os.times(), time.perf_counter()
-    steps = way()
-    seconds, after = time.perf_counter() - start, os.times()
+    steps, ended = 0, [start]
+    for of_call in way():
+        steps += of_call
+        ended.append(time.perf_counter())
+    seconds, after = ended[-1] - start, os.times()
+    calls = np.diff(ended)
     return {
         "seconds": seconds,
+        "updates_seconds": float(np.median(calls)) * len(calls),
         "cpu_seconds": after.user + after.system - cpu.user - cpu.system,
         "compilations": _LISTENING[0] - compiled,
         "steps_per_second": steps / seconds,
@@ -103,14 +121,15 @@ def _updates(plan: Plan, settings: Settings) -> int:
     return max(1, round(settings.steps / per_update / CALLS))
 
 
-def _population(plan: Plan, agent: Agent, env: Any, settings: Settings, in_turn: bool) -> int:
+def _population(
+    plan: Plan, agent: Agent, env: Any, settings: Settings, in_turn: bool
+) -> Iterator[int]:
     shape = fused_shape(plan, agent)
     made = Population(agent, env, shape, updates=_updates(plan, settings), in_turn=in_turn)
-    runs, steps = made.begin(*_keys(settings.members), {}), 0
+    runs = made.begin(*_keys(settings.members), {})
     for _ in range(CALLS):
         runs, told = made.advance(runs)
-        steps += int(np.asarray(told.steps).sum())
-    return steps
+        yield int(np.asarray(told.steps).sum())
 
 
 def _keys(members: int) -> tuple[Array, Array]:
@@ -122,7 +141,9 @@ def _keys(members: int) -> tuple[Array, Array]:
     )
 
 
-def _singles(plan: Plan, agent: Agent, env: Any, settings: Settings, *, each: bool) -> int:
+def _singles(
+    plan: Plan, agent: Agent, env: Any, settings: Settings, *, each: bool
+) -> Iterator[int]:
     """The same members and calls, one run after another."""
     updates = _updates(plan, settings)
 
@@ -142,7 +163,6 @@ def _singles(plan: Plan, agent: Agent, env: Any, settings: Settings, *, each: bo
 
         return jax.jit(begin), jax.jit(some, donate_argnums=0)
 
-    total = 0
     begin, some = programs()
     for seed in range(settings.members):
         if each and seed:
@@ -150,5 +170,4 @@ def _singles(plan: Plan, agent: Agent, env: Any, settings: Settings, *, each: bo
         run = begin(key_for(seed, INIT_KEY), key_for(seed, ACTOR_KEY))
         for _ in range(CALLS):
             run, steps = some(run)
-            total += int(steps)
-    return total
+            yield int(steps)

@@ -74,6 +74,8 @@ class Population:
     """Environments of each member."""
     unroll: int = 20
     """Agent steps per update."""
+    compiled_each: bool = True
+    """Measure also single runs that each compile their program, as 24 commands would."""
     vmapped: bool = False
     """Measure vmapping also on a CPU, where it is not what a population does."""
     json: str | None = None

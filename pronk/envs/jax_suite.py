@@ -83,7 +83,7 @@ def stepper(env: JaxEnv | JaxSuite, num_envs: int) -> Stepper:
     """`num_envs` slots of an environment, or of a suite in proportion to its weights."""
     if isinstance(env, JaxEnv):
         single = env
-        env_ids = jnp.arange(num_envs, dtype=jnp.int32)
+        env_ids = np.arange(num_envs, dtype=np.int32)
 
         def one(state: PyTree, action: Array) -> tuple[PyTree, TimeStep, Ended]:
             state, timestep = advance(single, state, action)
