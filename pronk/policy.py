@@ -13,6 +13,7 @@ import numpy as np
 
 from pronk import envs
 from pronk.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
+from pronk.envs.suite import common, task_number, tasks_of
 from pronk.errors import UserError
 from pronk.evaluate import Evaluation, SuiteEvaluation, evaluate_all
 from pronk.files import cannot_write
@@ -37,6 +38,9 @@ class Policy:
         self.plan, self.env, self.spec, self.agent, self.steps = plan, env, spec, agent, steps
         self.learner_state = state
         self._episodes = 0
+        self._tasks = tasks_of(env)
+        self._task_specs = envs.task_specs(self._tasks, plan.env_args) if self._tasks else [spec]
+        self._common = common(self._task_specs)
         self.behaviour: PyTree = jax.jit(agent.behaviour)(state)
 
     def initial_carry(self, *, seed: int | None = None, sample: bool = False) -> PyTree:
@@ -56,33 +60,39 @@ class Policy:
         *,
         reward: float = 0.0,
         action_mask: Any = None,
+        task: str | None = None,
     ) -> tuple[Any, PyTree]:
-        """What to do at `observation` (unbatched, of the environment's space; of a suite, as
-        `pronk.envs.make` with its `task` shows it, whose mask to give and actions to count from 0).
+        """What to do at `observation` (unbatched, of the environment's space).
 
-        reward: that came with the observation; recurrent agents look at it. Returns the action as
-        the environment takes it and the carry for the next call; begin each episode with
-        `initial_carry`.
+        reward: that came with the observation; recurrent agents look at it. action_mask: of the
+        actions allowed, where not all are. task: of a suite, which one's environment it is whose
+        observation, reward and mask these are. Returns the action as that environment takes it and
+        the carry for the next call; begin each episode with `initial_carry`. Raises UserError for a
+        task that there is not.
         """
+        k = task_number(self.env, self._tasks, task)
+        own = self._task_specs[k]
         agent_carry, key, count = carry
         first = np.array([count == 0])
         no = np.zeros(1, bool)
+        seen = jax.tree.map(lambda x: np.asarray(x)[None], observation)
         mask = None if action_mask is None else np.asarray(action_mask, bool)[None]
-        if mask is None and self.spec.has_action_mask:
-            mask = np.ones((1, self.spec.action_space.n), bool)  # type: ignore[attr-defined]
+        if self.spec.has_action_mask:
+            mask = self._common.action_mask(own.action_space, mask, 1, np)
+        scale = self._tasks[k].reward_scale if self._tasks else 1.0
         timestep = TimeStep(
-            jax.tree.map(lambda x: np.asarray(x)[None], observation),
-            np.array([reward], np.float32),
+            self._common.observation(k, own.observation_space, seen, np),
+            np.array([reward * scale], np.float32),
             terminated=no,
             truncated=no,
             first=first,
-            task=np.zeros(1, np.int32),
+            task=np.full(1, k, np.int32),
             action_mask=mask,
         )
         action, agent_carry, _ = jit_act(
             self.agent.act, self.behaviour, agent_carry, timestep, key, count
         )
-        action = np.asarray(action)[0] + getattr(self.spec.action_space, "start", 0)
+        action = np.asarray(action)[0] + getattr(own.action_space, "start", 0)
         return action, (agent_carry, key, count + np.uint32(1))
 
     def evaluate(

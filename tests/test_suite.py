@@ -27,6 +27,7 @@ from pronk.evaluate import Tally
 from pronk.journal import read_journal
 from pronk.pbt.policy import Score
 from pronk.plan import Plan, resolve
+from pronk.runtime.actor import Player
 from pronk.types import EnvSpec, Episode
 
 CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
@@ -396,12 +397,76 @@ def test_each_task_is_told_of(
     cli.main(["record", "run", "--task", "catch", "--max-steps", "12"])
     assert (tmp_path / "run" / "film.mp4").stat().st_size > 0
     for args, message in (
-        ([], "`--task` is not given"),
+        ([], "`task` is not given"),
         (["--task", "catc"], "did you mean 'catch'"),
     ):
         with pytest.raises(SystemExit):
             cli.main(["record", "run", *args])
         assert message in capsys.readouterr().err
+
+
+class OnFire(gym.Env):
+    """Raises at its second step."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, heat: int = 0) -> None:
+        self.t, self.heat = 0, heat
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        if self.t == 2 and self.heat:
+            raise ValueError("the simulator is on fire")
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def test_a_fault_is_told_with_its_task() -> None:
+    gym.register("OnFire-v0", entry_point=OnFire)
+    try:
+        env = envs.make("OnFire-v0,OnFire-v0?heat=1", 4, workers=0)
+        env.reset()
+        for _ in range(2):
+            env.step(np.zeros(4, int))
+        lines = env.warnings()
+        env.close()
+    finally:
+        del gym.registry["OnFire-v0"]
+    assert lines
+    assert all(line.startswith("task 'OnFire-v0?heat=1': ") for line in lines)
+    assert "the simulator is on fire" in lines[0]
+
+
+def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
+    """By its own observations, rewards and actions, as it does in the suite, which pads them."""
+    env = "Acrobot-v1,CartPole-v1?reward_scale=50"
+    pronk.train("impala", env, steps=400, run_dir=tmp_path, envs=2, batch_size=2, unroll=5,
+                hidden=(8,), core="lstm", core_size=8, actors=1, quiet=True)  # fmt: skip
+    policy = pronk.load(tmp_path)
+    policy.behaviour = jax.tree.map(lambda x: 5 * x, policy.behaviour)  # what is seen decides
+    for k, (task, size) in enumerate((("Acrobot-v1", 6), ("CartPole-v1?reward_scale=50", 4))):
+        vector = envs.make(env, 1, task=k, seed=3, workers=0)
+        player = Player(policy.agent, jax.random.key(0), np.zeros(1, np.int32), 1)
+        carry = player.carry, player._key, player.count
+        timestep, taken = vector.reset(), []
+        assert timestep.observation.shape == (1, 6)
+        for _ in range(30):
+            own = timestep.observation[0, :size].copy()
+            reward = float(timestep.reward[0]) / (1, 50)[k]
+            action, carry = policy.act(own, carry, reward=reward, task=task)
+            row = player.act(policy.behaviour, timestep)
+            assert action == row.action[0] < (3, 2)[k]
+            taken.append(int(action))
+            timestep = vector.step(row.action)
+            if timestep.first[0]:
+                break
+        assert len(set(taken)) > 1
+        vector.close()
+    with pytest.raises(UserError, match=r"`task` is not given; 'Acrobot-v1,.*: choose one"):
+        policy.act(np.zeros(6, np.float32), policy.initial_carry())
 
 
 @pytest.mark.parametrize("execution", ["vmapped", "processes"])

@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 
 from pronk import envs
-from pronk.envs.suite import SuiteEnvs, Task, suite_spec, tasks_of
-from pronk.errors import UserError, nearest
+from pronk.envs.suite import SuiteEnvs, Task, suite_spec, task_number, tasks_of
+from pronk.errors import UserError
 from pronk.types import Array, Episode, TimeStep
 
 
@@ -39,10 +39,9 @@ def make(
     Raises UserError where it can't be rendered, and for a task that there is not.
     """
     tasks = tasks_of(env)
+    k = task_number(env, tasks, task)
     if tasks is not None:
-        return _of_suite(str(env), tasks, seed, env_args or {}, task)
-    if task is not None:
-        raise UserError(f"`--task` is '{task}', and '{env}' is no suite of tasks: leave it out.")
+        return _of_suite(str(env), tasks, k, seed, env_args or {})
     args = envs.as_scored(env, env_args)
     if envs.is_atari(env):
         return _atari(env, seed, args)
@@ -61,15 +60,8 @@ def make(
 
 
 def _of_suite(
-    env: str, tasks: tuple[Task, ...], seed: int, args: Mapping[str, Any], name: str | None
+    env: str, tasks: tuple[Task, ...], k: int, seed: int, args: Mapping[str, Any]
 ) -> Film:
-    names = [task.name for task in tasks]
-    if name not in names:
-        raise UserError(
-            f"`--task` is {'not given' if name is None else repr(name)}"
-            f"{nearest(name or '', names) or ';'} '{env}' has {', '.join(names)}: choose one."
-        )
-    k = names.index(name)
     specs = envs.task_specs(tasks, args)
     game = make(tasks[k].env, seed=seed, env_args=tasks[k].args(args))
     vector: Any = game.env

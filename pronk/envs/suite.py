@@ -120,6 +120,22 @@ def tasks_of(env: Any) -> tuple[Task, ...] | None:
     return tuple(found)
 
 
+def task_number(env: Any, tasks: Sequence[Task] | None, name: str | None) -> int:
+    """Which of `tasks`, those of `env`, has this name: of a suite of one, and of a single
+    environment (0), it may be left out. Raises UserError where there is none."""
+    if tasks is None and name is not None:
+        raise UserError(f"`task` is '{name}', and '{env}' is no suite of tasks: leave it out.")
+    names = [task.name for task in tasks or ()]
+    if name is None and len(names) < 2:
+        return 0
+    if name not in names:
+        raise UserError(
+            f"`task` is {'not given' if name is None else repr(name)}"
+            f"{nearest(name or '', names) or ';'} '{env}' has {', '.join(names)}: choose one."
+        )
+    return names.index(name)
+
+
 def _parsed(text: str) -> Task:
     """`ENV?name=value&…` as a task."""
     env, asked, query = text.partition("?")
@@ -439,8 +455,12 @@ class SuiteEnvs:
             part.restore(state[f"task_{k}"])
 
     def warnings(self) -> list[str]:
-        """What went otherwise than asked for since the last call, a line each."""
-        return [line for part in self._parts.values() for line in part.warnings()]
+        """What went otherwise than asked for since the last call, a line each, and in which task."""
+        return [
+            f"task '{self._tasks[k].name}': {line}"
+            for k, part in self._parts.items()
+            for line in part.warnings()
+        ]
 
     def close(self) -> None:
         """Release processes and memory; safe to call twice."""
