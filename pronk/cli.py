@@ -131,7 +131,7 @@ def pbt(args: list[str]) -> None:
     from pronk.pbt import run
 
     summary = run(plan, arguments.pbt)
-    score = "before any episode ended"
+    score = "before any member was scored"
     if summary["best"] is not None:
         hyper = ", ".join(f"{k} {v:.3g}" for k, v in summary["best_hyper"].items())
         score = (
@@ -338,6 +338,13 @@ def plot(args: list[str]) -> None:
                 f"'{populations[0]}' holds a population, which has a picture to itself; give it"
                 f" alone, not with {len(parsed.runs) - 1} more."
             )
+        for flag in ("x", "y", "smooth", "csv"):
+            value, usual = getattr(parsed, flag), getattr(PlotArguments(()), flag)
+            if value != usual:
+                raise UserError(
+                    f"`--{flag}` is {value}, and '{populations[0]}' holds a population, whose"
+                    " picture has none; leave it out, or give some of its members."
+                )
         from pronk.lineage import draw as draw_population
 
         print(draw_population(parsed.runs[0], parsed.output, title=parsed.title))
@@ -496,14 +503,22 @@ def reproduce(args: list[str]) -> None:
             f" {', '.join(EXPERIMENTS)}."
         )
     settings = _parse(EXPERIMENTS[name], f"reproduce {name}", rest)
-    for field in ("seeds", "steps"):
+    for field in ("seeds", "steps", "episodes", "population"):
         if getattr(settings, field, 1) < 1:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
     if not getattr(settings, "scale", 1.0) > 0:
         raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
     from pronk import reproduce as experiments
+    from pronk.files import cannot_write
 
-    print(experiments.run(name, settings))
+    try:
+        print(experiments.run(name, settings))
+    except OSError as error:
+        at = Path(error.filename or "")
+        places = (getattr(settings, "output", None), settings.results)
+        if not any(p and (at.is_relative_to(p) or p.is_relative_to(at)) for p in places):
+            raise
+        raise cannot_write(at, error) from None
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -1,4 +1,5 @@
-"""A file of JSON lines that is only appended to, and of which nothing is lost that was written."""
+"""The journal of a population: a file of JSON lines that is only appended to, and of which nothing
+is lost that was written."""
 
 from __future__ import annotations
 
@@ -11,6 +12,15 @@ from typing import Any
 
 from pronk.errors import UserError
 from pronk.files import cannot_write, plain
+
+JOURNAL = "journal.jsonl"  # in the population's directory
+# What an event has, besides what only one execution needs.
+_SCORED = ("member", "steps", "episodes", "score", "error")
+_FIELDS = {
+    "start": ("member", "hyper"),
+    "ready": (*_SCORED, "generation", "donor", "donor_steps", "after", "factors"),
+    "end": (*_SCORED, "hyper"),
+}
 
 
 class Journal:
@@ -76,12 +86,35 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
             if not isinstance(event["event"], str):
                 raise TypeError("its event is no name")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"`{path}` is damaged in line {number} ({error}); put back a copy of it, or give"
-                " another --run-dir."
-            ) from None
+            raise _damaged(path, number, error) from None
         events.append(event)
     return events
+
+
+def events_of(directory: Path) -> list[dict[str, Any]]:
+    """The journal of a population; raises UserError where there is none, or a line of it is none of
+    ours."""
+    path = directory / JOURNAL
+    events, begun = read_journal(path), set()
+    for number, event in enumerate(events, 1):
+        name = event["event"]
+        if name not in _FIELDS:
+            raise _damaged(path, number, f"'{name}' is no event of a population")
+        missing = [field for field in _FIELDS[name] if field not in event]
+        if missing:
+            raise _damaged(path, number, f"no '{missing[0]}'")
+        if name == "start":
+            begun.add(event["member"])
+        elif event["member"] not in begun:
+            raise _damaged(path, number, f"member {event['member']} has no start")
+    return events
+
+
+def _damaged(path: Path, line: int, why: object) -> UserError:
+    return UserError(
+        f"`{path}` is damaged in line {line} ({why}); put back a copy of it, or give another"
+        " --run-dir."
+    )
 
 
 def _whole(data: bytes) -> int:

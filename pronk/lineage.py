@@ -18,9 +18,8 @@ import numpy as np
 from pronk.configs.pbt import HORIZONS
 from pronk.errors import UserError
 from pronk.files import cannot_write, write_atomically
-from pronk.journal import read_journal
+from pronk.journal import events_of
 
-JOURNAL = "journal.jsonl"
 _FORMATS = (".png", ".pdf", ".svg")
 _ANCESTRY, _LINK, _OTHERS = "#D55E00", "#0072B2", "#8c8c8c"
 _COLUMNS = 2  # of panels of hyperparameters
@@ -99,7 +98,7 @@ def draw(run_dir: Path, output: Path, *, title: str | None = None) -> Path:
     """
     if output.suffix.lower() not in _FORMATS:
         raise UserError(f"`{output}` is no picture; expected a name ending {', '.join(_FORMATS)}")
-    lines = lines_of(read_journal(Path(run_dir) / JOURNAL))
+    lines = lines_of(events_of(Path(run_dir)))
     if not any(line.steps for line in lines.values()):
         raise UserError(f"no member of the population in `{run_dir}` has been ready yet; wait")
     if title is None:
@@ -172,7 +171,7 @@ def draw_scores(axes: Any, lines: dict[int, Line], segments: Sequence[Segment]) 
         axes.plot(x, y, color=_ANCESTRY, linewidth=2.0, zorder=3, label="ancestry of the best")
         axes.plot(x[-1:], y[-1:], "o", color=_ANCESTRY, markersize=5, zorder=4)
     _finish(axes)
-    axes.set_ylabel("mean return since last ready")
+    axes.set_ylabel("score since last ready")
     axes.legend(frameon=False, fontsize="small", loc="best")
 
 

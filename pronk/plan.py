@@ -127,8 +127,8 @@ def run_of(path: Path) -> Path:
         best = None
     if not isinstance(best, str):
         raise UserError(
-            f"'{path}' holds a population of which no member has been found the best yet; wait"
-            " until it pauses or is finished."
+            f"'{path}' holds a population of which no member has been found the best yet; train it"
+            f" until it pauses or ends after members were scored, or give one of {path}/members."
         )
     return path / best
 

@@ -227,6 +227,8 @@ def inspect(run_dir: Path) -> dict[str, Any]:
     loaded = newest(run_dir)
     learner = loaded.tree("learner")
     assert isinstance(learner, dict)
+    hyper = learner["hyper"]
+    assert isinstance(hyper, dict)
     return {
         "run": str(run_dir),
         "checkpoint": str(loaded.path),
@@ -236,6 +238,8 @@ def inspect(run_dir: Path) -> dict[str, Any]:
         "episodes": loaded.meta["episodes"],
         "wall_seconds": round(loaded.meta["wall_seconds"], 1),
         "parameters": int(sum(x.size for x in jax.tree.leaves(learner["params"]))),
+        # As they are now: of a population's member others than `config` says.
+        "hyper": {name: float(value) for name, value in sorted(hyper.items())},
         "learner_sha256": digest(learner),
         "config": plan.as_json(),
     }

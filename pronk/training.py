@@ -274,16 +274,18 @@ class _Run:
         self._check_finite(record)
 
     def _check_finite(self, record: Mapping[str, Any]) -> None:
-        """Raise UserError if not one update since the last record had a finite gradient."""
+        """Raise UserError if of the last updates, since the first record after which none had a
+        finite gradient, there are enough."""
         updates = record["updates"] - self.updates
         skipped = record["skipped_updates"] - self.skipped
-        self.updates, self.skipped = record["updates"], record["skipped_updates"]
+        if skipped < updates:
+            self.updates, self.skipped = record["updates"], record["skipped_updates"]
         if skipped < max(updates, MAX_SKIPPED):
             return
         kept = "The fused runtime, and several learners, keep no batch: --runtime local does."
         if self.batch and self.group.count == 1:
             path = self.run_dir / "diverged.safetensors"
-            write_arrays(path, {"batch": list(self.batch)}, {"updates": str(self.updates)})
+            write_arrays(path, {"batch": list(self.batch)}, {"updates": str(record["updates"])})
             kept = f"The last batch is in {path}."
         raise Diverged(
             f"the last {skipped} updates were left out because their gradients were not finite, so"

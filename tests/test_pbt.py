@@ -501,15 +501,15 @@ def test_ready_by_episodes(tmp_path: Path) -> None:
 def test_scores_are_of_the_games_since_last_time() -> None:
     member, spec = vmapped.Member(0, {}), envs.spec_of("pronk/Catch-v0")
     assert member.rated() is None
-    member.add(Tally([6.0], [14.0], [3]), 100)  # 1, 2 and 3
-    member.add(Tally([0.0], [0.0], [0]), 100)
+    member.add(Tally([6.0], [14.0], [3]), 100, 1, 0)  # 1, 2 and 3
+    member.add(Tally([0.0], [0.0], [0]), 100, 1, 0)
     member.rate(spec)
     assert member.rated() == (2.0, pytest.approx(1 / np.sqrt(3)))
-    member.add(Tally([-5.0], [25.0], [1]), 100)
+    member.add(Tally([-5.0], [25.0], [1]), 100, 1, 0)
     member.rate(spec)
     assert member.rated() == (-5.0, math.inf)  # of one game
     assert json.loads(json.dumps(dataclasses.asdict(member), allow_nan=False))["error"] is None
-    member.add(Tally([0.0], [0.0], [0]), 100)
+    member.add(Tally([0.0], [0.0], [0]), 100, 1, 0)
     member.rate(spec)
     assert member.rated() == (-5.0, math.inf)  # no game has ended: it is all that is known
     assert (member.steps, member.episodes, member.games) == (400, 4, 0)
@@ -517,14 +517,39 @@ def test_scores_are_of_the_games_since_last_time() -> None:
 
 def test_games_count_until_every_task_has_one() -> None:
     member, spec = vmapped.Member(0, {}), envs.spec_of("pronk/Catch-v0,pronk/DeepSea-v0")
-    member.add(Tally([2.0, 0.0], [2.0, 0.0], [2, 0]), 100)
+    member.add(Tally([2.0, 0.0], [2.0, 0.0], [2, 0]), 100, 1, 0)
     member.rate(spec)
     assert member.rated() is None
     assert member.games == 0  # since it was last ready
-    member.add(Tally([1.0, 6.0], [1.0, 18.0], [1, 2]), 100)
+    member.add(Tally([1.0, 6.0], [1.0, 18.0], [1, 2]), 100, 1, 0)
     member.rate(spec)
     assert member.rated() == ((1.0 + 3.0) / 2, pytest.approx(0.0))
     assert member.tally == {}
+
+
+def test_vmapped_members_that_diverge_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one of their gradients was finite since they were last ready."""
+    usual = common.Setup.first
+
+    def first(setup: common.Setup, member: int) -> dict[str, float]:
+        return usual(setup, member) | ({"learning_rate": 1e35} if member == 1 else {})
+
+    monkeypatch.setattr(common.Setup, "first", first)
+    config = settings(threshold=10.0, perturb_probability=0.0)
+    pbt.run(plan_in(tmp_path / "one"), config)
+    events = check_journal(tmp_path / "one")
+    copied = [e for e in events if e.get("donor") is not None]
+    assert [e["member"] for e in copied] == [1]
+    assert copied[0]["score"] is None
+    assert copied[0]["after"]["learning_rate"] < 1
+    with pytest.raises(UserError, match=r"member 0 diverged.* and there is none to copy instead"):
+        pbt.run(plan_in(tmp_path / "all"), settings(tune=("learning_rate=1e34:1e35",)))
+
+
+def test_a_vmapped_population_ends_within_a_call_of_its_steps(tmp_path: Path) -> None:
+    """Whenever members are ready."""
+    summary = pbt.run(plan_in(tmp_path), settings(ready_steps=100_000))
+    assert 4 * 2000 <= summary["agent_steps"] <= 4 * (2000 + 120)
 
 
 # Processes.
@@ -688,6 +713,44 @@ def test_a_member_that_diverges_copies_another_and_one_that_keeps_dying_stops_al
         pbt.run(plan_in(tmp_path / "c", 500), config)
 
 
+def test_who_diverges_copies_whoever_has_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before anybody else may, and whoever is drawn; unless nobody ever copies."""
+    here = inline(monkeypatch)
+    here.failing = {(member, 2): lives.DIVERGED for member in (0, 1)}
+    config = settings(**PROCESSES | {"evolve_after": 10**6})
+    pbt.run(plan_in(tmp_path / "a", 600), config)
+    events = check_journal(tmp_path / "a", 3, 200)
+    copied = [e for e in events if e.get("donor") is not None]
+    assert {e["member"] for e in copied} == {0, 1}
+    assert all(e["score"] is None for e in copied)
+    here.lived.clear()
+    here.failing = {(1, 2): lives.DIVERGED}
+    with pytest.raises(UserError, match=r"member 1 diverged.* and there is none to copy instead"):
+        pbt.run(plan_in(tmp_path / "b", 600), settings(**PROCESSES | {"threshold": math.inf}))
+    ended = [e["member"] for e in read_journal(tmp_path / "b/journal.jsonl") if e["event"] == "end"]
+    assert sorted(ended) == [0, 2]
+
+
+@pytest.mark.parametrize("member", range(4))
+def test_a_diverged_members_donor_is_drawn_from_those_with_a_score(member: int) -> None:
+    scores = [policy.Score(1.0), None, policy.Score(-math.inf), policy.Score(3.0)]
+    scores[member] = policy.Score(-math.inf)
+    expected = {i for i in (0, 3) if i != member}
+
+    def donor(generation: int, **changes: Any) -> int | None:
+        return policy.decide(
+            settings(**changes), seed=0, member=member, generation=generation, scores=scores,
+            hyper_of=lambda other: {"a": 1.0},
+        ).donor  # fmt: skip
+
+    assert {donor(generation) for generation in range(1, 30)} == expected
+    assert donor(1, threshold=math.inf) is None
+    scores[0] = scores[3] = None
+    assert donor(1) is None or member in (0, 3)
+
+
 def test_who_diverges_before_anybody_has_a_score_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -708,7 +771,7 @@ def test_who_diverges_before_anybody_has_a_score_waits(
         assert all(e["donor_steps"] >= 200 for e in ready if e["donor"] is not None)
     here = inline(monkeypatch)
     here.failing = {(member, 1): lives.DIVERGED for member in range(3)}
-    with pytest.raises(UserError, match="member 0 diverged, and there is none yet to copy"):
+    with pytest.raises(UserError, match=r"member 0 diverged.* and there is none to copy instead"):
         pbt.run(plan_in(Path("all"), 600), settings(**PROCESSES))
 
 
@@ -877,6 +940,11 @@ def pronk(*args: object) -> None:
         (["--workers", "0"], "`--workers` is 0; expected at least 1"),
         (["--eval-every", "10"], "which a vmapped population can't do"),
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
+        (
+            ["--architecture", "a3c", "--execution", "vmapped"],
+            "`--execution` is vmapped, for which the runtime is fused, and `--architecture` a3c is"
+            " one of the local runtime's; use --execution processes.",
+        ),
         (["--learners", "2"], "`--learners` is for single runs"),
         (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
         (["--execution", "processes", "--keep", "1"], "`--keep` is 1; expected at least 2 where"),
@@ -894,6 +962,20 @@ def test_bad_input_is_one_paragraph(
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tune": "learning_rate"}, "`--tune` is 'learning_rate'; expected a list of texts"),
+        ({"population": "4"}, "`--population` is '4'; expected int"),
+        ({"ready_steps": 1.5}, "`--ready-steps` is 1.5; expected int"),
+        ({"sigmas": True}, "`--sigmas` is True; expected float"),
+    ],
+)
+def test_settings_from_python_have_a_type(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        PBTConfig(**wrong)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -954,6 +1036,13 @@ def test_a_directory_belongs_to_one_population(
     with pytest.raises(UserError, match="holds a population, whose members are runs"):
         training.run(plan_in(whole, 2000))
     assert_same(contents(whole), before)
+    # What was refused before anything was saved is in nobody's way.
+    refused = settings(population=2, execution="processes", workers=1)
+    with pytest.raises(UserError, match=r"member 0 can't be trained: .*a3c"):
+        pbt.run(plan_in(tmp_path / "refused", 200, architecture="a3c",
+                        value_normalisation="popart"), refused)  # fmt: skip
+    assert (tmp_path / "refused" / "journal.jsonl").stat().st_size > 0
+    assert pbt.run(plan_in(tmp_path / "refused", 200), settings(population=2))["generations"] == 0
     training.run(plan_in(tmp_path, 100))
     with pytest.raises(UserError, match="holds a run, and a population can't live in it"):
         pbt.run(plan_in(tmp_path, 100), settings())
@@ -989,6 +1078,25 @@ def test_a_population_on_the_command_line(
     with pytest.raises(SystemExit):
         pronk("plot", directory, directory)
     assert "give it alone" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        pronk("plot", directory, "--csv", "population.csv")
+    assert "`--csv` is population.csv, and " in capsys.readouterr().err
+    pronk("inspect", directory)
+    shown = capsys.readouterr().out
+    assert f"{summary['best_hyper']['learning_rate']:.6g}"[:6] in shown
+    journal = directory / "journal.jsonl"
+    whole = journal.read_bytes()
+    for line, why in (
+        (b'{"event": "ready"}', "no 'member'"),
+        (whole.splitlines()[-1].replace(b'"member": 2', b'"member": 7'), "member 7 has no start"),
+        (b'{"event": "dance", "member": 1}', "'dance' is no event of a population"),
+    ):
+        journal.write_bytes(whole + line + b"\n")
+        with pytest.raises(SystemExit):
+            pronk("plot", directory, "--output", "population.png")
+        told = capsys.readouterr().err
+        assert f"is damaged in line {whole.count(bytes([10])) + 1} ({why})" in told
+    journal.write_bytes(whole)
     (directory / "summary.json").unlink()
     with pytest.raises(SystemExit):
         pronk("eval", directory)

@@ -329,9 +329,13 @@ class Huge(Troubled):
         return np.full_like(observation, 1e30), *rest
 
 
-def test_a_run_whose_gradients_are_never_finite_stops_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_every", [0.5, 1e-3])
+def test_a_run_whose_gradients_are_never_finite_stops_and_says_so(
+    log_every: float, tmp_path: Path
+) -> None:
+    """Also where no two records have twenty updates between them."""
     with pytest.raises(UserError, match=r"not finite.* batch is in .*diverged\.safetensors"):
-        train(Huge, tmp_path, 2_000_000, actors=1, log_every=0.5, activation="relu")
+        train(Huge, tmp_path, 2_000_000, actors=1, log_every=log_every, activation="relu")
     batch = safetensors.numpy.load_file(tmp_path / "diverged.safetensors")
     seen = [x for name, x in batch.items() if name.endswith("timestep/observation")]
     assert sum(x.shape[1] for x in seen) == TINY["batch_size"]

@@ -6,8 +6,8 @@ Sources: [E18] Espeholt et al. 2018, "IMPALA", sections 5 and F. [J17] Jaderberg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from tyro.conf import UseAppendAction
 
@@ -52,6 +52,12 @@ class PBTConfig:
     """Members that are trained at the same time, in processes or on Ray."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), _KINDS.get(str(field.type), object)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                expected = "a list of texts" if field.name == "tune" else field.type
+                flag = field.name.replace("_", "-")
+                raise UserError(f"`--{flag}` is {value!r}; expected {expected}.")
         wrong = {
             "--population": (self.population < 2, "at least 2"),
             "--ready-steps": (self.ready_steps is not None and self.ready_steps < 1, "at least 1"),
@@ -84,6 +90,13 @@ class PBTConfig:
                 f"`--execution` is '{self.execution}'; expected one of {', '.join(executions)}."
             )
 
+
+_KINDS: dict[str, Any] = {
+    "int": int,
+    "int | None": int | None,
+    "float": int | float,
+    "UseAppendAction[tuple[str, ...]]": tuple | list,
+}
 
 # Hyperparameters near 1, of which counts how far from it they are: 1 − x is drawn and multiplied,
 # so that the horizon 1/(1 − x) is what changes by the factor.

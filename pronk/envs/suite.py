@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +88,7 @@ SUITES: dict[str, tuple[Task, ...]] = {
     "suite/atari-57-v0": _atari(list(scores.ATARI)),
 }
 _OWN = ("weight", "reward_scale")
+_MOST = 1e30  # of either: sums of what it multiplies are still finite in float32
 
 
 def tasks_of(env: Any) -> tuple[Task, ...] | None:
@@ -161,8 +161,11 @@ def _parsed(text: str) -> Task:
     own = {name: args.pop(name) for name in _OWN if name in args}
     for name, value in own.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise UserError(f"`env` '{text}' has {name}={value!r}; expected a number above zero.")
+        if not number or not 0 < value < _MOST:
+            raise UserError(
+                f"`env` '{text}' has {name}={value!r}; expected a number above zero, and below"
+                f" {_MOST:g}."
+            )
     human = scores.ATARI.get(scores.game(env) or "")
     return Task(text, env, args, reference=human, **own)
 
@@ -455,7 +458,7 @@ class SuiteEnvs:
             part.restore(state[f"task_{k}"])
 
     def warnings(self) -> list[str]:
-        """What went otherwise than asked for since the last call, a line each, and in which task."""
+        """What went otherwise than asked for since the last call: a line each, with the task."""
         return [
             f"task '{self._tasks[k].name}': {line}"
             for k, part in self._parts.items()

@@ -77,12 +77,19 @@ def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
     if settings.execution == "processes":
         return _of_runs(setup, processes.run)
     if settings.execution == "vmapped":
-        fused = dataclasses.replace(plan, run=dataclasses.replace(plan.run, runtime="fused"))
-        is_fused(fused, setup.env, setup.agent)  # says why, where it can't be
         if plan.run.runtime == "local":
             raise UserError(
                 "`--runtime` is local, and a vmapped population is fused; leave one of them out."
             )
+        fused = dataclasses.replace(plan, run=dataclasses.replace(plan.run, runtime="fused"))
+        try:
+            is_fused(fused, setup.env, setup.agent)
+        except UserError as error:
+            why = str(error).partition("; ")[0]
+            raise UserError(
+                f"`--execution` is vmapped, for which the runtime is fused, and {why}; use"
+                " --execution processes."
+            ) from None
     elif not is_fused(plan, setup.env, setup.agent):
         return _of_runs(setup, processes.run)
     vmapped.check(setup)

@@ -14,7 +14,7 @@ from pronk.configs.pbt import FREE, PBTConfig
 from pronk.envs.episodes import derived_seed
 from pronk.errors import UserError
 from pronk.files import without_nan, write_json_atomically
-from pronk.journal import Journal, read_journal
+from pronk.journal import JOURNAL, Journal, events_of
 from pronk.pbt.policy import (
     Decision,
     Hyper,
@@ -23,13 +23,14 @@ from pronk.pbt.policy import (
     allowed_by,
     decide,
     first,
+    has_diverged,
     is_normalised,
     summary_of,
 )
 from pronk.plan import Plan, identity
 from pronk.types import Agent, EnvSpec
 
-SETTINGS, JOURNAL = "pbt.json", "journal.jsonl"
+SETTINGS = "pbt.json"
 MEMBERS = 101  # purpose of the members' seeds: not one of `wiring`'s
 GENERATIONS = 20  # unless `--ready-steps` or `--ready-episodes` says otherwise
 
@@ -97,7 +98,7 @@ class Setup:
         hyper_of: Callable[[int], Hyper],
     ) -> Decision:
         """What becomes of a member that is ready after so many agent steps."""
-        if steps < self.settings.evolve_after:
+        if steps < self.settings.evolve_after and not has_diverged(scores[member]):
             return Decision(None, hyper_of(member), {})
         return decide(
             self.settings,
@@ -121,7 +122,7 @@ class Setup:
         found = summary_of(members)
         generation = min(m["generation"] for m in members)
         steps = min(m["steps"] for m in members)
-        told = "no episode has ended"
+        told = "no member has been scored"
         if found["best"] is not None:
             told = (
                 f"best {found['best_score']:.4g} (member {found['best']})"
@@ -159,7 +160,7 @@ class Setup:
 
     def events(self) -> list[dict[str, Any]]:
         """All of the journal."""
-        return read_journal(self.directory / JOURNAL)
+        return events_of(self.directory)
 
 
 def open_journal(setup: Setup, *, one_program: bool) -> Journal:
@@ -177,7 +178,7 @@ def open_journal(setup: Setup, *, one_program: bool) -> Journal:
         "one_program": one_program,
     }
     path = directory / SETTINGS
-    if path.exists() and (directory / JOURNAL).exists():
+    if path.exists() and (directory / JOURNAL).exists() and _has_learnt(directory):
         try:
             saved = json.loads(path.read_text())
             theirs = _identity(saved)
@@ -194,14 +195,34 @@ def open_journal(setup: Setup, *, one_program: bool) -> Journal:
                 f"'{directory}' holds another population ({listed}). Give another --run-dir, or the"
                 " same settings to resume that one; nothing was changed."
             )
+        write_json_atomically(path, ours)
+        return Journal(directory / JOURNAL)
+    journal = Journal(directory / JOURNAL)
+    journal.cut(0)
     write_json_atomically(path, ours)
-    return Journal(directory / JOURNAL)
+    return journal
+
+
+def _has_learnt(directory: Path) -> bool:
+    """Whether anything is saved of a population, or decided: a command that was refused leaves
+    nothing that another one could spoil."""
+    places = ("population", "members/*/checkpoints", "members/*/replay")
+    saved = any(any(directory.glob(f"{place}/*")) for place in places)
+    return saved or any(e["event"] != "start" for e in events_of(directory))
 
 
 def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
     execution = "vmapped" if saved["one_program"] else "processes or ray"
     settings = {k: v for k, v in saved["pbt"].items() if k not in FREE}
     return identity(saved["plan"]) | settings | {"execution": execution}
+
+
+def nobody_to_copy(member: int) -> UserError:
+    """What is said where a member has diverged for good."""
+    return UserError(
+        f"member {member} diverged, not one of its last updates was finite, and there is none to"
+        " copy instead: lower the range of its learning rate, or have members ready later."
+    )
 
 
 def start_event(member: int, seed: int, hyper: Hyper) -> dict[str, Any]:

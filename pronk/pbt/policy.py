@@ -188,8 +188,8 @@ def is_better(
     absolute: donor − own ≥ threshold, which is "an absolute 5 % higher" of normalised scores [E18,
     appendix F]. Returns have no unit that is every task's, and there it is a share of one's own,
     donor − own ≥ threshold · |own|: below zero a twentieth of the way to zero; next to zero any
-    gain will do. Without a score on either side nothing is better. −∞ stands for a member that has
-    diverged: any other score is better. An infinite threshold: nothing ever is.
+    gain will do. Without a score on either side nothing is better. An infinite threshold: nothing
+    ever is.
     """
     if donor is None or own is None or math.isnan(donor.mean) or math.isnan(own.mean):
         return False
@@ -197,7 +197,12 @@ def is_better(
         return False
     margin = threshold * (1.0 if absolute else abs(own.mean))
     noise = sigmas * math.hypot(donor.error, own.error) if sigmas else 0.0
-    return own.mean == -math.inf or donor.mean - own.mean >= max(margin, noise)
+    return donor.mean - own.mean >= max(margin, noise)
+
+
+def has_diverged(score: Score | None) -> bool:
+    """Whether the score, −∞, is that of a member of whose last updates none was finite."""
+    return score is not None and score.mean == -math.inf
 
 
 def decide(
@@ -219,14 +224,20 @@ def decide(
     One other member is drawn, each as likely as any, and copied if its score is so much better
     [E18, appendix F; J17: "binary tournament"]. Whether or not that happened, each hyperparameter
     is perturbed with the settings' probability. The two decisions have random numbers of their own.
+    Who has diverged draws from those that have a score, unless nobody is ever copied.
     """
     rng = _rng(seed, member, generation, CANDIDATE)
-    candidate = int(rng.integers(len(scores) - 1))
-    candidate += candidate >= member
-    better = is_better(
-        scores[candidate], scores[member], settings.threshold, settings.sigmas, absolute=absolute
-    )
-    donor = candidate if better else None
+    donor = None
+    if has_diverged(scores[member]):
+        scored = [i for i, s in enumerate(scores) if s is not None and not has_diverged(s)]
+        if scored and not math.isinf(settings.threshold):
+            donor = scored[int(rng.integers(len(scored)))]
+    else:
+        drawn = int(rng.integers(len(scores) - 1))
+        drawn += drawn >= member
+        threshold, sigmas = settings.threshold, settings.sigmas
+        if is_better(scores[drawn], scores[member], threshold, sigmas, absolute=absolute):
+            donor = drawn
     rng = _rng(seed, member, generation, PERTURB)
     before = hyper_of(member if donor is None else donor)
     after, factors = {}, {}

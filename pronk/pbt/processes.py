@@ -28,7 +28,15 @@ from pronk.errors import UserError
 from pronk.evaluate import Tally
 from pronk.files import fsync_directory
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event, told
+from pronk.pbt.common import (
+    Setup,
+    end_event,
+    nobody_to_copy,
+    ready_event,
+    score_in,
+    start_event,
+    told,
+)
 from pronk.pbt.lives import DIVERGED, GONE, MISTAKE, Here, Legacy, Life, Workplace
 from pronk.pbt.policy import Decision, Hyper, Score
 
@@ -189,7 +197,7 @@ class _Processes:
             raise UserError(
                 f"member {member.member} was trained for a generation, and there was no update in"
                 " it, as while a replay fills: nothing is saved of that. Have members ready later,"
-                " by a larger --ready-steps, or learn earlier; the other members are saved."
+                " by a larger --ready-steps, or learn earlier."
             )
         elif self._is_ready(member, saved):
             self._ready(member, saved)
@@ -202,15 +210,15 @@ class _Processes:
         diverged = [m for m in self.members if m.diverged]
         if not diverged:
             return
-        if any(m.score is not None for m in self.members if not m.diverged):
+        for member in diverged:
+            member.score = Score(-math.inf)
+        nobody_copies = math.isinf(self.setup.settings.threshold)
+        if not nobody_copies and any(m.score is not None for m in self.members if not m.diverged):
             for member in diverged:
                 member.diverged = False
                 self._ready(member, _newest(self.setup, member), diverged=True)
         elif not self._waiting() and not self._running():
-            raise UserError(
-                f"member {diverged[0].member} diverged, and there is none yet to copy instead:"
-                " lower the range of its learning rate, or have members ready later."
-            )
+            raise nobody_to_copy(diverged[0].member)
 
     def _died(self, member: Member, status: int, life: Life) -> None:
         member.deaths += 1
@@ -248,11 +256,9 @@ class _Processes:
             games = saved.meta["tally"]
         tally = {"tally": games}
         found = self._scored(member, games)
-        if diverged:
-            member.score = Score(-math.inf)
-        elif found is not None:
+        if found is not None and not diverged:
             member.score = found
-        else:  # it keeps its score, if any, and these games count for the next one
+        elif not diverged:  # it keeps its score, if any, and these games count for the next one
             tally = {"tally": member.tally}
             self._warn(member)
         if steps >= self.setup.plan.run.steps:

@@ -25,16 +25,26 @@ from pronk.errors import UserError
 from pronk.evaluate import Tally
 from pronk.files import write_json_atomically
 from pronk.journal import Journal
-from pronk.pbt.common import Setup, end_event, ready_event, score_in, start_event, told
-from pronk.pbt.policy import Hyper, Score
+from pronk.pbt.common import (
+    GENERATIONS,
+    Setup,
+    end_event,
+    nobody_to_copy,
+    ready_event,
+    score_in,
+    start_event,
+    told,
+)
+from pronk.pbt.policy import Hyper, Score, has_diverged
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
 from pronk.types import Array, EnvSpec
 from pronk.wiring import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
 
-# Rows (agent steps, and dummies between episodes) of all members together per call of the program:
-# about a second on a small machine, within which an interruption is heard.
-ROWS_PER_CALL = 1 << 20
+# Rows (agent steps, and dummies between episodes) of all members together per call of the program,
+# within which no interruption is heard: on two cores some tenths of a second of Catch with a small
+# network, six of Breakout with MinAtar's.
+ROWS_PER_CALL = 1 << 17
 
 
 @dataclass
@@ -53,22 +63,32 @@ class Member:
     # Since it was last ready:
     calls: int = 0
     games: int = 0
+    updates: int = 0
+    skipped: int = 0  # of these, because their gradients were not finite
 
-    def add(self, tally: Tally, steps: int) -> None:
+    def add(self, tally: Tally, steps: int, updates: int, skipped: int) -> None:
         """What it did in a call."""
         self.calls += 1
+        self.updates += updates
+        self.skipped += skipped
         self.tally = Tally.of(self.tally, len(tally.count)).plus(tally).as_json()
         self.steps += steps
         self.episodes += sum(tally.count)
         self.games += sum(tally.count)
 
-    def rate(self, spec: EnvSpec) -> None:
-        """It is ready: score it by the games since last time, if one of each task has ended."""
+    def rate(self, spec: EnvSpec) -> Score | None:
+        """It is ready: score it by the games since last time, if one of each task has ended, and
+        return its latest score; −∞ where not one update since then had a finite gradient."""
+        diverged = self.skipped == self.updates > 0
         found = Score.of(spec, Tally.of(self.tally, spec.num_tasks))
-        if found is not None:
+        if diverged:
+            self.score = self.error = None
+            self.tally = {}
+        elif found is not None:
             self.score, self.error = told(found).values()
             self.tally = {}
-        self.calls = self.games = 0
+        self.calls = self.games = self.updates = self.skipped = 0
+        return Score(-math.inf) if diverged else self.rated()
 
     def rated(self) -> Score | None:
         """Its latest score."""
@@ -129,7 +149,8 @@ class _Vmapped:
         shape = check(setup)
         self.jax_env: Any = envs.jax_env_of(setup.env, setup.plan.env_args)
         per_update = shape["unroll"] * shape["num_envs"]
-        per_call = max(1, ROWS_PER_CALL // setup.size)
+        # The same whenever it is to pause, so that pausing changes nothing.
+        per_call = max(1, min(ROWS_PER_CALL // setup.size, config.steps // GENERATIONS))
         if setup.ready_steps is not None:
             updates = max(1, round(setup.ready_steps / per_update))
             self.calls = math.ceil(updates * per_update / per_call)  # per generation
@@ -220,14 +241,20 @@ class _Vmapped:
 
     def _advance(self) -> None:
         """One call of the program, and what is to be decided after it."""
+        before = self._updates()
         self.runs, outcome = self.population.advance(self.runs)
         outcome: Told = jax.device_get(outcome)
+        made = self._updates() - before
         for member in self.members:
             i = member.member
             games = Tally(*(np.asarray(x)[i].tolist() for x in outcome[:3]))
-            member.add(games, int(outcome.steps[i]))
+            member.add(games, int(outcome.steps[i]), *made[:, i].tolist())
         if self._steps() < self.setup.plan.run.steps:  # otherwise nobody would learn from it
             self._evolve([m for m in self.members if self._is_ready(m)])
+
+    def _updates(self) -> Array:
+        """Of each member, and how many of these were skipped, `[2, N]`."""
+        return np.stack(jax.device_get((self.runs.learner.updates, self.runs.learner.skipped)))
 
     def _is_ready(self, member: Member) -> bool:
         if self.calls:
@@ -241,10 +268,13 @@ class _Vmapped:
             return
         setup = self.setup
         assert self.journal is not None
-        for member in ready:
-            member.rate(self.setup.spec)
-            member.generation += 1
         scores = [member.rated() for member in self.members]
+        for member in ready:
+            scores[member.member] = member.rate(self.setup.spec)
+            member.generation += 1
+        diverged = [i for i, score in enumerate(scores) if has_diverged(score)]
+        if len(diverged) == setup.size:
+            raise nobody_to_copy(diverged[0])
         before = [dict(member.hyper) for member in self.members]
         sources = np.arange(setup.size)
         events = []

@@ -21,7 +21,7 @@ import numpy as np
 from pronk import lineage, pbt
 from pronk.configs.pbt import PBTConfig
 from pronk.configs.reproduce import PBT
-from pronk.journal import read_journal
+from pronk.journal import events_of
 from pronk.pbt.vmapped import final_returns
 from pronk.plan import Plan, resolve
 from pronk.reproduce.common import band, chosen, digest, once
@@ -123,7 +123,7 @@ def _cell(settings: PBT, name: str, seed: int, kind: str) -> dict[str, Any]:
     summary = pbt.run(plan, config)
     if summary["status"] != "finished":
         raise KeyboardInterrupt  # it is saved; the same command goes on
-    events = read_journal(directory / "journal.jsonl")
+    events = events_of(directory)
     starts = [e["hyper"] for e in events if e["event"] == "start"]
     ends = [e["hyper"] for e in events if e["event"] == "end"]
     return {

@@ -39,7 +39,9 @@ COMMON: dict[str, Any] = {"actors": 2, "envs": 16, "batch_size": 16, "log_every"
 def run(settings: PopArtAtari) -> str:
     """Train what is missing, then write the table and the picture."""
     if settings.quick:
-        settings = dataclasses.replace(settings, steps=settings.steps // 25, episodes=2)
+        settings = dataclasses.replace(
+            settings, steps=max(1, settings.steps // 25), episodes=min(2, settings.episodes)
+        )
     settings.results.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, (_, chosen) in AGENTS.items():
