@@ -512,13 +512,15 @@ def reproduce(args: list[str]) -> None:
     from pronk.files import cannot_write
 
     try:
-        print(experiments.run(name, settings))
+        report = experiments.run(name, settings)
     except OSError as error:
-        at = Path(error.filename or "")
-        places = (getattr(settings, "output", None), settings.results)
-        if not any(p and (at.is_relative_to(p) or p.is_relative_to(at)) for p in places):
-            raise
-        raise cannot_write(at, error) from None
+        at = Path(error.filename) if isinstance(error.filename, str | Path) else None
+        for flag in ("output", "results"):
+            place = getattr(settings, flag, None)
+            if at and place and (at.is_relative_to(place) or place.is_relative_to(at)):
+                raise cannot_write(at, error, f"--{flag}") from None
+        raise
+    print(report)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -17,19 +17,21 @@ from typing import Any
 from pronk.errors import UserError
 
 _WHAT_TO_DO = {
-    errno.ENOSPC: "free some space there, or choose another directory with `--run-dir`",
-    errno.EDQUOT: "free some of your quota there, or choose another directory with `--run-dir`",
-    errno.EROFS: "choose a directory that can be written to with `--run-dir`",
-    errno.EACCES: "make it writable for you, or choose another directory with `--run-dir`",
-    errno.EPERM: "make it writable for you, or choose another directory with `--run-dir`",
-    errno.EEXIST: "move away the file that stands in its place, or choose another `--run-dir`",
-    errno.ENOTDIR: "move away the file that stands in its place, or choose another `--run-dir`",
+    errno.ENOSPC: "free some space there, or choose another directory with `{flag}`",
+    errno.EDQUOT: "free some of your quota there, or choose another directory with `{flag}`",
+    errno.EROFS: "choose a directory that can be written to with `{flag}`",
+    errno.EACCES: "make it writable for you, or choose another directory with `{flag}`",
+    errno.EPERM: "make it writable for you, or choose another directory with `{flag}`",
+    errno.EEXIST: "move away the file that stands in its place, or choose another `{flag}`",
+    errno.ENOTDIR: "move away the file that stands in its place, or choose another `{flag}`",
 }
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """The UserError for a failed write below `path`: what failed, why, and what to do."""
+def cannot_write(path: Path, error: OSError, flag: str = "--run-dir") -> UserError:
+    """The UserError for a failed write below `path`, which `flag` chose: what failed, why, and what
+    to do."""
     advice = _WHAT_TO_DO.get(error.errno or 0, "check the directory and the disk it is on")
+    advice = advice.format(flag=flag)
     return UserError(f"cannot write `{path}`: {error.strerror or error}; {advice}")
 
 

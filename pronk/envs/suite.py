@@ -88,7 +88,7 @@ SUITES: dict[str, tuple[Task, ...]] = {
     "suite/atari-57-v0": _atari(list(scores.ATARI)),
 }
 _OWN = ("weight", "reward_scale")
-_MOST = 1e30  # of either: sums of what it multiplies are still finite in float32
+_MOST = 1e15  # of either: squares of what it multiplies, too, are finite in float32
 
 
 def tasks_of(env: Any) -> tuple[Task, ...] | None:

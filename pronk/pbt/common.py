@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,7 @@ class Setup:
 def open_journal(setup: Setup, *, one_program: bool) -> Journal:
     """The journal of the population, which must be the one that the directory holds, if any, and
     carried out as there, in one program or as runs of their own: otherwise UserError, and nothing
-    is changed."""
+    is changed. What a population left of which nothing was saved is forgotten."""
     directory = setup.directory
     if any((directory / "checkpoints").glob("[0-9]*")):
         raise UserError(
@@ -177,38 +178,63 @@ def open_journal(setup: Setup, *, one_program: bool) -> Journal:
         "pbt": dataclasses.asdict(setup.settings),
         "one_program": one_program,
     }
-    path = directory / SETTINGS
-    if path.exists() and (directory / JOURNAL).exists() and _has_learnt(directory):
-        try:
-            saved = json.loads(path.read_text())
-            theirs = _identity(saved)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} can't be read as a population's configuration ({error!r}); it was damaged,"
-                " or written by another version of pronk."
-            ) from None
-        mine = _identity(json.loads(json.dumps(ours, default=str)))
-        differing = sorted(k for k in theirs | mine if theirs.get(k) != mine.get(k))
-        if differing:
-            listed = "; ".join(f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in differing)
-            raise UserError(
-                f"'{directory}' holds another population ({listed}). Give another --run-dir, or the"
-                " same settings to resume that one; nothing was changed."
-            )
-        write_json_atomically(path, ours)
-        return Journal(directory / JOURNAL)
+    learnt = _has_learnt(directory)
+    if learnt:
+        _check_same(directory / SETTINGS, ours)
+    write_json_atomically(directory / SETTINGS, ours)
     journal = Journal(directory / JOURNAL)
-    journal.cut(0)
-    write_json_atomically(path, ours)
+    if not learnt:
+        journal.cut(0)
     return journal
 
 
 def _has_learnt(directory: Path) -> bool:
-    """Whether anything is saved of a population, or decided: a command that was refused leaves
-    nothing that another one could spoil."""
+    """Whether anything is saved of a population, or decided, or a member of it still trains. A
+    command that was refused leaves nothing that another one could spoil. Raises UserError where
+    something is, and its settings or its journal are gone."""
     places = ("population", "members/*/checkpoints", "members/*/replay")
     saved = any(any(directory.glob(f"{place}/*")) for place in places)
-    return saved or any(e["event"] != "start" for e in events_of(directory))
+    saved = saved or any(is_held(lock.parent) for lock in directory.glob("members/*/.lock"))
+    if (directory / JOURNAL).exists():
+        saved = saved or any(event["event"] != "start" for event in events_of(directory))
+    for name in (SETTINGS, JOURNAL) if saved else ():
+        if not (directory / name).exists():
+            raise UserError(
+                f"'{directory}' holds a population, but its {name} is gone; put back a copy of it,"
+                " or give another --run-dir."
+            )
+    return saved
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a process trains in this directory."""
+    try:
+        with (run_dir / ".lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _check_same(path: Path, ours: Mapping[str, Any]) -> None:
+    """Raise UserError where the settings at `path` are those of another population."""
+    try:
+        theirs = _identity(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} can't be read as a population's configuration ({error!r}); it was damaged,"
+            " or written by another version of pronk."
+        ) from None
+    mine = _identity(json.loads(json.dumps(ours, default=str)))
+    differing = sorted(k for k in theirs | mine if theirs.get(k) != mine.get(k))
+    if differing:
+        listed = "; ".join(f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in differing)
+        raise UserError(
+            f"'{path.parent}' holds another population ({listed}). Give another --run-dir, or the"
+            " same settings to resume that one; nothing was changed."
+        )
 
 
 def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,11 +243,11 @@ def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
     return identity(saved["plan"]) | settings | {"execution": execution}
 
 
-def nobody_to_copy(member: int) -> UserError:
-    """What is said where a member has diverged for good."""
+def all_diverged() -> UserError:
+    """What is said where nobody is left to copy."""
     return UserError(
-        f"member {member} diverged, not one of its last updates was finite, and there is none to"
-        " copy instead: lower the range of its learning rate, or have members ready later."
+        "all members diverged, not one of their last updates was finite, before there was one to"
+        " copy: lower the range of the learning rate, or have members ready earlier."
     )
 
 

@@ -136,7 +136,7 @@ def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
         ends = math.log(_scale(name, low)), math.log(_scale(name, high))
         value = _scale(name, math.exp(ends[0] + u * (ends[1] - ends[0])))
         drawn[name] = _held(low if low == high else value)
-    return drawn
+    return dict(sorted(drawn.items()))  # as checkpoints and decisions have them
 
 
 class Score(NamedTuple):

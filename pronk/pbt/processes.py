@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -30,8 +29,9 @@ from pronk.files import fsync_directory
 from pronk.journal import Journal
 from pronk.pbt.common import (
     Setup,
+    all_diverged,
     end_event,
-    nobody_to_copy,
+    is_held,
     ready_event,
     score_in,
     start_event,
@@ -116,7 +116,7 @@ class _Processes:
                 self._revive()
         finally:
             self._stop()
-        if all(m.ended for m in self.members):
+        if all(m.ended or m.diverged for m in self.members):
             return self._summary("finished")
         return self._summary("interrupted" if stopped.is_set() else "paused")
 
@@ -206,7 +206,7 @@ class _Processes:
 
     def _revive(self) -> None:
         """Have those that diverged copy, once there is somebody with a score; raises UserError
-        where there is nobody left who could get one."""
+        where all have diverged."""
         diverged = [m for m in self.members if m.diverged]
         if not diverged:
             return
@@ -217,8 +217,13 @@ class _Processes:
             for member in diverged:
                 member.diverged = False
                 self._ready(member, _newest(self.setup, member), diverged=True)
+        elif len(diverged) == len(self.members):
+            raise all_diverged()
         elif not self._waiting() and not self._running():
-            raise nobody_to_copy(diverged[0].member)
+            self.setup.tell(
+                f"warning: member {diverged[0].member} diverged, and nobody was copied instead; it"
+                " is left behind"
+            )
 
     def _died(self, member: Member, status: int, life: Life) -> None:
         member.deaths += 1
@@ -445,13 +450,7 @@ def _let_go(run_dir: Path) -> None:
     """Wait for a member's process of an earlier controller, which saves and goes once it notices
     that it is alone. Raises UserError where it doesn't."""
     end = time.monotonic() + ORPHANED
-    while (run_dir / ".lock").exists():
-        with (run_dir / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                pass
+    while is_held(run_dir):
         if time.monotonic() > end:
             raise UserError(
                 f"another process is training in '{run_dir}' and has not ended within"

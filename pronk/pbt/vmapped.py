@@ -28,8 +28,8 @@ from pronk.journal import Journal
 from pronk.pbt.common import (
     GENERATIONS,
     Setup,
+    all_diverged,
     end_event,
-    nobody_to_copy,
     ready_event,
     score_in,
     start_event,
@@ -38,6 +38,7 @@ from pronk.pbt.common import (
 from pronk.pbt.policy import Hyper, Score, has_diverged
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
+from pronk.training import MAX_SKIPPED
 from pronk.types import Array, EnvSpec
 from pronk.wiring import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
 
@@ -63,35 +64,31 @@ class Member:
     # Since it was last ready:
     calls: int = 0
     games: int = 0
-    updates: int = 0
-    skipped: int = 0  # of these, because their gradients were not finite
+    skipped: int = 0  # the latest updates, of which no gradient was finite
+    diverged: bool = False  # when it was last ready
 
     def add(self, tally: Tally, steps: int, updates: int, skipped: int) -> None:
         """What it did in a call."""
         self.calls += 1
-        self.updates += updates
-        self.skipped += skipped
+        self.skipped = skipped + (self.skipped if skipped == updates else 0)
         self.tally = Tally.of(self.tally, len(tally.count)).plus(tally).as_json()
         self.steps += steps
         self.episodes += sum(tally.count)
         self.games += sum(tally.count)
 
-    def rate(self, spec: EnvSpec) -> Score | None:
-        """It is ready: score it by the games since last time, if one of each task has ended, and
-        return its latest score; −∞ where not one update since then had a finite gradient."""
-        diverged = self.skipped == self.updates > 0
+    def rate(self, spec: EnvSpec) -> None:
+        """It is ready: score it by the games since last time, if one of each task has ended."""
+        self.diverged = self.skipped >= MAX_SKIPPED
         found = Score.of(spec, Tally.of(self.tally, spec.num_tasks))
-        if diverged:
-            self.score = self.error = None
+        if found is not None or self.diverged:
+            self.score, self.error = told(None if self.diverged else found).values()
             self.tally = {}
-        elif found is not None:
-            self.score, self.error = told(found).values()
-            self.tally = {}
-        self.calls = self.games = self.updates = self.skipped = 0
-        return Score(-math.inf) if diverged else self.rated()
+        self.calls = self.games = 0
 
     def rated(self) -> Score | None:
-        """Its latest score."""
+        """Its latest score; −∞ where it has diverged."""
+        if self.diverged:
+            return Score(-math.inf)
         return score_in({"score": self.score, "error": self.error})
 
 
@@ -153,7 +150,7 @@ class _Vmapped:
         per_call = max(1, min(ROWS_PER_CALL // setup.size, config.steps // GENERATIONS))
         if setup.ready_steps is not None:
             updates = max(1, round(setup.ready_steps / per_update))
-            self.calls = math.ceil(updates * per_update / per_call)  # per generation
+            self.calls = math.ceil(updates / max(1, round(per_call / per_update)))  # per generation
             updates = math.ceil(updates / self.calls)
         else:  # often enough for whoever has played enough
             self.calls = 0
@@ -268,13 +265,12 @@ class _Vmapped:
             return
         setup = self.setup
         assert self.journal is not None
-        scores = [member.rated() for member in self.members]
         for member in ready:
-            scores[member.member] = member.rate(self.setup.spec)
+            member.rate(self.setup.spec)
             member.generation += 1
-        diverged = [i for i, score in enumerate(scores) if has_diverged(score)]
-        if len(diverged) == setup.size:
-            raise nobody_to_copy(diverged[0])
+        scores = [member.rated() for member in self.members]
+        if all(map(has_diverged, scores)):
+            raise all_diverged()
         before = [dict(member.hyper) for member in self.members]
         sources = np.arange(setup.size)
         events = []
