@@ -14,6 +14,9 @@ COUNT = Path(__file__).with_name("count.txt")
 # Before jax is imported, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# Compiling is most of the suite's time, and LLVM's slowest passes a quarter of that. XLA's own
+# passes, which decide what is computed, are those of every run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # The same examples every time: a red build is a change's fault, and can be repeated.
 settings.register_profile("pronk", deadline=None, derandomize=True)
