@@ -76,8 +76,8 @@ def over_members(function: Callable[..., Any], in_turn: bool | None = None) -> C
     """`function` of one member, for all: leaves `[N, ...]`.
 
     in_turn: one member after another within the program, or else all at once, vmapped. Unless it is
-    said, in turn on a CPU: N small matrices multiplied as one batch are hardly faster there than one
-    by one, N convolutions by N kernels very much slower (`pronk bench population --vmapped`).
+    said, in turn on a CPU: N small matrices multiplied as one batch are hardly faster there than
+    one by one, N convolutions by N kernels very much slower (`pronk bench population --vmapped`).
     """
     if in_turn is None:
         in_turn = jax.default_backend() == "cpu"
