@@ -107,13 +107,21 @@ class Plan:
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
             return  # nothing was learnt there: a command that was refused, say
         saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())
-        differing = sorted(k for k in saved | ours if saved.get(k) != ours.get(k))
-        if differing:
-            listed = "; ".join(f"{k}: {saved.get(k)} there, {ours.get(k)} here" for k in differing)
-            raise UserError(
-                f"'{run_dir}' holds another run ({listed}). Give another --run-dir, or the same"
-                " settings to resume that one; nothing was changed."
-            )
+        refuse_another("run", run_dir, saved, ours)
+
+
+def refuse_another(
+    kind: str, directory: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> None:
+    """Raise UserError where the run or population (`kind`) in `directory` is another one than ours,
+    by what identifies each."""
+    differing = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))
+    if differing:
+        listed = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+        raise UserError(
+            f"'{directory}' holds another {kind} ({listed}). Give another --run-dir, or the same"
+            " settings to resume that one; nothing was changed."
+        )
 
 
 def run_of(path: Path) -> Path:

@@ -460,6 +460,7 @@ def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
             action, carry = policy.act(own, carry, reward=reward, task=task)
             row = player.act(policy.behaviour, timestep)
             assert action == row.action[0] < (3, 2)[k]
+            jax.tree.map(np.testing.assert_array_equal, carry[0].core, player.carry.core)
             taken.append(int(action))
             timestep = vector.step(row.action)
             if timestep.first[0]:

@@ -28,7 +28,7 @@ from pronk.pbt.policy import (
     is_normalised,
     summary_of,
 )
-from pronk.plan import Plan, identity
+from pronk.plan import Plan, identity, refuse_another
 from pronk.types import Agent, EnvSpec
 
 SETTINGS = "pbt.json"
@@ -228,13 +228,7 @@ def _check_same(path: Path, ours: Mapping[str, Any]) -> None:
             " or written by another version of pronk."
         ) from None
     mine = _identity(json.loads(json.dumps(ours, default=str)))
-    differing = sorted(k for k in theirs | mine if theirs.get(k) != mine.get(k))
-    if differing:
-        listed = "; ".join(f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in differing)
-        raise UserError(
-            f"'{path.parent}' holds another population ({listed}). Give another --run-dir, or the"
-            " same settings to resume that one; nothing was changed."
-        )
+    refuse_another("population", path.parent, theirs, mine)
 
 
 def _identity(saved: Mapping[str, Any]) -> dict[str, Any]:
