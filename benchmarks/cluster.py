@@ -15,9 +15,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from pronk.bench.training import train_for
 from pronk.envs.waiting import STEP_SECONDS
-from pronk.plan import resolve
+from pronk.experiments.bench.training import train_for
+from pronk.run.resolve import resolve
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PLACES: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ def breakout(rounds: int, seconds: float) -> list[dict[str, Any]]:
     for i in range(rounds):
         row: dict[str, Any] = {"round": i}
         for place, where in PLACES.items():
-            plan = resolve("impala", "ALE/Breakout-v5", actors=2, envs=16, **where)
+            plan = resolve("impala", "ALE/Breakout-v5", actors=2, envs_per_actor=16, **where)
             found = train_for(plan, seconds)
             row[f"{place}_steps_per_second"] = round(found["end_to_end_steps_per_second"])
             row[f"{place}_learner_waits"] = round(found["learner_waits_share"], 3)
@@ -50,10 +50,17 @@ def waiting(seconds: float) -> list[dict[str, Any]]:
     limit = ACTORS * ENVS / (STEP_SECONDS * scale)
     for place, where in PLACES.items():
         plan = resolve(
-            "impala", "pronk/Waiting-v0", env_args={"task": "even", "scale": scale},
-            actors=ACTORS, envs=ENVS, torso="mlp", hidden=(32,), batch_size=64, unroll=20,
+            "impala",
+            "pronk/Waiting-v0",
+            env_args={"task": "even", "scale": scale},
+            actors=ACTORS,
+            envs_per_actor=ENVS,
+            torso="mlp",
+            hidden_sizes=(32,),
+            batch_size=64,
+            unroll=20,
             **where,
-        )  # fmt: skip
+        )
         found = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
         speed = found["end_to_end_steps_per_second"]
         rows.append(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pronk.convolution import conv2d
+from pronk.nn.cpu_convolution import conv2d
 
 # Image size, channels, kernel size, stride, features of the shallow network's two layers.
 LAYERS = [(84, 4, 8, 4, 16), (20, 16, 4, 2, 32)]

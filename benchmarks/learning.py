@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pronk
-from pronk.plot import plot
+from pronk.run.plot import plot
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -35,18 +35,24 @@ class Claim:
 
 MEMORY = {"env_args": {"delay": 20}, "unroll": 44}
 # R2D2 with few environments: what is learnt from is what the replay holds, not how many there are.
-FEW = {"actors": 1, "envs": 8}
+FEW = {"actors": 1, "envs_per_actor": 8}
 HIDDEN = {"env_args": {"hide_velocities": True}}
 CUE = {
-    "env_args": {"delay": 40}, "actors": 1, "envs": 32, "sequence_length": 42, "overlap": 20,
-    "target_every": 200, "learning_rate": 1e-3, "replay_capacity": 100_000,
-}  # fmt: skip
+    "env_args": {"delay": 40},
+    "actors": 1,
+    "envs_per_actor": 32,
+    "sequence_length": 42,
+    "overlap": 20,
+    "target_every": 200,
+    "learning_rate": 1e-3,
+    "replay_capacity": 100_000,
+}
 CLAIMS = {
     "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),
     "catch-fused": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000),
     "catch-local": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "local"}, 1000),
     "memory-lstm": Claim(
-        "pronk/MemoryCue-v0", 4_000_000, "≥ 0.95", {**MEMORY, "core": "lstm"}, 1000
+        "pronk/MemoryCue-v0", 4_000_000, "≥ 0.95", {**MEMORY, "recurrent_core": "lstm"}, 1000
     ),
     "memory-none": Claim("pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000),
     "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
@@ -54,7 +60,12 @@ CLAIMS = {
     "r2d2-hidden": Claim("pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2"),
     "r2d2-memory-lstm": Claim("pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2"),
     "r2d2-memory-none": Claim(
-        "pronk/MemoryCue-v0", 400_000, "chance, 0.25", {**CUE, "core": "none"}, 1000, agent="r2d2"
+        "pronk/MemoryCue-v0",
+        400_000,
+        "chance, 0.25",
+        {**CUE, "recurrent_core": "none"},
+        1000,
+        agent="r2d2",
     ),
 }
 

@@ -22,11 +22,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pronk.bench.architectures import waiting_costs
-from pronk.bench.queueing import Costs, predict
-from pronk.bench.training import train_for
-from pronk.configs.bench import Architectures
-from pronk.plan import resolve
+from pronk.experiments.bench.architectures import waiting_costs
+from pronk.experiments.bench.queueing import Costs, predict
+from pronk.experiments.bench.settings import Architectures
+from pronk.experiments.bench.training import train_for
+from pronk.run.resolve import resolve
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 COSTS = RESULTS / "scaling-costs.json"
@@ -46,7 +46,7 @@ VARIED = {
 def costs_of(seconds: float) -> Costs:
     """Of the parts, measured once."""
     if not COSTS.exists():
-        costs = waiting_costs(Architectures(envs=BATCH, unroll=UNROLL, seconds=seconds))
+        costs = waiting_costs(Architectures(envs_per_actor=BATCH, unroll=UNROLL, seconds=seconds))
         COSTS.write_text(json.dumps(costs._asdict(), indent=1) + "\n")
     return Costs(**json.loads(COSTS.read_text()))
 
@@ -60,7 +60,7 @@ def measured(actors: int, unroll: int, batch: int, costs: Costs, seconds: float)
         preset="atari",
         torso="shallow",
         actors=actors,
-        envs=1,
+        envs_per_actor=1,
         actor_cores=1,
         unroll=unroll,
         batch_size=batch,
@@ -87,7 +87,7 @@ def modelled(actors: int, unroll: int, batch: int, costs: Costs) -> float:
         scaled,
         cores=os.cpu_count() or 1,
         actor_cores=1,
-        envs=actors,
+        envs_per_actor=actors,
         unroll=unroll,
         batch=batch,
     )

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pronk.policy import Policy, load
-    from pronk.training import train
+    from pronk.run.policy import Policy, load
+    from pronk.run.train import train
 
 __all__ = ["Policy", "load", "train"]
 
-_HOMES = {"train": "pronk.training", "load": "pronk.policy", "Policy": "pronk.policy"}
+_HOMES = {"train": "pronk.run.train", "load": "pronk.run.policy", "Policy": "pronk.run.policy"}
 
 
 def __getattr__(name: str) -> Any:

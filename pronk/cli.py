@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from pronk.configs import AGENTS, config_module
-from pronk.configs.pbt import PBTConfig
-from pronk.configs.run import RunConfig
+from pronk.config.pbt import PBTConfig
+from pronk.config.registry import AGENTS, config_module
+from pronk.config.run import RunConfig
 from pronk.errors import UserError, nearest
 
 USAGE = """\
@@ -110,7 +110,7 @@ def train(args: list[str]) -> None:
     if parsed is None:
         return
     plan, _ = parsed
-    from pronk.training import run
+    from pronk.run.train import run
 
     summary = run(plan)
     episodes = min(summary["episodes"], 100)
@@ -164,7 +164,8 @@ def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
             description=f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits.",
         )
 
-    from pronk.plan import Plan, default_preset, preset_config, with_defaults
+    from pronk.config.spec import Plan, preset_config
+    from pronk.run.resolve import default_preset, with_defaults
 
     # Once to learn which environment and preset are meant, then with that preset's defaults.
     parsed = parse(preset_config(agent, "atari"))
@@ -214,9 +215,9 @@ def evaluate(args: list[str]) -> None:
     parsed = _parse(EvalArguments, "eval", args, description="Play games and report the score.")
     if parsed.episodes < 1:
         raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
-    from pronk.evaluate import SuiteEvaluation
-    from pronk.files import without_nan
-    from pronk.policy import load
+    from pronk.run.evaluate import SuiteEvaluation
+    from pronk.run.policy import load
+    from pronk.storage.files import without_nan
 
     policy = load(parsed.run)
     result = policy.evaluate(
@@ -288,8 +289,8 @@ def record(args: list[str]) -> None:
             raise UserError(
                 f"`--{flag.replace('_', '-')}` is {getattr(parsed, flag)}; expected at least 1."
             )
-    from pronk.policy import load
-    from pronk.record import record as film
+    from pronk.run.policy import load
+    from pronk.run.record import record as film
 
     beside = parsed.run.parent if parsed.run.is_file() else parsed.run
     output = parsed.output or beside / "film.mp4"
@@ -345,11 +346,11 @@ def plot(args: list[str]) -> None:
                     f"`--{flag}` is {value}, and '{populations[0]}' holds a population, whose"
                     " picture has none; leave it out, or give some of its members."
                 )
-        from pronk.lineage import draw as draw_population
+        from pronk.run.plot_population import draw as draw_population
 
         print(draw_population(parsed.runs[0], parsed.output, title=parsed.title))
         return
-    from pronk.plot import plot as draw
+    from pronk.run.plot import plot as draw
 
     print(
         draw(
@@ -380,7 +381,7 @@ def export(args: list[str]) -> None:
     parsed = _parse(ExportArguments, "export", args, description=description)
     if parsed.output.suffix != ".safetensors":
         raise UserError(f"`{parsed.output}` is no name for it; expected one ending .safetensors.")
-    from pronk.policy import export as write
+    from pronk.run.policy import export as write
 
     steps = write(parsed.run, parsed.output)
     print(f"{parsed.output}: the policy after {steps:,} steps")
@@ -399,7 +400,7 @@ class InspectArguments:
 def inspect(args: list[str]) -> None:
     """`pronk inspect RUN`."""
     parsed = _parse(InspectArguments, "inspect", args, description="What a run is and holds.")
-    from pronk.policy import inspect as look
+    from pronk.run.policy import inspect as look
 
     found = look(parsed.run)
     if parsed.json:
@@ -451,7 +452,7 @@ def list_known(args: list[str]) -> None:
 
 def benchmark(args: list[str]) -> None:
     """`pronk bench NAME`."""
-    from pronk.configs.bench import BENCHMARKS
+    from pronk.experiments.bench.settings import BENCHMARKS
 
     if not args or args[0] in ("-h", "--help"):
         print("usage: pronk bench NAME [flags]\n")
@@ -471,8 +472,8 @@ def benchmark(args: list[str]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and value <= 0:
             raise UserError(f"`--{field.name}` is {value}; expected a number above zero.")
-    from pronk import bench
-    from pronk.files import cannot_write, write_json_atomically
+    from pronk.experiments import bench
+    from pronk.storage.files import cannot_write, write_json_atomically
 
     file = None if settings.json in (None, "-") else Path(settings.json)
     if file is not None:
@@ -488,7 +489,7 @@ def benchmark(args: list[str]) -> None:
 
 def reproduce(args: list[str]) -> None:
     """`pronk reproduce NAME`."""
-    from pronk.configs.reproduce import EXPERIMENTS
+    from pronk.experiments.reproduce.settings import EXPERIMENTS
 
     name, *rest = args or ["--help"]
     if name in ("-h", "--help"):
@@ -508,8 +509,8 @@ def reproduce(args: list[str]) -> None:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
     if not getattr(settings, "scale", 1.0) > 0:
         raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
-    from pronk import reproduce as experiments
-    from pronk.files import cannot_write
+    from pronk.experiments import reproduce as experiments
+    from pronk.storage.files import cannot_write
 
     try:
         report = experiments.run(name, settings)

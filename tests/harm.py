@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pronk.bench.harm import Progress
+from pronk.experiments.bench.harm import Progress
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import rlax
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pronk import returns, transforms
+from pronk.maths import returns, transforms
 
 ACTIONS = 3
 TRACES = {

@@ -18,16 +18,17 @@ import pytest
 import reference
 from gymnasium import spaces
 
-from pronk import agents, envs, returns
-from pronk.checkpoint import Checkpointer
-from pronk.configs import config_module, impala
+from pronk import agents, envs
+from pronk.config.registry import config_module, impala
+from pronk.maths import returns
 from pronk.runtime.actor import Actor, Player, jit_act
 from pronk.runtime.batcher import columns, concatenate
+from pronk.storage.checkpoint import Checkpointer
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
 
 UNROLL, NUM_ENVS, HORIZON = 6, 3, 10_000
 
-SMALL = {"hidden": (8,), "core_size": 4, "unroll": UNROLL, "batch_size": NUM_ENVS}
+SMALL = {"hidden_sizes": (8,), "recurrent_units": 4, "unroll": UNROLL, "batch_size": NUM_ENVS}
 VECTOR = spaces.Box(-1, 1, (3,))
 DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, np.inf], np.float32))
@@ -43,7 +44,13 @@ class Variant(NamedTuple):
 
 
 # A trajectory is a drawn sequence: two rows of burn-in, and four transitions to learn from.
-REPLAYED = {"burn_in": 2, "sequence_length": UNROLL - 2, "overlap": 2, "head": 8, "n_steps": 2}
+REPLAYED = {
+    "burn_in": 2,
+    "sequence_length": UNROLL - 2,
+    "overlap": 2,
+    "head_units": 8,
+    "n_steps": 2,
+}
 
 
 def variant(observation, action, mask=False, agent="impala", tasks=(), **settings) -> Variant:
@@ -57,29 +64,72 @@ def variant(observation, action, mask=False, agent="impala", tasks=(), **setting
 
 VARIANTS = {
     "mlp": variant(VECTOR, DISCRETE),
-    "lstm": variant(VECTOR, DISCRETE, core="lstm"),
-    "gru": variant(VECTOR, spaces.MultiBinary(2), core="gru", separate_value=True),
+    "lstm": variant(VECTOR, DISCRETE, recurrent_core="lstm"),
+    "gru": variant(VECTOR, spaces.MultiBinary(2), recurrent_core="gru", separate_value=True),
     "gaussian": variant(VECTOR, BOX, **ADAM),
-    "squashed": variant(VECTOR, spaces.Box(-2, 2, (2,)), squash_actions=True, core="lstm"),
+    "squashed": variant(
+        VECTOR, spaces.Box(-2, 2, (2,)), squash_actions=True, recurrent_core="lstm"
+    ),
     "multi_discrete": variant(MIXED, spaces.MultiDiscrete([2, 3]), **ADAM),
-    "masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, core="gru"),
+    "masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, recurrent_core="gru"),
     "pixels": variant(PIXELS, DISCRETE, torso="shallow"),
-    "laser": variant(VECTOR, spaces.MultiDiscrete([2, 3]), core="lstm", replay_share=2 / 3,
-                     trust_region=1e6),
-    "popart": variant(VECTOR, DISCRETE, mask=True, tasks=("a", "b"), value_normalisation="popart",
-                      core="lstm", trust_region=1e6, replay_share=2 / 3),
-    "art": variant(VECTOR, BOX, value_normalisation="art", popart_debias=True,
-                   separate_value=True, **ADAM),
-    "pixel_control": variant(PIXELS, DISCRETE, mask=True, core="lstm", pixel_control_cost=0.1,
-                             pixel_control_cell=3),
+    "laser": variant(
+        VECTOR,
+        spaces.MultiDiscrete([2, 3]),
+        recurrent_core="lstm",
+        replay_fraction=2 / 3,
+        trust_region=1e6,
+    ),
+    "popart": variant(
+        VECTOR,
+        DISCRETE,
+        mask=True,
+        tasks=("a", "b"),
+        value_normalisation="popart",
+        recurrent_core="lstm",
+        trust_region=1e6,
+        replay_fraction=2 / 3,
+    ),
+    "art": variant(
+        VECTOR, BOX, value_normalisation="art", popart_debias=True, separate_value=True, **ADAM
+    ),
+    "pixel_control": variant(
+        PIXELS,
+        DISCRETE,
+        mask=True,
+        recurrent_core="lstm",
+        pixel_control_cost=0.1,
+        pixel_control_cell=3,
+    ),
     "r2d2": variant(VECTOR, DISCRETE, agent="r2d2"),
-    "r2d2_feed_forward": variant(MIXED, DISCRETE, agent="r2d2", core="none", burn_in=0,
-                                 sequence_length=UNROLL, loss_reduction="mean"),
-    "r2d2_masked": variant(VECTOR, spaces.Discrete(4, start=1), mask=True, agent="r2d2",
-                           core="gru", returns="retrace", rescaling="log"),
-    "r2d2_pixels": variant(PIXELS, DISCRETE, agent="r2d2", torso="shallow", stored_state=False,
-                           rescaling="none", reward_clip=1.0),
-}  # fmt: skip
+    "r2d2_feed_forward": variant(
+        MIXED,
+        DISCRETE,
+        agent="r2d2",
+        recurrent_core="none",
+        burn_in=0,
+        sequence_length=UNROLL,
+        loss_reduction="mean",
+    ),
+    "r2d2_masked": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="r2d2",
+        recurrent_core="gru",
+        returns="retrace",
+        rescaling="log",
+    ),
+    "r2d2_pixels": variant(
+        PIXELS,
+        DISCRETE,
+        agent="r2d2",
+        torso="shallow",
+        stored_state=False,
+        rescaling="none",
+        reward_clip=1.0,
+    ),
+}
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 # Those whose update is one gradient step, of sums over transitions.
 with_gradients = pytest.mark.parametrize(
@@ -341,10 +391,10 @@ class Masked(gym.Env):
 
 REAL = {
     "catch": ("pronk/Catch-v0", {}, {}),
-    "memory_cue": ("pronk/MemoryCue-v0", {"delay": 3}, {"core": "lstm"}),
-    "pendulum": ("Pendulum-v1", {"max_episode_steps": 7}, {"core": "gru"}),
+    "memory_cue": ("pronk/MemoryCue-v0", {"delay": 3}, {"recurrent_core": "lstm"}),
+    "pendulum": ("Pendulum-v1", {"max_episode_steps": 7}, {"recurrent_core": "gru"}),
     "pendulum_squashed": ("Pendulum-v1", {"max_episode_steps": 7}, {"squash_actions": True}),
-    "masked": (Masked, {}, {"core": "lstm"}),
+    "masked": (Masked, {}, {"recurrent_core": "lstm"}),
 }
 
 
@@ -501,7 +551,7 @@ def test_the_stored_core_is_the_one_before_row_0():
 # IMPALA by its formulas.
 
 
-TABULAR = variant(spaces.Discrete(3), spaces.Discrete(2), hidden=(), reward_clip=0.0)
+TABULAR = variant(spaces.Discrete(3), spaces.Discrete(2), hidden_sizes=(), reward_clip=0.0)
 
 
 def tabular_batch(rng: np.random.Generator, steps=5, batch=4) -> Batch:

@@ -12,7 +12,7 @@ FAULTS = """
 import resource, sys, threading
 import numpy as np
 if sys.argv[1] == "kept":
-    from pronk.allocator import keep_freed_memory
+    from pronk.run.allocator import keep_freed_memory
     keep_freed_memory()
 
 def faults(size=2 << 30):

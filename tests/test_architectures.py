@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import pronk
-from pronk import agents, envs, wiring
-from pronk.architectures import ARCHITECTURES
-from pronk.configs.impala import Config
+from pronk import agents, envs
+from pronk.agents.impala_config import Config
+from pronk.config.compatibility import ARCHITECTURES
 from pronk.errors import UserError
-from pronk.policy import inspect
+from pronk.run import build as wiring
+from pronk.run.policy import inspect
 from pronk.runtime.a3c import A3CRuntime
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer, _size
@@ -29,7 +30,9 @@ from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep
 KEY = jax.random.key(0)
 WIDTH = 2  # environments of each actor
 SPEC = EnvSpec("test", gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(4))
-CONFIG = Config(unroll=5, batch_size=WIDTH, hidden=(8,), core="lstm", core_size=4)
+CONFIG = Config(
+    unroll=5, batch_size=WIDTH, hidden_sizes=(8,), recurrent_core="lstm", recurrent_units=4
+)
 AGENT = agents.make("impala", CONFIG, SPEC, horizon=10_000)
 
 
@@ -181,7 +184,7 @@ class _Scripted:
 
 def catch_agent() -> Agent:
     spec = envs.spec_of("pronk/Catch-v0")
-    return agents.make("impala", Config(unroll=5, hidden=(8,)), spec, horizon=10_000)
+    return agents.make("impala", Config(unroll=5, hidden_sizes=(8,)), spec, horizon=10_000)
 
 
 def test_a3c_applies_each_gradient_to_the_newest_parameters():
@@ -208,13 +211,19 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
         A3CRuntime(agent._replace(gradients=None), state, [])
 
 
-TINY: dict[str, Any] = {"batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True, "actors": 2}
+TINY: dict[str, Any] = {
+    "batch_size": 4,
+    "unroll": 5,
+    "hidden_sizes": (8,),
+    "quiet": True,
+    "actors": 2,
+}
 
 
 @pytest.mark.parametrize("core", ["none", "lstm"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_trains(name: str, core: str, tmp_path: Path) -> None:
-    settings = {**TINY, "architecture": name, "core": core, "core_size": 4, "log_every": 0.01}
+    settings = {**TINY, "architecture": name, "core": core, "recurrent_units": 4, "log_every": 0.01}
     summary = pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=600, **settings)
     assert summary["status"] == "finished"
     assert summary["agent_steps"] >= 600
@@ -226,7 +235,7 @@ def test_every_architecture_trains(name: str, core: str, tmp_path: Path) -> None
     assert resumed["agent_steps"] == summary["agent_steps"]
 
 
-@pytest.mark.parametrize("name", ["a2c-sync-step", "a2c-sync-trajectory"])
+@pytest.mark.parametrize("name", ["sync-step", "sync-unroll"])
 def test_synchronous_architectures_can_be_deterministic(name: str, tmp_path: Path) -> None:
     digests = []
     for i in range(2):
@@ -237,13 +246,28 @@ def test_synchronous_architectures_can_be_deterministic(name: str, tmp_path: Pat
 
 
 TOGETHER = {
-    "central": ({"architecture": "impala-dynamic-batch", "deterministic": True}, "no two runs"),
-    "gradients": ({"architecture": "a3c", "deterministic": True}, "no two runs are alike"),
-    "fused": ({"architecture": "a3c", "runtime": "fused"}, "leave `--runtime fused` out"),
-    "process": ({"architecture": "a3c", "actor_kind": "process"}, "leave `--actor-kind"),
-    "a2c": ({"architecture": "a2c-sync-step", "envs": 3}, r"`--actors` 2 × `--envs` 3 must equal"),
-    "a3c": ({"architecture": "a3c", "envs": 3}, "`--envs` 3 must equal `--batch-size` 4"),
-    "name": ({"architecture": "a2c-sync-stp"}, "did you mean 'a2c-sync-step'"),
+    "central": ({"architecture": "async-batched", "deterministic": True}, "no two runs"),
+    "gradients": (
+        {"architecture": "async-gradients", "deterministic": True},
+        "no two runs are alike",
+    ),
+    "fused": (
+        {"architecture": "async-gradients", "runtime": "fused"},
+        "leave `--runtime fused` out",
+    ),
+    "process": (
+        {"architecture": "async-gradients", "actor_kind": "process"},
+        "leave `--actor-kind",
+    ),
+    "a2c": (
+        {"architecture": "sync-step", "envs_per_actor": 3},
+        r"`--actors` 2 × `--envs-per-actor` 3 must equal",
+    ),
+    "a3c": (
+        {"architecture": "async-gradients", "envs_per_actor": 3},
+        "`--envs-per-actor` 3 must equal `--batch-size` 4",
+    ),
+    "name": ({"architecture": "a2c-sync-stp"}, "did you mean 'sync-step'"),
     "minimum": ({"inference_minimum": 0}, "expected a number above zero"),
 }
 
@@ -267,6 +291,11 @@ def test_actors_are_closed_where_no_runtime_takes_them(
     monkeypatch.setattr(Actor, "close", lambda actor: closed.append(actor))
     with pytest.raises(UserError, match="another agent"):
         pronk.train(
-            "impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, architecture="a3c", **TINY
+            "impala",
+            "pronk/Catch-v0",
+            run_dir=tmp_path,
+            steps=100,
+            architecture="async-gradients",
+            **TINY,
         )
     assert len(closed) == TINY["actors"]

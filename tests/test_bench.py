@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pronk import bench, cli
-from pronk.bench import fused
-from pronk.bench.timing import forward_flops, random_batch
-from pronk.plan import resolve
-from pronk.wiring import build, initial_state
+from pronk import cli
+from pronk.experiments import bench
+from pronk.experiments.bench import fused
+from pronk.experiments.bench.timing import forward_flops, random_batch
+from pronk.run.build import build, initial_state
+from pronk.run.resolve import resolve
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def test_learner(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--envs", 4, "--batch", 4, "--unroll", 5, "--seconds", 0.6]
+    flags = ["--envs-per-actor", 4, "--batch", 4, "--unroll", 5, "--seconds", 0.6]
     result = run(capsys, "throughput", "--env", "CartPole-v1", *flags)
     parts = [result[f"{part}_steps_per_second_per_core"] for part in ("env", "act", "learn")]
     limit = result["cores"] / sum(1 / part for part in parts)
@@ -43,7 +44,7 @@ def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--compress"]])
 def test_replay(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
-    size = ["--observations", 3000, "--envs", 4, "--batch", 4, "--seconds", 0.1]
+    size = ["--observations", 3000, "--envs-per-actor", 4, "--batch", 4, "--seconds", 0.1]
     result = run(capsys, "replay", *size, *flags)
     for name in ("inserts_per_second", "samples_per_second", "updates_per_second"):
         assert result[name] > 0
@@ -58,12 +59,12 @@ def test_fused(
     assert {"pronk/Breakout-v0", "suite/scales-v0, PopArt"} < set(fused.CASES)
     two, popart = "pronk/Catch-v0,pronk/DeepSea-v0", {"value_normalisation": "popart"}
     small = {
-        "pronk/Catch-v0": ("pronk/Catch-v0", {"hidden": (8,)}),
-        "two, PopArt": (two, {"hidden": (8,), **popart}),
+        "pronk/Catch-v0": ("pronk/Catch-v0", {"hidden_sizes": (8,)}),
+        "two, PopArt": (two, {"hidden_sizes": (8,), **popart}),
     }
     monkeypatch.setattr(fused, "CASES", small)
     path = tmp_path / "fused.json"
-    flags = ["--envs", "4", "--unroll", "5", "--seconds", "0.05"]
+    flags = ["--envs-per-actor", "4", "--unroll", "5", "--seconds", "0.05"]
     cli.main(["bench", "fused", *flags, "--json", str(path)])
     shown = capsys.readouterr().out
     rows = json.loads(path.read_text())["rows"]
@@ -72,7 +73,7 @@ def test_fused(
         assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["without_update"])
         assert row["env"] in shown
     with pytest.raises(SystemExit):
-        cli.main(["bench", "fused", "--envs", "1"])
+        cli.main(["bench", "fused", "--envs-per-actor", "1"])
     assert "1 of the 2 tasks" in capsys.readouterr().err
 
 
@@ -86,7 +87,9 @@ def test_floating_point_operations_are_those_of_the_network() -> None:
 
 
 def test_a_random_batch_is_the_agents_own() -> None:
-    plan = resolve("impala", "CartPole-v1", core="lstm", core_size=4, hidden=(8,))
+    plan = resolve(
+        "impala", "CartPole-v1", recurrent_core="lstm", recurrent_units=4, hidden_sizes=(8,)
+    )
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
     _, aux = agent.gradients(state, random_batch(agent, spec, state, 5, 3))  # type: ignore[misc]
@@ -106,7 +109,10 @@ def test_tables() -> None:
         (["lerner"], "did you mean 'learner'"),
         (["learner", "--batch", "0"], "`--batch` is 0; expected a number above zero"),
         (["throughput", "--env", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
-        (["fused", "--seconds", "0.01", "--envs", "2", "--json", "/nowhere/x"], "/nowhere/x"),
+        (
+            ["fused", "--seconds", "0.01", "--envs-per-actor", "2", "--json", "/nowhere/x"],
+            "/nowhere/x",
+        ),
     ],
 )
 def test_bad_input(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pronk import checkpoint
-from pronk.checkpoint import Checkpointer, digest
 from pronk.errors import UserError
+from pronk.storage import checkpoint
+from pronk.storage.checkpoint import Checkpointer, digest
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 
@@ -514,7 +514,7 @@ def test_other_files_are_left_alone(saved: Path) -> None:
 SAVER = """
 import os, sys, numpy as np
 from pathlib import Path
-from pronk.checkpoint import Checkpointer
+from pronk.storage.checkpoint import Checkpointer
 for _ in sys.stdin:
     child = os.fork()
     if child:
@@ -574,7 +574,7 @@ def test_kill_9_in_mid_save(tmp_path: Path) -> None:
 AT_EACH = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from pronk.checkpoint import Checkpointer
+from pronk.storage.checkpoint import Checkpointer
 path = sys.argv[1]
 for line in sys.stdin:
     if child := os.fork():

@@ -15,7 +15,18 @@ import pytest
 
 from pronk import cli
 
-TINY = ["--envs", "4", "--batch-size", "4", "--unroll", "5", "--hidden", "8", "--log-every", "0.01"]
+TINY = [
+    "--envs-per-actor",
+    "4",
+    "--batch-size",
+    "4",
+    "--unroll",
+    "5",
+    "--hidden-sizes",
+    "8",
+    "--log-every",
+    "0.01",
+]
 
 
 def pronk(*args: object) -> None:
@@ -72,7 +83,18 @@ def test_record(catch: Path, tmp_path: Path, suffix: str) -> None:
 
 def test_record_atari_shows_the_game_in_colour(tmp_path: Path) -> None:
     run = tmp_path / "pong"
-    flags = ["--envs", 2, "--batch-size", 2, "--unroll", 2, "--actors", 1, "--hidden", 8]
+    flags = [
+        "--envs-per-actor",
+        2,
+        "--batch-size",
+        2,
+        "--unroll",
+        2,
+        "--actors",
+        1,
+        "--hidden-sizes",
+        8,
+    ]
     pronk("train", "impala", "ALE/Pong-v5", "--steps", 4, "--run-dir", run, *flags)
     pronk("record", run, "--max-steps", 12, "--output", tmp_path / "film.gif")
     frames = imageio.mimread(tmp_path / "film.gif")
@@ -137,7 +159,16 @@ MISTAKES = {
         "use --runtime local",
     ),
     "rounds": (
-        ["train", "impala", "CartPole-v1", "--deterministic", "--envs", "3", "--actors", "1"],
+        [
+            "train",
+            "impala",
+            "CartPole-v1",
+            "--deterministic",
+            "--envs-per-actor",
+            "3",
+            "--actors",
+            "1",
+        ],
         "must be a multiple of `--batch-size`",
     ),
     "no run": (["eval", "nowhere"], "holds no run"),
@@ -225,7 +256,7 @@ def test_a_full_disk_stops_the_run_with_a_message(
 ) -> None:
     import errno
 
-    from pronk import checkpoint
+    from pronk.storage import checkpoint
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pronk import convolution
-from pronk.convolution import _chunks, conv2d, max_pool
+from pronk.nn import cpu_convolution as convolution
+from pronk.nn.cpu_convolution import _chunks, conv2d, max_pool
 
 # Kernel size, stride, padding, input channels, features: the two layers of the shallow network,
 # narrower, those of the deep one, and of the shallow one for small images.

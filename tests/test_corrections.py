@@ -13,25 +13,33 @@ import reference
 from gymnasium import spaces
 
 import pronk
-from pronk import agents, returns
-from pronk.configs.impala import Config
+from pronk import agents
+from pronk.agents.impala_config import Config
 from pronk.envs import jax_env_of
 from pronk.errors import UserError
-from pronk.plan import resolve
+from pronk.maths import returns
 from pronk.replay import Replay
+from pronk.run.build import ActorFactory, build, initial_state, row_of
+from pronk.run.resolve import resolve
 from pronk.runtime import fused
 from pronk.runtime.learner import Learner
 from pronk.runtime.replaying import Memory
 from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
-from pronk.wiring import ActorFactory, build, initial_state, row_of
 
 STATES, ACTIONS, LENGTH, WIDTH = 4, 3, 6, 5
 SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
 # A table: logits and values are a linear function of which state it is.
 TABLE = Config(
-    hidden=(), entropy_cost=0.0, reward_clip=0.0, discount=0.9, unroll=LENGTH, batch_size=WIDTH,
-    rho_bar=1.2, c_bar=1.1, trace_lambda=0.9,
-)  # fmt: skip
+    hidden_sizes=(),
+    entropy_cost=0.0,
+    reward_clip=0.0,
+    discount=0.9,
+    unroll=LENGTH,
+    batch_size=WIDTH,
+    rho_bar=1.2,
+    c_bar=1.1,
+    trace_lambda=0.9,
+)
 KEY = jax.random.key(0)
 
 
@@ -215,8 +223,15 @@ def test_the_average_policy_follows():
 
 # Replay beside what was just acted.
 
-MIXED = {"replay_share": 0.75, "batch_size": 8, "unroll": 5, "hidden": (8,), "core": "lstm",
-         "core_size": 4, "replay_capacity": 100}  # fmt: skip
+MIXED = {
+    "replay_fraction": 0.75,
+    "batch_size": 8,
+    "unroll": 5,
+    "hidden_sizes": (8,),
+    "recurrent_core": "lstm",
+    "recurrent_units": 4,
+    "replay_capacity": 100,
+}
 
 
 def captured(draws: int, num_envs: int, lag: int = 0, updates: int = 6, **settings: Any):
@@ -315,7 +330,13 @@ def _some(trajectory: Trajectory, which: slice) -> Trajectory:
 def test_fused_policy_lag_is_exact(lag):
     """Actions are those of the parameters so many updates ago, of the first ones until then."""
     agent, batches, params, _, outcome = captured(
-        draws=0, num_envs=2, lag=lag, updates=6, replay_share=0.0, core="none", learning_rate=0.1
+        draws=0,
+        num_envs=2,
+        lag=lag,
+        updates=6,
+        replay_fraction=0.0,
+        recurrent_core="none",
+        learning_rate=0.1,
     )
     assert int(outcome.lag) == lag
     act = jax.jit(agent.act)
@@ -347,7 +368,7 @@ def _with(params: Any) -> Any:
 
 
 def test_a_learners_policy_lag_is_exact():
-    plan = resolve("impala", "pronk/Catch-v0", hidden=(8,), batch_size=4, unroll=5)
+    plan = resolve("impala", "pronk/Catch-v0", hidden_sizes=(8,), batch_size=4, unroll=5)
     _, agent = build(plan, plan.env)
     learner = Learner(agent, initial_state(plan, agent), batch_size=4, policy_lag=2)
     actor = ActorFactory(plan, plan.env, 0, 1, 4, 0)(agent)
@@ -369,24 +390,33 @@ def test_a_learners_policy_lag_is_exact():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"replay_share": 0.3}, "`--replay-share` 0.3 of `--batch-size` 8 is 2.4 trajectories"),
-        ({"replay_share": 1.0}, "`--replay-share` is 1, which leaves nothing"),
-        ({"replay_share": 1.5}, "`--replay-share` is 1.5; expected a number from 0 to 1"),
-        ({"replay_share": 0.5, "envs": 8}, "so that 4 environments have to make the others"),
+        (
+            {"replay_fraction": 0.3},
+            "`--replay-fraction` 0.3 of `--batch-size` 8 is 2.4 trajectories",
+        ),
+        ({"replay_fraction": 1.0}, "`--replay-fraction` is 1, which leaves nothing"),
+        ({"replay_fraction": 1.5}, "`--replay-fraction` is 1.5; expected a number from 0 to 1"),
+        (
+            {"replay_fraction": 0.5, "envs_per_actor": 8},
+            "so that 4 environments have to make the others",
+        ),
         ({"policy_lag": 2, "runtime": "local"}, "`--policy-lag` is 2, and the actors wait for"),
         ({"policy_lag": -1}, "`--policy-lag` is -1; expected zero or more"),
         (
-            {"policy_lag": 2, "runtime": "local", "deterministic": True, "envs": 8},
+            {"policy_lag": 2, "runtime": "local", "deterministic": True, "envs_per_actor": 8},
             "`--policy-lag` is 2, which is exact where a round makes one update: `--actors` 2 ×",
         ),
-        ({"replay_share": 0.5, "replay_capacity": 60}, "expected room for what 4 environments do"),
         (
-            {"replay_share": 0.5, "architecture": "a3c"},
+            {"replay_fraction": 0.5, "replay_capacity": 60},
+            "expected room for what 4 environments do",
+        ),
+        (
+            {"replay_fraction": 0.5, "architecture": "async-gradients"},
             "learns from what actors have just done, and this agent from replay",
         ),
         (
-            {"replay_share": 0.5, "architecture": "a2c-sync-trajectory", "envs": 4},
-            "`--envs` 4 must equal 4, which is `--batch-size` 8 without what is replayed",
+            {"replay_fraction": 0.5, "architecture": "sync-unroll", "envs_per_actor": 4},
+            "`--envs-per-actor` 4 must equal 4, which is `--batch-size` 8 without what is replayed",
         ),
         ({"correction": "v-trace"}, "`--correction` is 'v-trace'; did you mean 'vtrace'"),
     ],

@@ -14,15 +14,15 @@ import pytest
 
 import pronk
 from pronk import agents, envs
-from pronk.bench.timing import random_batch
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
+from pronk.experiments.bench.timing import random_batch
 
 TWO_DEVICES = """
 import contextlib, sys
 import jax
-from pronk.plan import resolve
-from pronk.wiring import build, initial_state, make_runtime
+from pronk.run.resolve import resolve
+from pronk.run.build import build, initial_state, make_runtime
 
 acts, learns = jax.devices()[1], jax.devices()[0]
 
@@ -38,8 +38,15 @@ for architecture in sys.argv[1:]:
         "actor_device": "cpu:1", "learner_device": "cpu:0", "architecture": architecture,
     }
     plan = resolve(
-        "impala", "pronk/Catch-v0", runtime="fused" if fused else "local", actors=2, envs=4,
-        batch_size=4 if architecture == "a3c" else 8, hidden=(8,), unroll=5, **flags,
+        "impala",
+        "pronk/Catch-v0",
+        runtime="fused" if fused else "local",
+        actors=2,
+        envs_per_actor=4,
+        batch_size=4 if architecture == "async-gradients" else 8,
+        hidden_sizes=(8,),
+        unroll=5,
+        **flags,
     )
     _, agent = build(plan, plan.env)
     with contextlib.ExitStack() as stack:
@@ -50,7 +57,7 @@ for architecture in sys.argv[1:]:
         for _ in range(3):
             runtime.update()
         on(runtime.learner_state, acts if fused else learns)
-        if architecture == "a3c":
+        if architecture == "async-gradients":
             on(runtime._latest, acts)
         elif not fused:
             on(runtime.learner.behaviour(), acts)
@@ -61,7 +68,7 @@ for architecture in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("architectures", [["impala", "fused"], ["a3c", "impala-dynamic-batch"]])
+@pytest.mark.parametrize("architectures", [["impala", "fused"], ["a3c", "async-batched"]])
 def test_everything_is_where_it_was_asked_for(architectures: list[str]) -> None:
     subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, *architectures],
@@ -75,15 +82,15 @@ SEVERAL_LEARNERS = """
 import sys
 import jax
 import numpy as np
-from pronk.bench.timing import random_batch
-from pronk.plan import resolve
+from pronk.experiments.bench.timing import random_batch
+from pronk.run.resolve import resolve
 from pronk.runtime.learner import Learner
-from pronk.wiring import _devices, build, initial_state
+from pronk.run.build import _devices, build, initial_state
 
-replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head": 4}
+replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head_units": 4}
 plan = resolve(
-    sys.argv[1], "pronk/Catch-v0", runtime="local", batch_size=8, hidden=(8,), unroll=6,
-    core="lstm", core_size=4, learning_rate=0.01, epsilon=0.1,
+    sys.argv[1], "pronk/Catch-v0", runtime="local", batch_size=8, hidden_sizes=(8,), unroll=6,
+    recurrent_core="lstm", recurrent_units=4, learning_rate=0.01, epsilon=0.1,
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
     **(replayed if sys.argv[1] == "r2d2" else {}),
     **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
@@ -137,10 +144,20 @@ def test_several_learners_update_as_one_with_the_whole_batch(agent) -> None:
 @pytest.mark.parametrize("agent", ["impala", "r2d2"])
 def test_training_with_several_learners(agent, tmp_path: Path) -> None:
     """They are saved as one, and one goes on."""
-    flags = ["--runtime", "local", "--actors", "1", "--envs", "4", "--batch-size", "4", "--quiet"]
-    flags += ["--hidden", "8", "--unroll", "5", "--run-dir", str(tmp_path), "--steps", "4000"]
+    flags = [
+        "--runtime",
+        "local",
+        "--actors",
+        "1",
+        "--envs-per-actor",
+        "4",
+        "--batch-size",
+        "4",
+        "--quiet",
+    ]
+    flags += ["--hidden-sizes", "8", "--unroll", "5", "--run-dir", str(tmp_path), "--steps", "4000"]
     if agent == "r2d2":
-        flags += ["--core-size", "4", "--head", "4", "--replay-minimum", "5"]
+        flags += ["--recurrent-units", "4", "--head-units", "4", "--replay-minimum", "5"]
     command = [sys.executable, "-m", "pronk", "train", agent, "pronk/Catch-v0", *flags]
     several = [*command, "--learner-device", "cpu:0,cpu:1", "--stop-after", "2000"]
     subprocess.run(several, env=FOUR, check=True, timeout=300)
@@ -172,7 +189,7 @@ def test_bfloat16_is_nearly_float32(torso) -> None:
     spec = envs.spec_of("pronk/Waiting-v0")
     found = []
     for dtype in ("float32", "bfloat16"):
-        config = Config(torso=torso, hidden=(32,), encoder_dtype=dtype)  # type: ignore[arg-type]
+        config = Config(torso=torso, hidden_sizes=(32,), encoder_dtype=dtype)  # type: ignore[arg-type]
         agent = agents.make("impala", config, spec, horizon=100)
         state = jax.jit(agent.init)(jax.random.key(0))
         batch = random_batch(agent, spec, state, 3, 2)

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from gymnasium import spaces
 
-from pronk import distributions
-from pronk.distributions import MASKED, Categorical, DiagonalGaussian, MultiCategorical
 from pronk.errors import UserError
+from pronk.maths import distributions
+from pronk.maths.distributions import MASKED, Categorical, DiagonalGaussian, MultiCategorical
 
 KEY = jax.random.key(0)
 INF = float("inf")

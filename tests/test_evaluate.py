@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pronk import scores
-from pronk.evaluate import evaluate
-from pronk.files import without_nan
+from pronk.maths import scores
+from pronk.run.evaluate import evaluate
+from pronk.storage.files import without_nan
 from pronk.types import Agent, Carry, EnvSpec, Episode, TimeStep
 
 NOTHING: Any = None

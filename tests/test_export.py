@@ -17,10 +17,15 @@ from pronk import cli
 from pronk.errors import UserError
 
 TINY: dict[str, Any] = {
-    "envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True, "runtime": "local",
+    "envs_per_actor": 4,
+    "batch_size": 4,
+    "unroll": 5,
+    "hidden_sizes": (8,),
+    "quiet": True,
+    "runtime": "local",
     "actors": 1,
-}  # fmt: skip
-R2D2 = {"core_size": 4, "head": 4, "replay_minimum": 5, "replay_saved": False}
+}
+R2D2 = {"recurrent_units": 4, "head_units": 4, "replay_minimum": 5, "replay_saved": False}
 
 
 @pytest.fixture(scope="module", params=["impala", "r2d2"])
@@ -150,7 +155,7 @@ def test_a_shape_beyond_the_file_is_refused_before_anything_is_made(exported, tm
         pronk.load(path)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 8, 60, -1])
+@pytest.mark.parametrize("keep_checkpoints", [0, 5, 8, 60, -1])
 def test_a_damaged_file_is_refused(exported, tmp_path, keep):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(exported.read_bytes()[:keep])

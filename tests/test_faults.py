@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pronk.bench import faults, soak
-from pronk.bench.fragile import strike
-from pronk.bench.harm import stopped, training
 from pronk.errors import UserError
+from pronk.experiments.bench import faults, soak
+from pronk.experiments.bench.fragile import strike
+from pronk.experiments.bench.harm import stopped, training
 
 pytestmark = pytest.mark.faults
 
@@ -62,8 +62,8 @@ def test_a_soak_leaves_nothing_and_grows_nowhere() -> None:
 def samples(steps: int, directory: Path, *flags: str) -> Iterator[dict[str, float]]:
     """Of a run whose environment leaks in the run's own process, for so many agent steps."""
     args = ("impala", faults.ENV, "--env-arg", f"directory={directory}", "--env-workers", "0",
-            "--actors", "1", "--envs", "2", "--unroll", "10", "--batch-size", "2",
-            "--hidden", "8", "--torso", "mlp", *flags)  # fmt: skip
+            "--actors", "1", "--envs-per-actor", "2", "--unroll", "10", "--batch-size", "2",
+            "--hidden-sizes", "8", "--torso", "mlp", *flags)  # fmt: skip
     with training(directory / "run", *args) as (process, run):
         run.goes_on(3)
         strike(directory, "leak")

@@ -18,11 +18,11 @@ import pytest
 
 import pronk
 from pronk import agents, envs
-from pronk.bench.harm import Progress, never_go_back, training
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.runtime.group import ALONE
+from pronk.experiments.bench.harm import Progress, never_go_back, training
 from pronk.runtime.learner import Learner
+from pronk.runtime.multi_learner import ALONE
 from pronk.types import Batch
 
 
@@ -39,9 +39,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pronk import agents, envs
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.runtime.base import Devices
-from pronk.runtime.group import join
+from pronk.runtime.multi_learner import join
 from pronk.runtime.learner import Learner
 from test_group import UPDATES, batch, built
 
@@ -71,14 +71,14 @@ UPDATES = 3
 
 def built() -> Any:
     return agents.make(
-        "impala", Config(unroll=5, batch_size=4, hidden=(8,)), envs.spec_of("CartPole-v1"),
+        "impala", Config(unroll=5, batch_size=4, hidden_sizes=(8,)), envs.spec_of("CartPole-v1"),
         horizon=1000,
     )  # fmt: skip
 
 
 def batch(i: int, start: int, stop: int) -> Batch:
     """Columns of the i-th batch: whatever its numbers, all who learn from it see the same."""
-    from pronk.bench.timing import random_batch
+    from pronk.experiments.bench.timing import random_batch
     from pronk.runtime.batcher import columns
 
     agent = built()
@@ -125,7 +125,18 @@ def two_learners(run_dir: Path, *args: str) -> Any:
     """`pronk train` in two processes."""
     common = (
         *("impala", "CartPole-v1", "--learners", "2", "--coordinator", free_address()),
-        *("--actors", "1", "--envs", "4", "--batch-size", "8", "--unroll", "5", "--hidden", "8"),
+        *(
+            "--actors",
+            "1",
+            "--envs-per-actor",
+            "4",
+            "--batch-size",
+            "8",
+            "--unroll",
+            "5",
+            "--hidden-sizes",
+            "8",
+        ),
         *args,
     )
     with (
@@ -164,7 +175,10 @@ def test_two_learners_stop_together_and_go_on(tmp_path):
         ({}, "`--coordinator` None; expected a rank from 0 to 1"),
         ({"coordinator": "localhost:1", "learner_rank": 2}, "expected a rank from 0 to 1"),
         ({"coordinator": "localhost:1", "deterministic": True}, "with `--deterministic`"),
-        ({"coordinator": "localhost:1", "architecture": "a3c"}, "with `--architecture`"),
+        (
+            {"coordinator": "localhost:1", "architecture": "async-gradients"},
+            "with `--architecture`",
+        ),
         ({"coordinator": "localhost:1", "learner_device": "cpu"}, "with `--learner-device`"),
         ({"coordinator": "localhost:1", "batch_size": 3}, "`--batch-size` 3; expected one"),
         ({"coordinator": "localhost:1", "runtime": "fused"}, "with `--runtime`"),

@@ -14,9 +14,9 @@ import pytest
 
 import pronk
 from pronk import agents, envs
-from pronk.bench.timing import random_batch
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
+from pronk.experiments.bench.timing import random_batch
 from pronk.runtime import cores
 from pronk.runtime import learner as learner_module
 from pronk.runtime.batcher import Batcher
@@ -29,7 +29,7 @@ SIZE = 6
 def update(monkeypatch: pytest.MonkeyPatch, usable: int, *, whole: bool = False, **config: Any):
     """State and report of one update by a learner that may use so many cores."""
     monkeypatch.setattr(learner_module, "usable", lambda: usable)
-    agent = agents.make("impala", Config(unroll=4, hidden=(8,), **config), SPEC, horizon=1000)
+    agent = agents.make("impala", Config(unroll=4, hidden_sizes=(8,), **config), SPEC, horizon=1000)
     state = jax.jit(agent.init)(jax.random.key(0))
     trajectory = random_batch(agent, SPEC, state, 4, SIZE).trajectory
     # Columns of unlike weight: means over parts would not be the mean over all.
@@ -51,7 +51,7 @@ def update(monkeypatch: pytest.MonkeyPatch, usable: int, *, whole: bool = False,
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("core", ["none", "lstm"])
 def test_parts_update_as_the_whole_does(monkeypatch, reduction, core):
-    settings = {"loss_reduction": reduction, "core": core, "core_size": 4}
+    settings = {"loss_reduction": reduction, "core": core, "recurrent_units": 4}
     whole, expected = update(monkeypatch, 2, whole=True, **settings)
     parts, found = update(monkeypatch, 2, **settings)
     assert whole.parts == parts.parts == 2
@@ -79,7 +79,7 @@ needs_affinity = pytest.mark.skipif(
 
 
 @needs_affinity
-@pytest.mark.parametrize("architecture", ["impala", "a2c-sync-trajectory", "impala-dynamic-batch"])
+@pytest.mark.parametrize("architecture", ["impala", "sync-unroll", "async-batched"])
 def test_actors_share_the_cores_they_are_given(tmp_path, monkeypatch, architecture):
     """Their threads do, and that of central inference; this one and those of others do not."""
     seen: dict[str, set[int]] = {}
@@ -92,9 +92,19 @@ def test_actors_share_the_cores_they_are_given(tmp_path, monkeypatch, architectu
 
     monkeypatch.setattr(os, "sched_setaffinity", spy)
     pronk.train(
-        "impala", "CartPole-v1", run_dir=tmp_path, steps=200, actors=2, envs=2, batch_size=4,
-        unroll=5, hidden=(8,), architecture=architecture, actor_cores=1, quiet=True,
-    )  # fmt: skip
+        "impala",
+        "CartPole-v1",
+        run_dir=tmp_path,
+        steps=200,
+        actors=2,
+        envs_per_actor=2,
+        batch_size=4,
+        unroll=5,
+        hidden_sizes=(8,),
+        architecture=architecture,
+        actor_cores=1,
+        quiet=True,
+    )
     central = {"inference"} if "dynamic" in architecture else set()
     assert seen == {name: {max(mine)} for name in {"actor"} | central}
     assert os.sched_getaffinity(0) == mine

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pronk import files
 from pronk.errors import UserError
-from pronk.files import read_lines, write_json_atomically
-from pronk.monitor import Monitor
+from pronk.run.monitor import Monitor
+from pronk.storage import files
+from pronk.storage.files import read_lines, write_json_atomically
 
 
 def record(steps: int, **more: Any) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def test_the_cursor_comes_back_when_nobody_closes() -> None:
 import tempfile
 from pathlib import Path
 from rich.console import Console
-from pronk.monitor import Monitor
+from pronk.run.monitor import Monitor
 import sys
 assert "jax" not in sys.modules
 Monitor(Path(tempfile.mkdtemp()), total_steps=1, frames_per_step=1, title="t",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pronk import networks
 from pronk.errors import UserError
+from pronk.nn import networks
 
 KEY = jax.random.key(0)
 PICTURE = spaces.Box(0, 255, (12, 10, 3), np.uint8)
@@ -23,8 +23,8 @@ def batch_of(space: gym.Space, n: int):
     return jax.tree.map(lambda *x: np.stack(x), *[space.sample() for _ in range(n)])
 
 
-def encoder(space: gym.Space, torso: str = "auto", hidden=(6,)) -> networks.Encoder:
-    return networks.Encoder(space=space, torso=torso, hidden=hidden, activation="tanh")
+def encoder(space: gym.Space, torso: str = "auto", hidden_sizes=(6,)) -> networks.Encoder:
+    return networks.Encoder(space=space, torso=torso, hidden_sizes=hidden_sizes, activation="tanh")
 
 
 SPACES = {
@@ -211,10 +211,10 @@ def test_actor_critic(core, separate):
         space=space,
         num_params=5,
         torso="auto",
-        hidden=(6,),
+        hidden_sizes=(6,),
         activation="relu",
         core=core,
-        core_size=4,
+        recurrent_units=4,
         separate_value=separate,
     )
     steps, batch = 3, 2

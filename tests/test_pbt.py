@@ -27,24 +27,33 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from pronk import cli, envs, lineage, pbt, training
-from pronk.bench import population as bench
-from pronk.checkpoint import Checkpointer
-from pronk.configs import AGENTS, config_module
-from pronk.configs.pbt import PBTConfig
-from pronk.configs.run import RunConfig
+from pronk import cli, envs, pbt
+from pronk.config.pbt import PBTConfig
+from pronk.config.registry import AGENTS, config_module
+from pronk.config.run import RunConfig
+from pronk.config.spec import Plan, run_of
 from pronk.errors import UserError
-from pronk.evaluate import Tally
-from pronk.journal import Journal, read_journal
+from pronk.experiments.bench import population as bench
+from pronk.experiments.reproduce import pbt as experiment
 from pronk.pbt import common, lives, policy, processes, vmapped
-from pronk.plan import Plan, resolve, run_of
-from pronk.reproduce import pbt as experiment
+from pronk.run import plot_population as lineage
+from pronk.run import train as training
+from pronk.run.build import ACTOR_KEY, INIT_KEY, build, fused_shape, initial_state, key_for
+from pronk.run.evaluate import Tally
+from pronk.run.resolve import resolve
 from pronk.runtime import fused
 from pronk.runtime.population import Population
-from pronk.wiring import ACTOR_KEY, INIT_KEY, build, fused_shape, initial_state, key_for
+from pronk.storage.checkpoint import Checkpointer
+from pronk.storage.journal import Journal, read_journal
 
-TINY: dict[str, Any] = {"envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True}
-FLAGS = ["--envs", "4", "--batch-size", "4", "--unroll", "5", "--hidden", "8"]
+TINY: dict[str, Any] = {
+    "envs_per_actor": 4,
+    "batch_size": 4,
+    "unroll": 5,
+    "hidden_sizes": (8,),
+    "quiet": True,
+}
+FLAGS = ["--envs-per-actor", "4", "--batch-size", "4", "--unroll", "5", "--hidden-sizes", "8"]
 TUNE = ("learning_rate=1e-4:1e-1", "entropy_cost=1e-4:1e-2")
 
 
@@ -244,7 +253,7 @@ def test_what_an_agent_tunes_by_default_can_be_tuned(agent: str, tmp_path: Path)
     plan = resolve(agent, "pronk/Catch-v0", run_dir=tmp_path)
     _, made = build(plan, plan.env)
     names = policy.tuned(PBTConfig(), plan, made)
-    assert {"learning_rate", "epsilon", "max_gradient_norm"} <= {n.name for n in names}
+    assert {"learning_rate", "optimiser_epsilon", "max_gradient_norm"} <= {n.name for n in names}
 
 
 # One program.
@@ -275,7 +284,12 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 def test_a_copy_has_all_that_was_learnt_and_its_own_hyperparameters(tmp_path: Path) -> None:
     # With an average policy in `aux`, and a replay and past parameters, which are the member's own.
-    laser = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200, "envs": 2}
+    laser = {
+        "replay_fraction": 0.5,
+        "trust_region": 0.5,
+        "replay_capacity": 200,
+        "envs_per_actor": 2,
+    }
     made, runs = population(plan_in(tmp_path, **laser), 4, 7)
     runs, _ = made.advance(runs)
     learner = runs.learner
@@ -957,7 +971,7 @@ def pronk(*args: object) -> None:
     ("flags", "message"),
     [
         (["--tune", "learning_rte=1e-4:1e-2"], "did you mean 'learning_rate'? It can change"),
-        (["--tune", "hidden=1:2"], "'hidden' is nothing that impala can change"),
+        (["--tune", "hidden_sizes=1:2"], "'hidden' is nothing that impala can change"),
         (["--tune", "horizon=1:2"], "'horizon' is nothing that impala can change"),
         (["--tune", "learning_rate=1e-2:1e-4"], "expected NAME=LOW:HIGH with LOW below HIGH"),
         (["--tune", "learning_rate=fast:slow"], "expected NAME=LOW:HIGH with LOW below HIGH"),
@@ -977,13 +991,16 @@ def pronk(*args: object) -> None:
         (["--eval-every", "10"], "which a vmapped population can't do"),
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
         (
-            ["--architecture", "a3c", "--execution", "vmapped"],
-            "`--execution` is vmapped, for which the runtime is fused, and `--architecture` a3c is"
-            " one of the local runtime's; use --execution processes.",
+            ["--architecture", "async-gradients", "--execution", "vmapped"],
+            "`--execution` is vmapped, for which the runtime is fused, and `--architecture`"
+            " async-gradients is one of the local runtime's; use --execution processes.",
         ),
         (["--learners", "2"], "`--learners` is for single runs"),
         (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
-        (["--execution", "processes", "--keep", "1"], "`--keep` is 1; expected at least 2 where"),
+        (
+            ["--execution", "processes", "--keep-checkpoints", "1"],
+            "`--keep-checkpoints` is 1; expected at least 2 where",
+        ),
         (["--tune", "trace_lambda"], "would begin at 1, of which any multiple is the same"),
         (["--evolve-after", "-1"], "`--evolve-after` is -1; expected zero or more"),
     ],
@@ -1028,10 +1045,20 @@ def test_every_agent_has_its_flags(agent: str, capsys: pytest.CaptureFixture[str
 def test_another_agent_in_one_program(tmp_path: Path) -> None:
     """With a replay and a target network."""
     small: dict[str, Any] = {
-        "sequence_length": 6, "overlap": 0, "burn_in": 2, "core_size": 4, "head": 8,
-        "replay_minimum": 20, "replay_capacity": 400, "replay_ratio": 1.0, "envs": 4,
-        "batch_size": 4, "hidden": (8,), "runtime": "fused", "env_args": {"rows": 4},
-    }  # fmt: skip
+        "sequence_length": 6,
+        "overlap": 0,
+        "burn_in": 2,
+        "recurrent_units": 4,
+        "head_units": 8,
+        "replay_minimum": 20,
+        "replay_capacity": 400,
+        "samples_per_insert": 1.0,
+        "envs_per_actor": 4,
+        "batch_size": 4,
+        "hidden_sizes": (8,),
+        "runtime": "fused",
+        "env_args": {"rows": 4},
+    }
     plan = resolve("r2d2", "pronk/Catch-v0", run_dir=tmp_path, steps=1200, **small)
     config = settings(tune=("learning_rate=1e-4:1e-2", "epsilon"), threshold=0.0)
     assert pbt.run(plan, config)["copies"] > 0
@@ -1068,14 +1095,14 @@ def test_a_directory_belongs_to_one_population(
     with pytest.raises(UserError, match=r"holds another population.*entropy_cost"):
         pbt.run(plan_in(whole, 2000), settings(tune=TUNE[:1]))
     with pytest.raises(UserError, match=r"holds another population.*hidden: \[8\] there"):
-        pbt.run(plan_in(whole, 2000, hidden=(16,)), settings())
+        pbt.run(plan_in(whole, 2000, hidden_sizes=(16,)), settings())
     with pytest.raises(UserError, match="holds a population, whose members are runs"):
         training.run(plan_in(whole, 2000))
     assert_same(contents(whole), before)
     # What was refused before anything was saved is in nobody's way.
     refused = settings(population=2, execution="processes", workers=1)
     with pytest.raises(UserError, match=r"member 0 can't be trained: .*a3c"):
-        pbt.run(plan_in(tmp_path / "refused", 200, architecture="a3c",
+        pbt.run(plan_in(tmp_path / "refused", 200, architecture="async-gradients",
                         value_normalisation="popart"), refused)  # fmt: skip
     assert (tmp_path / "refused" / "journal.jsonl").stat().st_size > 0
     assert pbt.run(plan_in(tmp_path / "refused", 200), settings(population=2))["generations"] == 0
@@ -1164,7 +1191,9 @@ def test_the_experiment(
 ) -> None:
     """Small: the fixed members are the population's own first draws; done once; what it says is
     what the members did."""
-    small = experiment.Task("pronk/Catch-v0", {"rows": 4}, 2000, 1.0, {"hidden": (8,), "unroll": 5})
+    small = experiment.Task(
+        "pronk/Catch-v0", {"rows": 4}, 2000, 1.0, {"hidden_sizes": (8,), "unroll": 5}
+    )
     monkeypatch.setattr(experiment, "TASKS", {"small catch": small})
     flags = ["--seeds", 1, "--population", 4, "--output", tmp_path, "--results", tmp_path]
     pronk("reproduce", "pbt", *flags)
@@ -1224,7 +1253,7 @@ def test_the_benchmark(
 ) -> None:
     monkeypatch.setattr(bench, "without_cache", contextlib.nullcontext)  # compiling takes its time
     path = tmp_path / "population.json"
-    flags = ["--members", 2, "--steps", 800, "--envs", 2, "--unroll", 5, "--json", path]
+    flags = ["--members", 2, "--steps", 800, "--envs-per-actor", 2, "--unroll", 5, "--json", path]
     pronk("bench", "population", *flags, "--vmapped")
     rows = json.loads(path.read_text())["rows"]
     assert [row["compilations"] for row in rows] == [2, 2, 4, 2]

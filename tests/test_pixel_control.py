@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pronk import agents, networks
-from pronk.configs.impala import Config
+from pronk import agents
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
+from pronk.nn import networks
 from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
 
 LAST = spaces.Box(0, 255, (9, 7, 2), np.uint8)
@@ -56,7 +57,7 @@ def test_the_loss_is_its_formula():
     """n-step Q in every cell, from the greedy value of the last row or, where an episode is cut
     short, of its last one; 0 beyond a termination; dummies weigh nothing. In NumPy."""
     config = Config(
-        unroll=LENGTH, batch_size=WIDTH, hidden=(8,), torso="minatar", pixel_control_cost=0.5,
+        unroll=LENGTH, batch_size=WIDTH, hidden_sizes=(8,), torso="minatar", pixel_control_cost=0.5,
         pixel_control_cell=SIZE, learning_rate=1e-12,
     )  # fmt: skip
     spec = EnvSpec("test", LAST, spaces.Discrete(ACTIONS), has_action_mask=True)
@@ -83,8 +84,8 @@ def test_the_loss_is_its_formula():
     _, _, metrics = jax.jit(agent.learn)(state, batch)
 
     network = networks.ActorCritic(
-        space=LAST, num_params=ACTIONS, torso="minatar", hidden=(8,), activation="relu",
-        core="none", core_size=256, separate_value=False,
+        space=LAST, num_params=ACTIONS, torso="minatar", hidden_sizes=(8,), activation="relu",
+        recurrent_core="none", recurrent_units=256, separate_value=False,
         pixel_control=networks.PixelControl((3, 2), ACTIONS),
     )  # fmt: skip
     zeros = np.zeros((LENGTH + 1, WIDTH))
@@ -114,7 +115,9 @@ def test_the_loss_is_its_formula():
 def test_it_weighs_what_it_is_said_to_and_only_shapes_features():
     """Its cost scales its head's gradient, and with none there is no head."""
     spec = EnvSpec("test", LAST, spaces.Discrete(ACTIONS))
-    config = Config(unroll=4, batch_size=2, hidden=(8,), torso="minatar", pixel_control_cell=SIZE)
+    config = Config(
+        unroll=4, batch_size=2, hidden_sizes=(8,), torso="minatar", pixel_control_cell=SIZE
+    )
     assert "pixel_control" not in str(
         jax.eval_shape(agents.make("impala", config, spec, horizon=1).init, KEY).params
     )
@@ -122,7 +125,7 @@ def test_it_weighs_what_it_is_said_to_and_only_shapes_features():
     agent = agents.make("impala", config, spec, horizon=1)
     state = jax.jit(agent.init)(KEY)
     assert {"pixel_control_cost", "pixel_control_discount"} <= state.hyper.keys()
-    from pronk.bench.timing import random_batch
+    from pronk.experiments.bench.timing import random_batch
 
     batch = random_batch(agent, spec, state, 4, 2)
     heads = []

@@ -11,9 +11,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from pronk import plot as module
 from pronk.errors import UserError
-from pronk.plot import plot
+from pronk.run import plot as module
+from pronk.run.plot import plot
 
 
 def make_run(

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pronk
-from pronk import agents, popart, returns
-from pronk.configs.impala import Config
+from pronk import agents
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.popart import Statistics
+from pronk.maths import popart, returns
+from pronk.maths.popart import Statistics
 from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
 
 BETA = 0.1
@@ -157,9 +158,15 @@ SPEC = EnvSpec(
 )  # fmt: skip
 # A table: logits and values are a linear function of which state it is.
 TABLE = Config(
-    hidden=(), reward_clip=0.0, discount=0.9, unroll=LENGTH, batch_size=WIDTH, popart_beta=BETA,
-    value_normalisation="popart", learning_rate=1e-9,
-)  # fmt: skip
+    hidden_sizes=(),
+    reward_clip=0.0,
+    discount=0.9,
+    unroll=LENGTH,
+    batch_size=WIDTH,
+    popart_beta=BETA,
+    value_normalisation="popart",
+    learning_rate=1e-9,
+)
 KEY = jax.random.key(0)
 
 
@@ -315,9 +322,14 @@ def test_a_shared_value_has_one_statistic():
 def test_actors_that_send_gradients_are_refused(tmp_path):
     with pytest.raises(UserError, match="a3c"):
         pronk.train(
-            "impala", "pronk/Catch-v0", runtime="local", architecture="a3c", run_dir=tmp_path,
-            value_normalisation="popart", steps=1000,
-        )  # fmt: skip
+            "impala",
+            "pronk/Catch-v0",
+            runtime="local",
+            architecture="async-gradients",
+            run_dir=tmp_path,
+            value_normalisation="popart",
+            steps=1000,
+        )
 
 
 @pytest.mark.slow
@@ -332,9 +344,12 @@ def test_a_task_paid_in_thousands_is_learnt(tmp_path):
 
 def test_a_new_run_begins_with_another_ones_units(tmp_path):
     settings = {
-        "runtime": "fused", "hidden": (8,), "value_normalisation": "popart", "popart_beta": 0.1,
+        "runtime": "fused",
+        "hidden_sizes": (8,),
+        "value_normalisation": "popart",
+        "popart_beta": 0.1,
         "quiet": True,
-    }  # fmt: skip
+    }
     first, second = tmp_path / "first", tmp_path / "second"
     pronk.train("impala", "pronk/Catch-v0", run_dir=first, steps=3000, **settings)
     pronk.train(
@@ -349,7 +364,7 @@ def test_a_new_run_begins_with_another_ones_units(tmp_path):
             **(settings | {"value_normalisation": "none"}),
         )  # fmt: skip
     exported = tmp_path / "policy.safetensors"
-    from pronk.policy import export
+    from pronk.run.policy import export
 
     export(first, exported)
     assert pronk.load(exported).steps > 0

@@ -19,22 +19,29 @@ from gymnasium import spaces
 
 import pronk
 from pronk import agents, envs
-from pronk.checkpoint import Checkpointer
-from pronk.configs.r2d2 import Config
+from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
-from pronk.policy import inspect
 from pronk.replay import Replay, SegmentLog
+from pronk.run.build import row_of
+from pronk.run.policy import inspect
 from pronk.runtime import ring
+from pronk.storage.checkpoint import Checkpointer
 from pronk.types import Batch, EnvSpec, ReplaySpec, TimeStep, Trajectory
-from pronk.wiring import row_of
 
 STATES, ACTIONS, BURN_IN, LENGTH, BATCH = 4, 3, 3, 7, 5
 SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
 # A table: action values are a linear function of which state it is.
 TABLE = Config(
-    core="none", hidden=(), head=0, burn_in=BURN_IN, sequence_length=LENGTH, overlap=3, n_steps=3,
-    target_every=2, batch_size=BATCH,
-)  # fmt: skip
+    recurrent_core="none",
+    hidden_sizes=(),
+    head_units=0,
+    burn_in=BURN_IN,
+    sequence_length=LENGTH,
+    overlap=3,
+    n_steps=3,
+    target_every=2,
+    batch_size=BATCH,
+)
 KEY = jax.random.key(0)
 FIELDS = {f.name for f in dataclasses.fields(Config)}
 
@@ -153,7 +160,7 @@ def test_the_target_network_is_copied_now_and_then():
             np.testing.assert_array_equal(a, b)
 
 
-RECURRENT = {"core": "lstm", "core_size": 6, "hidden": (5,)}
+RECURRENT = {"recurrent_core": "lstm", "recurrent_units": 6, "hidden_sizes": (5,)}
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
@@ -227,9 +234,13 @@ def test_each_actor_has_its_own_epsilon():
 
 
 FUSED = {
-    "runtime": "fused", "actors": None, "envs": 8, "batch_size": 8, "replay_ratio": 2.0,
+    "runtime": "fused",
+    "actors": None,
+    "envs_per_actor": 8,
+    "batch_size": 8,
+    "samples_per_insert": 2.0,
     "replay_capacity": 300,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -241,11 +252,14 @@ FUSED = {
             "images of 30 × 84 are too small for `--torso` nature",
         ),
         ({"overlap": 10, "sequence_length": 10}, "`--overlap` is 10; expected from 0 to less than"),
-        ({"architecture": "a3c"}, "learns from what actors have just done"),
-        ({"replay_ratio": 0.0}, "`--replay-ratio` is 0.0; expected a number above zero"),
+        ({"architecture": "async-gradients"}, "learns from what actors have just done"),
+        (
+            {"samples_per_insert": 0.0},
+            "`--samples-per-insert` is 0.0; expected a number above zero",
+        ),
         ({"replay_capacity": 30, "replay_minimum": 1}, "`--replay-capacity` is 30"),
         ({"replay_minimum": 100_000}, "`--replay-minimum`"),
-        ({**FUSED, "env": "pronk/Catch-v0", "replay_ratio": 1.5}, "be a whole number"),
+        ({**FUSED, "env": "pronk/Catch-v0", "samples_per_insert": 1.5}, "be a whole number"),
         ({**FUSED, "env": "pronk/Catch-v0", "burn_in": 9}, "`--burn-in` 9 must not be larger"),
     ],
 )
@@ -258,10 +272,20 @@ def test_bad_settings(tmp_path, settings, message):
 # As it is run.
 
 TINY: dict[str, Any] = {
-    "actors": 2, "envs": 3, "batch_size": 4, "unroll": 5, "sequence_length": 6, "overlap": 3,
-    "burn_in": 2, "hidden": (8,), "head": 8, "core_size": 4, "replay_minimum": 20,
-    "replay_capacity": 400, "quiet": True,
-}  # fmt: skip
+    "actors": 2,
+    "envs_per_actor": 3,
+    "batch_size": 4,
+    "unroll": 5,
+    "sequence_length": 6,
+    "overlap": 3,
+    "burn_in": 2,
+    "hidden_sizes": (8,),
+    "head_units": 8,
+    "recurrent_units": 4,
+    "replay_minimum": 20,
+    "replay_capacity": 400,
+    "quiet": True,
+}
 
 
 def train(run_dir: Path, steps: int, env: str = "CartPole-v1", **settings: Any) -> dict[str, Any]:
@@ -279,17 +303,17 @@ def counts(run_dir: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("ratio", [0.5, 4.0])
 def test_the_ratio_is_kept(tmp_path, ratio):
-    train(tmp_path, 4000, replay_ratio=ratio, batch_size=8)
+    train(tmp_path, 4000, samples_per_insert=ratio, batch_size=8)
     found = counts(tmp_path)
     asked = ratio * (found["inserted"] - 20)
     assert found["sampled"] == pytest.approx(asked, rel=0.05)
 
 
 def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
-    train(tmp_path, 3000, stop_after=1500, checkpoint_every=0.05, replay_ratio=4.0)
+    train(tmp_path, 3000, stop_after=1500, checkpoint_every=0.05, samples_per_insert=4.0)
     before = counts(tmp_path)
     assert before["size"] >= 20
-    train(tmp_path, 3000, stop_after=1600, replay_ratio=4.0)
+    train(tmp_path, 3000, stop_after=1600, samples_per_insert=4.0)
     after = counts(tmp_path)
     # It learns at once: nothing has to be filled anew, and no sequence is lost.
     new = after["inserted"] - before["inserted"]
@@ -342,7 +366,7 @@ def test_the_ring_holds_what_was_done():
 
 
 def test_segments_that_nobody_needs_are_deleted(tmp_path):
-    train(tmp_path, 6000, checkpoint_every=0.02, keep=2, replay_ratio=0.2)
+    train(tmp_path, 6000, checkpoint_every=0.02, keep=2, samples_per_insert=0.2)
     files = len(list((tmp_path / "replay").iterdir()))
     tree = Checkpointer(tmp_path / "checkpoints").load().tree("replay")
     assert int(tree["next_segment"]) > 24
@@ -354,7 +378,7 @@ def test_kill_9_at_any_time(tmp_path):
     flags = ["--checkpoint-every", "0.01", "--steps", "1000000"]
     for name, value in TINY.items():
         flags.append(f"--{name.replace('_', '-')}")
-        flags += [str(8) if name == "hidden" else str(value)] if name != "quiet" else []
+        flags += [str(8) if name == "hidden_sizes" else str(value)] if name != "quiet" else []
     command = [sys.executable, "-m", "pronk", "train", "r2d2", "CartPole-v1", "--run-dir",
                str(tmp_path), *flags]  # fmt: skip
     before = {"inserted": 0, "updates": 0}
@@ -418,9 +442,7 @@ def test_a_replay_that_is_not_saved_is_filled_anew(tmp_path):
     assert inspect(tmp_path)["learner_sha256"]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"architecture": "impala-dynamic-batch"}, {"actor_kind": "process"}]
-)
+@pytest.mark.parametrize("settings", [{"architecture": "async-batched"}, {"actor_kind": "process"}])
 def test_other_ways_to_act(tmp_path, settings):
     summary = train(tmp_path, 1500, **settings)
     assert summary["agent_steps"] >= 1500
@@ -430,7 +452,7 @@ def test_other_ways_to_act(tmp_path, settings):
 
 
 def test_the_parameters_stay_finite_arrays(tmp_path):
-    train(tmp_path, 1500, returns="retrace", rescaling="log", core="gru")
+    train(tmp_path, 1500, returns="retrace", rescaling="log", recurrent_core="gru")
     learner = Checkpointer(tmp_path / "checkpoints").load().tree("learner")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learner["params"]))
     assert jnp.asarray(learner["updates"]) > 10

@@ -25,22 +25,34 @@ from ray.cluster_utils import Cluster as Raylets
 
 import pronk
 from pronk import agents, envs
-from pronk.bench.harm import Progress, descendants, never_go_back, processes, stopped, training
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
+from pronk.experiments.bench.harm import (
+    Progress,
+    descendants,
+    never_go_back,
+    processes,
+    stopped,
+    training,
+)
 from pronk.runtime import workers
 from pronk.runtime.actor import Actor, Player
-from pronk.runtime.ray import Cluster, Needs, RayActor
-from pronk.runtime.supervise import Departed, Lost
+from pronk.runtime.places.ray import Cluster, Needs, RayActor
+from pronk.runtime.places.supervise import Departed, Lost
 
 # Else the raylets' processes would look for this module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-CONFIG = Config(unroll=6, hidden=(8,))
+CONFIG = Config(unroll=6, hidden_sizes=(8,))
 ENV = "pronk/Catch-v0"
 TINY: dict[str, Any] = {
-    "envs": 2, "unroll": 10, "batch_size": 2, "hidden": (8,), "log_every": 0.2, "quiet": True,
-}  # fmt: skip
+    "envs_per_actor": 2,
+    "unroll": 10,
+    "batch_size": 2,
+    "hidden_sizes": (8,),
+    "log_every": 0.2,
+    "quiet": True,
+}
 
 
 # Quicker than usual to know that a machine is gone.
@@ -157,7 +169,7 @@ def test_what_is_raised_there_is_raised_here(cluster, machine):
 
 
 def test_other_versions_of_pronk_are_refused(cluster, machine, monkeypatch):
-    monkeypatch.setattr("pronk.runtime.ray.metadata.version", lambda _: "0.0.9")
+    monkeypatch.setattr("pronk.runtime.places.ray.metadata.version", lambda _: "0.0.9")
     actor = RayActor(cluster, make_actor, "actor 0")
     wrong = pytest.raises(UserError, match=r"has pronk 0\.\d+\.\d+, .*0\.0\.9")
     with contextlib.closing(actor), wrong:
@@ -170,11 +182,11 @@ def test_a_factory_that_cant_travel_is_told(cluster):
         RayActor(cluster, lambda: lock, "actor 0")  # type: ignore[arg-type,return-value]
 
 
-FLAGS = ("--envs", "2", "--unroll", "10", "--batch-size", "2", "--actors", "2")
+FLAGS = ("--envs-per-actor", "2", "--unroll", "10", "--batch-size", "2", "--actors", "2")
 OF_R2D2 = (
-    *("--sequence-length", "8", "--overlap", "4", "--burn-in", "2", "--core-size", "4"),
-    *("--head", "8", "--replay-minimum", "10", "--replay-capacity", "2000"),
-    *("--replay-ratio", "0.5"),
+    *("--sequence-length", "8", "--overlap", "4", "--burn-in", "2", "--recurrent-units", "4"),
+    *("--head-units", "8", "--replay-minimum", "10", "--replay-capacity", "2000"),
+    *("--samples-per-insert", "0.5"),
 )
 
 
@@ -182,7 +194,7 @@ OF_R2D2 = (
 def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_path):
     """With an agent that learns from replay; IMPALA is in `pronk bench faults`."""
     nodes = [raylets.add_node(num_cpus=1) for _ in range(2)]
-    address = ("--ray", raylets.address, "--max-restarts", "0", "--hidden", "8")
+    address = ("--ray", raylets.address, "--max-restarts", "0", "--hidden-sizes", "8")
     try:
         with training(tmp_path, "r2d2", "CartPole-v1", *FLAGS, *address, *OF_R2D2) as (
             process,
@@ -234,7 +246,7 @@ def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, 
     ("settings", "message"),
     [
         ({"deterministic": True}, "with `--deterministic`"),
-        ({"architecture": "a3c"}, "with `--architecture`"),
+        ({"architecture": "async-gradients"}, "with `--architecture`"),
         ({"actor_kind": "process"}, "with `--actor-kind`"),
         ({"env_workers": 2}, "with `--env-workers`"),
         ({"actor_cores": 1}, "with `--actor-cores`"),
@@ -250,7 +262,7 @@ def test_what_does_not_go_together_is_told(tmp_path, settings, message):
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "pronk.runtime.ray")
+    monkeypatch.delitem(sys.modules, "pronk.runtime.places.ray")
     with pytest.raises(UserError, match=r"Ray is not installed: pip install 'pronk\[ray\]'"):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="local")
 
@@ -292,7 +304,7 @@ def test_who_is_not_let_in_is_told_of_the_token(raylets, monkeypatch):
 
 @pytest.mark.faults
 def test_a_cluster_of_ones_own_ends_with_a_run_that_is_killed(tmp_path):
-    args = ("impala", ENV, "--ray", "local", *FLAGS, "--hidden", "8")
+    args = ("impala", ENV, "--ray", "local", *FLAGS, "--hidden-sizes", "8")
     with training(tmp_path, *args) as (process, run):
         run.goes_on(2)
         started = {*descendants(process.pid)}

@@ -10,16 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from pronk import cli, envs, popart
+from pronk import cli, envs
 from pronk.agents import r2d2
-from pronk.evaluate import Evaluation, SuiteEvaluation
-from pronk.plan import resolve
-from pronk.reproduce import policy_lag, popart_atari, side_by_side, vtrace_ablation
-from pronk.reproduce import popart as popart_experiment
-from pronk.reproduce import r2d2_ablations as ablations
-from pronk.reproduce import r2d2_staleness as study
-from pronk.runtime import fused
-from pronk.wiring import (
+from pronk.experiments.reproduce import policy_lag, popart_atari, side_by_side, vtrace_ablation
+from pronk.experiments.reproduce import popart as popart_experiment
+from pronk.experiments.reproduce import r2d2_ablations as ablations
+from pronk.experiments.reproduce import r2d2_staleness as study
+from pronk.maths import popart
+from pronk.run.build import (
     ACTOR_KEY,
     INIT_KEY,
     ActorFactory,
@@ -28,6 +26,9 @@ from pronk.wiring import (
     initial_state,
     key_for,
 )
+from pronk.run.evaluate import Evaluation, SuiteEvaluation
+from pronk.run.resolve import resolve
+from pronk.runtime import fused
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def late():
     """Episodes of one network that has not changed since, and what measures them."""
     plan = study._plan("stored state", 0, 1000)
     # Acting at random, for episodes longer than an untrained network's.
-    config = dataclasses.replace(plan.agent_config, exploration=1.0, exploration_exponent=0.0)
+    config = dataclasses.replace(plan.agent_config, epsilon_greedy=1.0, epsilon_alpha=0.0)
     plan = dataclasses.replace(plan, agent_config=config)
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
@@ -168,7 +169,7 @@ def test_bad_input(args, message, capsys):
 def test_members_are_the_runs_that_they_would_be_alone():
     """Their own seeds and hyperparameters, whoever is beside them."""
     plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=1600, batch_size=2, unroll=5,
-                   hidden=(8,), runtime="fused")  # fmt: skip
+                   hidden_sizes=(8,), runtime="fused")  # fmt: skip
     members = [
         side_by_side.Member(seed, {"learning_rate": rate, "entropy_cost": 0.02})
         for seed, rate in ((3, 1e-3), (3, 3e-2), (4, 1e-3))
@@ -199,7 +200,7 @@ def test_members_are_the_runs_that_they_would_be_alone():
 def test_what_was_learnt_plays_in_the_end():
     """And not what acted so many updates before, nor what is learnt while it plays."""
     plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=60_000, batch_size=16,
-                   env_args={"rows": 4}, hidden=(16,), reward_scale=1.0, runtime="fused",
+                   env_args={"rows": 4}, hidden_sizes=(16,), reward_scale=1.0, runtime="fused",
                    policy_lag=40)  # fmt: skip
     members = [
         side_by_side.Member(0, {"learning_rate": rate, "entropy_cost": 1e-3})
@@ -230,8 +231,10 @@ def pretend(monkeypatch):
         return pretended(plan, members, points=points)
 
     tasks = {
-        "short": vtrace_ablation.Task("pronk/Catch-v0", {"rows": 4}, 3200, {"hidden": (8,)}),
-        "delayed": vtrace_ablation.Task("pronk/Catch-v0", {"delay": 5}, 3200, {"hidden": (8,)}),
+        "short": vtrace_ablation.Task("pronk/Catch-v0", {"rows": 4}, 3200, {"hidden_sizes": (8,)}),
+        "delayed": vtrace_ablation.Task(
+            "pronk/Catch-v0", {"delay": 5}, 3200, {"hidden_sizes": (8,)}
+        ),
     }
     monkeypatch.setattr(policy_lag, "SHOWN", ("short",))
     for module in (vtrace_ablation, policy_lag):
@@ -272,7 +275,7 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
     assert len(list((tmp_path / "runs").iterdir())) == 16
     assert {p.run.policy_lag for p in done} == {10}
     # As many trajectories just acted with replay as without.
-    assert {(p.agent_config.replay_share, p.agent_config.batch_size) for p in done} == {
+    assert {(p.agent_config.replay_fraction, p.agent_config.batch_size) for p in done} == {
         (0.0, 8), (0.5, 16)
     }  # fmt: skip
     grid = len(vtrace_ablation.LEARNING_RATES) * len(vtrace_ablation.ENTROPY_COSTS)

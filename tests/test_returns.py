@@ -15,7 +15,7 @@ import rlax
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pronk import losses, returns
+from pronk.maths import losses, returns
 from pronk.types import TimeStep
 
 GAMMA = np.float64(0.93)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pronk import agents, envs
-from pronk.checkpoint import Checkpointer
-from pronk.configs import impala
+from pronk.config.registry import impala
 from pronk.runtime import learner as learner_module
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.batcher import Batcher
@@ -19,10 +18,13 @@ from pronk.runtime.fused import FusedRuntime
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime, SynchronousRuntime
 from pronk.runtime.workers import Waits
+from pronk.storage.checkpoint import Checkpointer
 from pronk.types import TimeStep, Trajectory
 
 KEY = jax.random.key(0)
-CONFIG = impala.Config(unroll=12, batch_size=4, hidden=(8,), core="lstm", core_size=4)
+CONFIG = impala.Config(
+    unroll=12, batch_size=4, hidden_sizes=(8,), recurrent_core="lstm", recurrent_units=4
+)
 SPEC = envs.spec_of("pronk/Catch-v0")
 AGENT = agents.make("impala", CONFIG, SPEC, horizon=1000)
 

@@ -17,17 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pronk
-from pronk import cli, envs, pbt, scores, training
-from pronk.configs.pbt import PBTConfig
+from pronk import cli, envs, pbt
+from pronk.config.pbt import PBTConfig
+from pronk.config.spec import Plan
 from pronk.envs import jax_suite, suite
 from pronk.envs.jax_env import JaxVectorEnv
 from pronk.envs.suite import Task, assignment, common, tasks_of
 from pronk.errors import UserError
-from pronk.evaluate import Tally
-from pronk.journal import read_journal
+from pronk.maths import scores
 from pronk.pbt.policy import Score
-from pronk.plan import Plan, resolve
+from pronk.run import train as training
+from pronk.run.evaluate import Tally
+from pronk.run.resolve import resolve
 from pronk.runtime.actor import Player
+from pronk.storage.journal import read_journal
 from pronk.types import EnvSpec, Episode
 
 CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
@@ -113,9 +116,15 @@ def test_a_task_without_slots_is_an_error(tmp_path):
     for runtime in ("fused", "local"):
         with pytest.raises(UserError, match=r"1 of the 3 tasks .* would get none"):
             pronk.train(
-                "impala", MIXED, runtime=runtime, batch_size=2, envs=2 if runtime == "fused" else 1,
-                actors=None if runtime == "fused" else 2, run_dir=tmp_path, steps=100,
-            )  # fmt: skip
+                "impala",
+                MIXED,
+                runtime=runtime,
+                batch_size=2,
+                envs_per_actor=2 if runtime == "fused" else 1,
+                actors=None if runtime == "fused" else 2,
+                run_dir=tmp_path,
+                steps=100,
+            )
 
 
 def test_the_slots_of_each_learner_are_looked_at():
@@ -365,10 +374,19 @@ def test_each_task_is_told_of(
     monkeypatch.setitem(suite.SUITES, "suite/test", REFERENCED)
     monkeypatch.chdir(tmp_path)
     found = pronk.train(
-        "impala", "suite/test", steps=3000, runtime=runtime, envs=4, batch_size=4, actors=None if
-        runtime == "fused" else 1, hidden=(8,), eval_every=1500, eval_episodes=4, log_every=0.01,
+        "impala",
+        "suite/test",
+        steps=3000,
+        runtime=runtime,
+        envs_per_actor=4,
+        batch_size=4,
+        actors=None if runtime == "fused" else 1,
+        hidden_sizes=(8,),
+        eval_every=1500,
+        eval_episodes=4,
+        log_every=0.01,
         run_dir=tmp_path / "run",
-    )  # fmt: skip
+    )
     catch, cue = found["return/catch"], found["return/cue"]
     assert -10 <= catch <= 10
     assert 0 <= cue <= 1
@@ -391,9 +409,17 @@ def test_each_task_is_told_of(
     extremes = {n: (t["minimum"], t["maximum"]) for n, t in told["tasks"].items()}
     assert {abs(x) for x in extremes["catch"]} == {10}
     assert set(extremes["cue"]) <= {0, 1}
-    again = pronk.train("impala", "suite/test", steps=3000, run_dir=tmp_path / "run", envs=4,
-                        runtime=runtime, batch_size=4, hidden=(8,),
-                        actors=None if runtime == "fused" else 1)  # fmt: skip
+    again = pronk.train(
+        "impala",
+        "suite/test",
+        steps=3000,
+        run_dir=tmp_path / "run",
+        envs_per_actor=4,
+        runtime=runtime,
+        batch_size=4,
+        hidden_sizes=(8,),
+        actors=None if runtime == "fused" else 1,
+    )
     assert again["return/catch"] == catch
     cli.main(["record", "run", "--task", "catch", "--max-steps", "12"])
     assert (tmp_path / "run" / "film.mp4").stat().st_size > 0
@@ -444,8 +470,20 @@ def test_a_fault_is_told_with_its_task() -> None:
 def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
     """By its own observations, rewards and actions, as it does in the suite, which pads them."""
     env = "Acrobot-v1,CartPole-v1?reward_scale=50"
-    pronk.train("impala", env, steps=400, run_dir=tmp_path, envs=2, batch_size=2, unroll=5,
-                hidden=(8,), core="lstm", core_size=8, actors=1, quiet=True)  # fmt: skip
+    pronk.train(
+        "impala",
+        env,
+        steps=400,
+        run_dir=tmp_path,
+        envs_per_actor=2,
+        batch_size=2,
+        unroll=5,
+        hidden_sizes=(8,),
+        recurrent_core="lstm",
+        recurrent_units=8,
+        actors=1,
+        quiet=True,
+    )
     policy = pronk.load(tmp_path)
     policy.behaviour = jax.tree.map(lambda x: 5 * x, policy.behaviour)  # what is seen decides
     for k, (task, size) in enumerate((("Acrobot-v1", 6), ("CartPole-v1?reward_scale=50", 4))):
@@ -476,9 +514,18 @@ def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_pa
     """Games of the first task are paid so much that their mean would hide the second."""
     env = "pronk/Catch-v0?reward_scale=1000&rows=4,pronk/MemoryCue-v0?delay=2"
     plan = resolve(
-        "impala", env, run_dir=tmp_path, steps=600, envs=4, batch_size=4, unroll=5, hidden=(8,),
-        quiet=True, value_normalisation="popart", popart_beta=0.1,
-    )  # fmt: skip
+        "impala",
+        env,
+        run_dir=tmp_path,
+        steps=600,
+        envs_per_actor=4,
+        batch_size=4,
+        unroll=5,
+        hidden_sizes=(8,),
+        quiet=True,
+        value_normalisation="popart",
+        popart_beta=0.1,
+    )
     settings = PBTConfig(population=2, ready_steps=600, execution=execution, workers=2)
     pbt.run(plan, settings)
     events = read_journal(tmp_path / "journal.jsonl")
@@ -496,8 +543,15 @@ def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_pa
 def test_two_tasks_are_learnt_by_one_agent(tmp_path: Path):
     """Catch and a cue that must not be remembered for long: both well above chance."""
     found = pronk.train(
-        "impala", "pronk/Catch-v0,pronk/MemoryCue-v0?delay=1&cues=2", steps=300_000,
-        run_dir=tmp_path, core="lstm", core_size=32, hidden=(64,), reward_scale=1.0, quiet=True,
-    )  # fmt: skip
+        "impala",
+        "pronk/Catch-v0,pronk/MemoryCue-v0?delay=1&cues=2",
+        steps=300_000,
+        run_dir=tmp_path,
+        recurrent_core="lstm",
+        recurrent_units=32,
+        hidden_sizes=(64,),
+        reward_scale=1.0,
+        quiet=True,
+    )
     assert found["return/pronk/Catch-v0"] > 0.8
     assert found["return/pronk/MemoryCue-v0?delay=1&cues=2"] > 0.9

@@ -18,18 +18,19 @@ import numpy as np
 import pytest
 
 import pronk
-from pronk import agents, envs, wiring
-from pronk.configs.impala import Config
+from pronk import agents, envs
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.plan import resolve
+from pronk.run import build as wiring
+from pronk.run.resolve import resolve
 from pronk.runtime import supervise, workers
 from pronk.runtime.actor import Actor, Player, misfit
 from pronk.runtime.learner import Learner
 from pronk.runtime.local import LocalRuntime
-from pronk.runtime.process import ActorProcess
-from pronk.runtime.supervise import Lost, Restarts, Supervised
+from pronk.runtime.places.process import ActorProcess
+from pronk.runtime.places.supervise import Lost, Restarts, Supervised
 
-CONFIG = Config(unroll=6, batch_size=2, hidden=(8,))
+CONFIG = Config(unroll=6, batch_size=2, hidden_sizes=(8,))
 ENV = "pronk/Catch-v0"
 AGENT = agents.make("impala", CONFIG, envs.spec_of(ENV), horizon=1000)
 KEY = jax.random.key(0)
@@ -313,7 +314,7 @@ def test_what_actors_bring_is_what_is_expected(agent, env, tmp_path):
     """Integers of 64 bits too, which JAX would make narrower."""
     if (agent, env) == ("r2d2", "Pendulum-v1"):
         pytest.skip("discrete actions only")
-    settings = R2D2 if agent == "r2d2" else {"core": "lstm"}
+    settings = R2D2 if agent == "r2d2" else {"recurrent_core": "lstm"}
     plan = resolve(agent, env, run_dir=tmp_path, **(TINY | settings))
     spec, built = wiring.build(plan, plan.env)
     expected = wiring.unroll_of(plan, built, spec, 2)
@@ -323,11 +324,17 @@ def test_what_actors_bring_is_what_is_expected(agent, env, tmp_path):
 
 
 TINY: dict[str, Any] = {
-    "actor_kind": "process", "actors": 2, "envs": 2, "unroll": 10, "batch_size": 2, "hidden": (8,),
-    "log_every": 0.2, "quiet": True,
-}  # fmt: skip
-R2D2 = {"sequence_length": 8, "overlap": 4, "burn_in": 2, "core_size": 4, "head": 8,
-        "replay_minimum": 10, "replay_capacity": 2000, "replay_ratio": 0.5}  # fmt: skip
+    "actor_kind": "process",
+    "actors": 2,
+    "envs_per_actor": 2,
+    "unroll": 10,
+    "batch_size": 2,
+    "hidden_sizes": (8,),
+    "log_every": 0.2,
+    "quiet": True,
+}
+R2D2 = {"sequence_length": 8, "overlap": 4, "burn_in": 2, "recurrent_units": 4, "head_units": 8,
+        "replay_minimum": 10, "replay_capacity": 2000, "samples_per_insert": 0.5}  # fmt: skip
 
 
 def harm_actors(

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from pronk import cli, returns
-from pronk.configs.reproduce import TDLambda, VTraceAnalysis
-from pronk.reproduce import policy_lag, td_lambda, vtrace_ablation, vtrace_analysis
-from pronk.tabular import (
+from pronk import cli
+from pronk.experiments.reproduce import policy_lag, td_lambda, vtrace_ablation, vtrace_analysis
+from pronk.experiments.reproduce.settings import TDLambda, VTraceAnalysis
+from pronk.maths import returns
+from pronk.maths.tabular import (
     VTraceOperator,
     random_mdp,
     random_policy,

@@ -18,14 +18,20 @@ import pytest
 import safetensors.numpy
 
 import pronk
-from pronk.checkpoint import Checkpointer
 from pronk.errors import UserError
-from pronk.plan import resolve
-from pronk.policy import inspect
+from pronk.run.build import ActorFactory, build, initial_state
+from pronk.run.policy import inspect
+from pronk.run.resolve import resolve
 from pronk.runtime.learner import Learner
-from pronk.wiring import ActorFactory, build, initial_state
+from pronk.storage.checkpoint import Checkpointer
 
-TINY: dict[str, Any] = {"envs": 4, "batch_size": 4, "unroll": 5, "hidden": (8,), "quiet": True}
+TINY: dict[str, Any] = {
+    "envs_per_actor": 4,
+    "batch_size": 4,
+    "unroll": 5,
+    "hidden_sizes": (8,),
+    "quiet": True,
+}
 
 
 def train(env: Any, run_dir: Path, steps: int, **settings: Any) -> dict[str, Any]:
@@ -37,16 +43,16 @@ def digest(run_dir: Path) -> str:
 
 
 R2D2: dict[str, Any] = {
-    "sequence_length": 6, "overlap": 3, "burn_in": 2, "core_size": 4, "head": 8,
+    "sequence_length": 6, "overlap": 3, "burn_in": 2, "recurrent_units": 4, "head_units": 8,
     "replay_minimum": 20, "replay_capacity": 400,
 }  # fmt: skip
 FUSED = {"runtime": "fused"}
 LOCAL = {"runtime": "local"}
-GRU, LSTM = ({"core": core, "core_size": 8} for core in ("gru", "lstm"))
-LASER = {"replay_share": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
+GRU, LSTM = ({"core": core, "recurrent_units": 8} for core in ("gru", "lstm"))
+LASER = {"replay_fraction": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
 POPART = {"value_normalisation": "popart", "popart_beta": 0.1}
 SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
-ATARI = {"envs": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
+ATARI = {"envs_per_actor": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # The conformance table: every agent under every runtime, and what else it is made of. Add each new
 # agent.
 EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
@@ -55,14 +61,24 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-gru": ("impala", "CartPole-v1", GRU, 1000),
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-pendulum": ("impala", "Pendulum-v1", {"actors": 1}, 600),
-    "impala-atari": ("impala", "ALE/Breakout-v5", {"envs": 2, "batch_size": 2}, 600),
-    "suite-fused": ("impala", SUITE, {**FUSED, **POPART, "core": "lstm", "core_size": 8}, 1000),
+    "impala-atari": ("impala", "ALE/Breakout-v5", {"envs_per_actor": 2, "batch_size": 2}, 600),
+    "suite-fused": (
+        "impala",
+        SUITE,
+        {**FUSED, **POPART, "recurrent_core": "lstm", "recurrent_units": 8},
+        1000,
+    ),
     "suite-local": ("impala", "CartPole-v1,Acrobot-v1", POPART, 1000),
     # With a lag of more updates than there are before the pauses.
-    "impala-mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs": 2}, 1000),
-    "impala-mixed-local": ("impala", "CartPole-v1", {**LSTM, **LASER, "envs": 1}, 1000),
-    "r2d2-fused": ("r2d2", "pronk/Catch-v0", {**FUSED, "replay_ratio": 2.0}, 1500),
-    "r2d2-fused-memory": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "replay_ratio": 1.0}, 1500),
+    "impala-mixed-fused": (
+        "impala",
+        "pronk/Catch-v0",
+        {**FUSED, **LASER, "envs_per_actor": 2},
+        1000,
+    ),
+    "impala-mixed-local": ("impala", "CartPole-v1", {**LSTM, **LASER, "envs_per_actor": 1}, 1000),
+    "r2d2-fused": ("r2d2", "pronk/Catch-v0", {**FUSED, "samples_per_insert": 2.0}, 1500),
+    "r2d2-fused-memory": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "samples_per_insert": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
     "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
     "r2d2-life-loss": ("r2d2", "pronk/Orchard-v0", {**LOCAL, "env_args": {"life_loss": True}}, 900),
@@ -85,7 +101,7 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_pa
     """With what environments, actors and a replay are in the middle of."""
     agent, env, settings, steps = EXACT[name]
     tiny = TINY | (R2D2 if agent == "r2d2" else {})
-    settings = {**tiny, "hidden": (16,), "deterministic": True, "seed": 3, **settings}
+    settings = {**tiny, "hidden_sizes": (16,), "deterministic": True, "seed": 3, **settings}
 
     def train(run_dir: Path, **changes: Any) -> dict[str, Any]:
         return pronk.train(agent, env, run_dir=run_dir, steps=steps, **{**settings, **changes})
@@ -172,7 +188,7 @@ def test_init_from_starts_with_another_runs_parameters(tmp_path: Path) -> None:
     flat = [np.concatenate([x.ravel() for x in _leaves(p.behaviour)]) for p in (a, b)]
     np.testing.assert_array_equal(*flat)
     with pytest.raises(UserError, match="do not fit"):
-        train("pronk/Catch-v0", tmp_path / "c", 200, init_from=tmp_path / "a", hidden=(9,))
+        train("pronk/Catch-v0", tmp_path / "c", 200, init_from=tmp_path / "a", hidden_sizes=(9,))
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
@@ -303,7 +319,7 @@ def test_actors_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_policy_acts_in_a_plain_loop(tmp_path: Path) -> None:
-    train("CartPole-v1", tmp_path, 300, actors=1, core="lstm", core_size=8)
+    train("CartPole-v1", tmp_path, 300, actors=1, recurrent_core="lstm", recurrent_units=8)
     policy = pronk.load(tmp_path)
     env = gym.make("CartPole-v1")
 
@@ -403,7 +419,7 @@ def test_a_policy_is_not_played_where_it_cannot_see(tmp_path: Path) -> None:
 
 def test_an_evaluation_can_be_stopped(tmp_path: Path) -> None:
     from pronk import envs
-    from pronk.evaluate import evaluate
+    from pronk.run.evaluate import evaluate
 
     train("pronk/Catch-v0", tmp_path, 200)
     policy, calls = pronk.load(tmp_path), []
@@ -429,7 +445,7 @@ WRONG = {
     "runtime": ("fsed", "did you mean 'fused'?"),
     "steps": ("100", "expected int"),
     "learning_rate": (True, "expected float"),
-    "hidden": (64, "expected"),
+    "hidden_sizes": (64, "expected"),
     "seed": (2**70, "less than"),
     "entropy": (0.1, "did you mean 'entropy_cost'?"),
 }
@@ -453,7 +469,7 @@ def test_process_actors_say_what_they_cannot_do(tmp_path: Path) -> None:
 
 
 COMMAND = [sys.executable, "-m", "pronk.cli", "train", "impala"]
-FLAGS = ["--runtime", "local", "--steps", "100000000", "--envs", "4", "--batch-size", "4"]
+FLAGS = ["--runtime", "local", "--steps", "100000000", "--envs-per-actor", "4", "--batch-size", "4"]
 
 
 def start(run_dir: Path, *flags: str, env: str = "pronk/Catch-v0") -> subprocess.Popen[str]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import rlax
 
-from pronk import transforms
-from pronk.transforms import Transform
+from pronk.maths import transforms
+from pronk.maths.transforms import Transform
 
 EPSILONS = [0.0, 1e-6, 1e-3, 1e-2, 1.0]
 PAIRS = {

@@ -11,7 +11,7 @@ import pytest
 
 import pronk
 from pronk import agents, envs
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.runtime import tuning
 from pronk.runtime.actor import Actor, Player
 
@@ -65,7 +65,7 @@ def test_steps_are_counted_and_actors_closed(monkeypatch):
     """Waiting environments have a known speed."""
     monkeypatch.setattr(tuning, "SECONDS", 0.3)
     spec = envs.spec_of("pronk/Waiting-v0")
-    config = Config(unroll=4, hidden=(8,), torso="mlp")
+    config = Config(unroll=4, hidden_sizes=(8,), torso="mlp")
     agent = agents.make("impala", config, spec, horizon=100)
     behaviour = agent.behaviour(jax.jit(agent.init)(KEY))
     closed = []
@@ -86,7 +86,7 @@ def test_steps_are_counted_and_actors_closed(monkeypatch):
 def test_a_run_says_what_was_picked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pronk.train(
         "impala", "pronk/Catch-v0", run_dir=tmp_path, runtime="local", steps=300,
-        hidden=(8,), batch_size=16, unroll=5, quiet=True,
+        hidden_sizes=(8,), batch_size=16, unroll=5, quiet=True,
     )  # fmt: skip
     shown = capsys.readouterr().out
     assert "steps/s of actors × environments: 2 × 16:" in shown

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pronk import envs
-from pronk.bench.queueing import Costs, Get, Put, Simulation, Store, Wait, Work, predict
 from pronk.envs.waiting import Pace
 from pronk.errors import UserError
+from pronk.experiments.bench.queueing import Costs, Get, Put, Simulation, Store, Wait, Work, predict
 
 FREE = Costs(*[0.0] * 6, 1.0, 0.0, 0.0)
 
@@ -162,7 +162,7 @@ def model(architecture: str, task: str = "even", costs: Costs = FREE, cores: int
     return predict(architecture, task, costs, cores=cores, envs=N, unroll=T)
 
 
-@pytest.mark.parametrize("architecture", ["impala", "impala-dynamic-batch", "a3c"])
+@pytest.mark.parametrize("architecture", ["impala", "async-batched", "a3c"])
 def test_actors_that_wait_for_nobody_wait_for_their_environments_only(architecture):
     assert model(architecture) == pytest.approx(N / 0.01, rel=0.02)
     # Of an episode's 200 steps and 1.75 s of reset.
@@ -171,10 +171,10 @@ def test_actors_that_wait_for_nobody_wait_for_their_environments_only(architectu
 
 def test_steps_together_wait_for_the_slowest():
     largest = np.random.default_rng(0).normal(0.01, 0.0005, (10_000, N)).max(1).mean()
-    assert model("a2c-sync-step") == pytest.approx(N / largest, rel=0.01)
+    assert model("sync-step") == pytest.approx(N / largest, rel=0.01)
     sums = np.random.default_rng(0).normal(0.01 * T, 0.0005 * math.sqrt(T), (10_000, N))
     expected = N * T / sums.max(1).mean()
-    for name in ("a2c-sync-trajectory", "a2c-dynamic-batch"):
+    for name in ("sync-unroll", "sync-batched"):
         assert model(name) == pytest.approx(expected, rel=0.01)
 
 
@@ -191,21 +191,21 @@ def test_the_learner_limits_what_is_learnt():
     expected = N * T / 0.6
     assert model("impala", costs=costs) == pytest.approx(expected, rel=0.03)
     waited = N * T / (0.6 + 0.2)  # acting and learning in turns
-    assert model("a2c-sync-step", costs=costs) == pytest.approx(waited, rel=0.05)
+    assert model("sync-step", costs=costs) == pytest.approx(waited, rel=0.05)
 
 
 def test_the_server_takes_all_who_wait():
     """Per batch 20 ms, whoever is in it: everybody is, from the second batch on."""
     costs = FREE._replace(batch=0.02)
-    assert model("impala-dynamic-batch", costs=costs) > 0.6 * N / 0.03
+    assert model("async-batched", costs=costs) > 0.6 * N / 0.03
 
 
 @pytest.mark.parametrize(
     ("architecture", "costs", "limit"),
     [
         ("impala", {"step": 0.004}, 1 / 0.004),
-        ("impala-dynamic-batch", {"request": 0.004}, 1 / 0.004),
-        ("a2c-sync-step", {"step_all": 1.0}, N / 1.01),
+        ("async-batched", {"request": 0.004}, 1 / 0.004),
+        ("sync-step", {"step_all": 1.0}, N / 1.01),
     ],
 )
 def test_the_actors_cores_limit_what_acts(architecture, costs, limit):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pronk.bench.timing import median_seconds
+from pronk.experiments.bench.timing import median_seconds
 from pronk.replay import SumTree
 
 HERE = Path(__file__).parent

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pronk.configs import config_module
-from pronk.types import Agent, EnvSpec
+from pronk.config.registry import config_module
+
+if TYPE_CHECKING:
+    from pronk.types import Agent, EnvSpec
 
 
 def make(agent: str, config: Any, spec: EnvSpec, *, horizon: int) -> Agent:

@@ -1,10 +1,10 @@
 """IMPALA: an actor-critic learnt from other policies' trajectories by V-trace.
 
 Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted
-Actor-Learner Architectures"; the constants are in `pronk.configs.impala`. Follow a reward here:
-`transitions` reads it off the trajectory, `vtrace` turns it into targets and advantages, `loss`
-weighs them, `gradients` and `apply` take the step. With PopArt (`pronk.popart`) `renormalised` goes
-before.
+Actor-Learner Architectures"; the constants are in `pronk.agents.impala_config`. Follow a reward
+here: `transitions` reads it off the trajectory, `vtrace` turns it into targets and advantages,
+`loss` weighs them, `gradients` and `apply` take the step. With PopArt (`pronk.maths.popart`)
+`renormalised` goes before.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pronk import distributions, losses, networks, popart, returns, transforms
-from pronk.configs.impala import Config
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.returns import Transitions
+from pronk.maths import distributions, losses, popart, returns, transforms
+from pronk.maths.returns import Transitions
+from pronk.nn import networks
 from pronk.types import (
     Agent,
     Array,
@@ -70,10 +71,10 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     Raises UserError where a space of the environment can't be handled, where all is replayed, and
     where pixel control is asked for and there are no pixels, or no discrete actions.
     """
-    if config.replay_share == 1.0:
+    if config.replay_fraction == 1.0:
         raise UserError(
-            "`--replay-share` is 1, which leaves nothing of what the actors do; expected less, such"
-            " as 0.875."
+            "`--replay-fraction` is 1, which leaves nothing of what the actors do; expected less,"
+            " such as 0.875."
         )
     distribution = distributions.for_space(
         spec.action_space, squash=config.squash_actions, initial_std=config.initial_std
@@ -92,10 +93,10 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         space=spec.observation_space,
         num_params=distribution.num_params,
         torso=config.torso,
-        hidden=config.hidden,
+        hidden_sizes=config.hidden_sizes,
         activation=config.activation,
-        core=config.core,
-        core_size=config.core_size,
+        core=config.recurrent_core,
+        recurrent_units=config.recurrent_units,
         separate_value=config.separate_value,
         encoder_dtype=jnp.dtype(config.encoder_dtype),
         num_values=num_values,
@@ -105,7 +106,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     )
 
     def initial_core(batch: int) -> Core:
-        state = networks.initial_state(config.core, config.core_size, batch)
+        state = networks.initial_state(config.recurrent_core, config.recurrent_units, batch)
         return Core(state, jnp.zeros((batch, distribution.num_features), jnp.float32))
 
     def scaled(reward: Array) -> Array:
@@ -149,7 +150,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         hyper = {
             name: jnp.float32(getattr(config, name))
             for name in (
-                *("learning_rate", "epsilon", "rmsprop_decay", "max_gradient_norm"),
+                *("learning_rate", "optimiser_epsilon", "rmsprop_decay", "max_gradient_norm"),
                 *("entropy_cost", "value_cost", "discount", "rho_bar", "c_bar", "trace_lambda"),
                 *(("trace_leak",) if config.trace_leak else ()),
                 *(("trust_region", "average_decay") if config.trust_region else ()),
@@ -176,11 +177,11 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
 
     def optimiser(hyper: dict[str, Array]) -> optax.GradientTransformation:
         if config.optimiser == "adam":
-            scale = optax.scale_by_adam(eps=hyper["epsilon"])
+            scale = optax.scale_by_adam(eps=hyper["optimiser_epsilon"])
         else:  # TensorFlow's RMSProp: ε inside the root, mean square starting at 1
             scale = optax.scale_by_rms(
                 decay=hyper["rmsprop_decay"],
-                eps=hyper["epsilon"],
+                eps=hyper["optimiser_epsilon"],
                 initial_scale=1.0,
                 eps_in_sqrt=True,
             )
@@ -209,7 +210,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             extras["raw_action"] = raw
         if config.trust_region:
             extras["policy"] = policy
-        if config.replay_share:
+        if config.replay_fraction:
             extras["core"] = carry.core
         core = Core(state, distribution.features(raw))
         return distribution.action(raw), Carry(core, carry.private), extras
@@ -427,7 +428,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         return after._replace(params=params, aux=aux), feedback, metrics
 
     replay = None
-    if config.replay_share:
+    if config.replay_fraction:
         replay = ReplaySpec(
             capacity=config.replay_capacity,
             burn_in=0,
@@ -436,7 +437,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
             minimum=1,
             samples_per_insert=1.0,
             priority_exponent=0.0,
-            share=config.replay_share,
+            share=config.replay_fraction,
             across=True,
         )
     if renormalises:  # from the whole batch, before its gradient: there are no halves

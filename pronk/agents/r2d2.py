@@ -1,7 +1,7 @@
 """R2D2: recurrent Q-learning from prioritised, distributed replay.
 
 Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"; the
-constants are in `pronk.configs.r2d2`. Follow a reward here: `rows` cuts a drawn sequence into
+constants are in `pronk.agents.r2d2_config`. Follow a reward here: `rows` cuts a drawn sequence into
 burn-in and what is learnt from, `errors` turns the latter's rewards into TD errors, `loss` weighs
 these, `learn` takes the step and returns the sequences' new priorities.
 """
@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pronk import distributions, networks, returns, transforms
-from pronk.configs.r2d2 import Config
+from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
+from pronk.maths import distributions, returns, transforms
+from pronk.nn import networks
 from pronk.types import (
     Agent,
     Array,
@@ -58,11 +59,11 @@ def action_values(
         space=spec.observation_space,
         num_actions=int(spec.action_space.n),  # type: ignore[attr-defined]
         torso=config.torso,
-        hidden=config.hidden,
-        head=config.head,
+        hidden_sizes=config.hidden_sizes,
+        head_units=config.head_units,
         activation=config.activation,
-        core=config.core,
-        core_size=config.core_size,
+        core=config.recurrent_core,
+        recurrent_units=config.recurrent_units,
         encoder_dtype=jnp.dtype(config.encoder_dtype),
     )
 
@@ -91,7 +92,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     network, forward = action_values(config, spec)
 
     def initial_core(batch: int) -> Core:
-        state = networks.initial_state(config.core, config.core_size, batch)
+        state = networks.initial_state(config.recurrent_core, config.recurrent_units, batch)
         return Core(state, jnp.zeros((batch, num_actions), jnp.float32))
 
     def init(key: Key) -> LearnerState:
@@ -104,7 +105,13 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         hyper = {
             name: jnp.float32(getattr(config, name))
             for name in (
-                *("learning_rate", "epsilon", "max_gradient_norm", "discount", "trace_lambda"),
+                *(
+                    "learning_rate",
+                    "optimiser_epsilon",
+                    "max_gradient_norm",
+                    "discount",
+                    "trace_lambda",
+                ),
                 *("importance_exponent", "priority_mixture"),
             )
         }
@@ -121,7 +128,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
 
     def optimiser(hyper: dict[str, Array]) -> optax.GradientTransformation:
         clip = optax.clip_by_global_norm(hyper["max_gradient_norm"])
-        return optax.chain(clip, optax.scale_by_adam(eps=hyper["epsilon"]))
+        return optax.chain(clip, optax.scale_by_adam(eps=hyper["optimiser_epsilon"]))
 
     def behaviour(state: LearnerState) -> PyTree:
         return state.params
@@ -129,7 +136,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     def initial_carry(key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
         del key
         rank = jnp.asarray(env_ids, jnp.float32) / max(num_envs - 1, 1)
-        epsilon = config.exploration ** (1 + config.exploration_exponent * rank)
+        epsilon = config.epsilon_greedy ** (1 + config.epsilon_alpha * rank)
         epsilon = jnp.where(evaluate, 0.0, epsilon)
         return Carry(initial_core(env_ids.shape[0]), private={"epsilon": epsilon})
 
@@ -266,7 +273,7 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         length=config.sequence_length,
         overlap=config.overlap,
         minimum=config.replay_minimum,
-        samples_per_insert=config.replay_ratio,
+        samples_per_insert=config.samples_per_insert,
         priority_exponent=config.priority_exponent,
         eviction=config.replay_eviction,
         compress=config.replay_compress,

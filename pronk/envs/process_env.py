@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pronk import shared_memory
 from pronk.envs.gym_env import SlotConfig, Slots, SlotVectorEnv
 from pronk.envs.slot import Factory, Fault, Rows
 from pronk.errors import UserError
+from pronk.storage import shared_memory
 from pronk.types import EnvSpec
 
 _CLOSE_SECONDS = 2.0

@@ -20,8 +20,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from pronk import scores
 from pronk.errors import UserError, nearest
+from pronk.maths import scores
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep, VectorEnv
 
 

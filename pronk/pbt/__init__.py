@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pronk.configs.pbt import PBTConfig
+from pronk.config.pbt import PBTConfig
+from pronk.config.spec import Plan
 from pronk.errors import UserError
-from pronk.files import cannot_write
 from pronk.pbt import processes, vmapped
 from pronk.pbt.common import Setup, open_journal
 from pronk.pbt.policy import tuned
-from pronk.plan import Plan
-from pronk.training import alone_in, signals
-from pronk.wiring import build, configure_jax, is_fused
+from pronk.run.build import build, configure_jax, is_fused
+from pronk.run.train import alone_in, signals
+from pronk.storage.files import cannot_write
 
 
 def directory_of(plan: Plan) -> Path:
@@ -97,9 +97,9 @@ def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
 
 
 def _of_runs(setup: Setup, carry_out: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    if setup.plan.run.keep < 2:
+    if setup.plan.run.keep_checkpoints < 2:
         raise UserError(
-            f"`--keep` is {setup.plan.run.keep}; expected at least 2 where members are runs of"
-            " their own, because one is copied while it saves the next."
+            f"`--keep-checkpoints` is {setup.plan.run.keep_checkpoints}; expected at least 2 where"
+            " members are runs of their own, because one is copied while it saves the next."
         )
     return carry_out

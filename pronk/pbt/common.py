@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pronk.configs.pbt import FREE, PBTConfig
+from pronk.config.pbt import FREE, PBTConfig
+from pronk.config.spec import Plan, identity, refuse_another
 from pronk.envs.episodes import derived_seed
 from pronk.errors import UserError
-from pronk.files import without_nan, write_json_atomically
-from pronk.journal import JOURNAL, Journal, events_of
 from pronk.pbt.policy import (
     Decision,
     Hyper,
@@ -28,7 +27,8 @@ from pronk.pbt.policy import (
     is_normalised,
     summary_of,
 )
-from pronk.plan import Plan, identity, refuse_another
+from pronk.storage.files import without_nan, write_json_atomically
+from pronk.storage.journal import JOURNAL, Journal, events_of
 from pronk.types import Agent, EnvSpec
 
 SETTINGS = "pbt.json"

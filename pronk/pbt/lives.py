@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from pronk import training
-from pronk.checkpoint import Checkpointer
+from pronk.config.spec import Plan
 from pronk.errors import Diverged, UserError
 from pronk.pbt.policy import Hyper
-from pronk.plan import Plan
+from pronk.run import train as training
+from pronk.storage.checkpoint import Checkpointer
 from pronk.types import LearnerState
 
 MISTAKE, DIVERGED = 2, 3  # exit statuses: a UserError, and that of a learner that has diverged

@@ -11,11 +11,11 @@ import jax
 import ray
 from ray import exceptions
 
-from pronk import training
+from pronk.config.spec import Plan
 from pronk.errors import Diverged, UserError
 from pronk.pbt.lives import DIVERGED, GONE, LOST, MISTAKE, Legacy
-from pronk.plan import Plan
-from pronk.runtime.ray import Cluster, Needs
+from pronk.run import train as training
+from pronk.runtime.places.ray import Cluster, Needs
 
 
 class RayLife:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pronk.configs import config_module
-from pronk.configs.pbt import HORIZONS, PBTConfig
+from pronk.config.pbt import HORIZONS, PBTConfig
+from pronk.config.registry import config_module
+from pronk.config.spec import Plan
 from pronk.errors import UserError, nearest
-from pronk.evaluate import Tally
-from pronk.plan import Plan
-from pronk.scores import normalised
+from pronk.maths.scores import normalised
+from pronk.run.evaluate import Tally
 from pronk.types import Agent, EnvSpec
 
 Hyper = dict[str, float]

@@ -22,11 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pronk.checkpoint import Checkpointer, Loaded
 from pronk.errors import UserError
-from pronk.evaluate import Tally
-from pronk.files import fsync_directory
-from pronk.journal import Journal
 from pronk.pbt.common import (
     Setup,
     all_diverged,
@@ -39,6 +35,10 @@ from pronk.pbt.common import (
 )
 from pronk.pbt.lives import DIVERGED, GONE, MISTAKE, Here, Legacy, Life, Workplace
 from pronk.pbt.policy import Decision, Hyper, Score
+from pronk.run.evaluate import Tally
+from pronk.storage.checkpoint import Checkpointer, Loaded
+from pronk.storage.files import fsync_directory
+from pronk.storage.journal import Journal
 
 POLL = 0.5  # seconds after which a signal is noticed at the latest
 ORPHANED = 120.0  # seconds that a member of a killed controller may take to save and go

@@ -19,12 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
-from pronk.checkpoint import Checkpointer
 from pronk.envs.suite import check_slots
 from pronk.errors import UserError
-from pronk.evaluate import Tally
-from pronk.files import write_json_atomically
-from pronk.journal import Journal
 from pronk.pbt.common import (
     GENERATIONS,
     Setup,
@@ -36,11 +32,15 @@ from pronk.pbt.common import (
     told,
 )
 from pronk.pbt.policy import Hyper, Score, has_diverged
+from pronk.run.build import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
+from pronk.run.evaluate import Tally
+from pronk.run.train import MAX_SKIPPED
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played
-from pronk.training import MAX_SKIPPED
+from pronk.storage.checkpoint import Checkpointer
+from pronk.storage.files import write_json_atomically
+from pronk.storage.journal import Journal
 from pronk.types import Array, EnvSpec
-from pronk.wiring import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
 
 # Rows (agent steps, and dummies between episodes) of all members together per call of the program,
 # within which no interruption is heard: on two cores some tenths of a second of Catch with a small
@@ -157,7 +157,9 @@ class _Vmapped:
             per_call = min(per_call, max(1, config.steps // 100))
             updates = max(1, per_call // per_update)
         self.population = Population(setup.agent, self.jax_env, shape, updates=updates)
-        self.checkpointer = Checkpointer(setup.directory / "population", keep=config.keep)
+        self.checkpointer = Checkpointer(
+            setup.directory / "population", keep=config.keep_checkpoints
+        )
         self.members = [Member(i, setup.first(i)) for i in range(setup.size)]
         self.finished = False
         self.runs: RunState

@@ -44,8 +44,9 @@ class A3CRuntime(Asynchronous):
     ):
         if agent.gradients is None or agent.apply is None:
             raise UserError(
-                "`--architecture a3c` needs an agent whose update is one gradient step and nothing"
-                " besides, and with these settings this agent's is not; use --architecture impala."
+                "`--architecture async-gradients` needs an agent whose update is one gradient step"
+                " and nothing besides, and with these settings this agent's is not; use"
+                " --architecture async."
             )
         self._devices = devices
         self.learner_state: LearnerState = jax.device_put(state, devices.learner)

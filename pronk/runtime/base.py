@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from jax.sharding import NamedSharding
 
-from pronk.checkpoint import Loaded
+from pronk.storage.checkpoint import Loaded
 from pronk.types import Array, Batch, Device, Episode, LearnerState, PyTree
 
 

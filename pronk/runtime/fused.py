@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pronk.checkpoint import Loaded
 from pronk.envs.jax_env import JaxEnv
 from pronk.envs.jax_suite import JaxSuite, stepper
 from pronk.runtime import ring
@@ -20,6 +19,7 @@ from pronk.runtime.actor import Row
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import mixed
 from pronk.runtime.ring import Ring
+from pronk.storage.checkpoint import Loaded
 from pronk.types import Agent, Array, Batch, Carry, Episode, Key, LearnerState, PyTree, Trajectory
 
 # Agent steps per call of the compiled program: long enough to hide the cost of the call.

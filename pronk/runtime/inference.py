@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from pronk.runtime.actor import Player, Row, jit_act
-from pronk.runtime.cores import settle_on
+from pronk.runtime.cpus import settle_on
 from pronk.types import Agent, Array, Carry, Key, PyTree, TimeStep
 
 

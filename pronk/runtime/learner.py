@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Unroll
 from pronk.runtime.base import ANYWHERE, Devices, Update
 from pronk.runtime.batcher import columns, over_axes
-from pronk.runtime.cores import usable
-from pronk.runtime.group import everywhere, here
+from pronk.runtime.cpus import usable
+from pronk.runtime.multi_learner import everywhere, here
+from pronk.storage.checkpoint import Loaded
 from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
 
 

@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from pronk.checkpoint import Loaded
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
 from pronk.runtime.batcher import Batcher
-from pronk.runtime.cores import settle_on
+from pronk.runtime.cpus import settle_on
 from pronk.runtime.learner import Learner, Prepared, only_acted
-from pronk.runtime.supervise import Supervised
+from pronk.runtime.places.supervise import Supervised
 from pronk.runtime.workers import PATIENCE, Asynchronous, Waits, Workers
+from pronk.storage.checkpoint import Loaded
 from pronk.types import Batch, LearnerState, PyTree
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pronk.checkpoint import Loaded
 from pronk.errors import UserError
 from pronk.replay import Limiter, Replay, SegmentLog
 from pronk.runtime.actor import Actor, Unroll
@@ -22,8 +21,9 @@ from pronk.runtime.base import Update
 from pronk.runtime.batcher import as_drawn, columns, concatenate, mixed
 from pronk.runtime.learner import Learner, Prepared, agent_steps, only_acted
 from pronk.runtime.local import LocalRuntime, OneLearner, SynchronousRuntime
-from pronk.runtime.supervise import Closed, Supervised
+from pronk.runtime.places.supervise import Closed, Supervised
 from pronk.runtime.workers import Workers
+from pronk.storage.checkpoint import Loaded
 from pronk.types import Array, Batch, PyTree
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped

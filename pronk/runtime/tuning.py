@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from pronk.runtime.cores import settle_on
+from pronk.config.run import DEFAULT_ACTORS, DEFAULT_ENVS
+from pronk.runtime.cpus import settle_on
 from pronk.runtime.learner import agent_steps
 from pronk.runtime.workers import Unroller
 from pronk.types import PyTree
 
-# Where the search begins, and stays where nothing is gained. Two actors, so that one infers while
-# the other steps; 16 environments, with which inference is cheap.
-ACTORS, ENVS = 2, 16
 MAX_ACTORS = 64
 # Trajectories under way, in batches: with more, what is learnt from is too old.
 IN_FLIGHT = 4
@@ -48,8 +46,8 @@ def pick(
     most IN_FLIGHT batches of `batch_size` trajectories are under way.
     """
     most = IN_FLIGHT * batch_size
-    start_actors = actors or ACTORS
-    best = (start_actors, envs or max(1, min(ENVS, most // start_actors)))
+    start_actors = actors or DEFAULT_ACTORS
+    best = (start_actors, envs or max(1, min(DEFAULT_ENVS, most // start_actors)))
     more_envs = envs is None and 2 * best[0] * best[1] <= most
     more_actors = actors is None and 2 * best[0] * best[1] <= most
     if not (more_envs or more_actors):

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pronk.checkpoint import Loaded
 from pronk.errors import UserError
 from pronk.runtime.actor import Unroll
-from pronk.runtime.cores import settle_on
-from pronk.runtime.supervise import Closed, Supervised, Unroller
+from pronk.runtime.cpus import settle_on
+from pronk.runtime.places.supervise import Closed, Supervised, Unroller
+from pronk.storage.checkpoint import Loaded
 from pronk.types import PyTree
 
 # Items that may wait for the learner: one more makes actors wait, so that policies lag little.

@@ -1,0 +1,1 @@
+"""Settings: of runs and populations, and what a run is; imports neither jax nor an environment."""

@@ -1,0 +1,1 @@
+"""Benchmarks and experiments: `pronk bench` and `pronk reproduce`."""

@@ -1,0 +1,63 @@
+"""The learner's update alone."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+
+from pronk.experiments.bench.settings import Learner as Settings
+from pronk.experiments.bench.timing import forward_flops, matrix_flops, median_seconds, random_batch
+from pronk.run.build import build, configure_jax, initial_state
+from pronk.run.resolve import resolve
+from pronk.runtime.batcher import Batcher
+from pronk.runtime.learner import Learner
+from pronk.types import Agent, LearnerState, Trajectory
+
+ENV = "ALE/Breakout-v5"
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Milliseconds per update of random pixels, and the share of a matrix product's speed."""
+    configure_jax()
+    plan = resolve(
+        "impala", ENV, torso=settings.network, unroll=settings.unroll, batch_size=settings.batch
+    )
+    spec, agent = build(plan, ENV)
+    state = initial_state(plan, agent)
+    flops = forward_flops(agent, spec, state)
+    batch = random_batch(agent, spec, state, settings.unroll, settings.batch)
+    seconds = update_seconds(agent, state, batch.trajectory, settings.seconds)
+    peak = matrix_flops(min(settings.seconds, 2.0))
+    # As is usual, a backward pass counts as two forward passes.
+    achieved = 3 * flops * (settings.unroll + 1) * settings.batch / seconds
+    return {
+        "network": settings.network,
+        "unroll": settings.unroll,
+        "batch": settings.batch,
+        "device": jax.devices()[0].device_kind,
+        "milliseconds_per_update": 1e3 * seconds,
+        "steps_per_second": settings.unroll * settings.batch / seconds,
+        "gigaflops": achieved / 1e9,
+        "matrix_product_gigaflops": peak / 1e9,
+        "share_of_matrix_product": achieved / peak,
+    }
+
+
+def update_seconds(
+    agent: Agent, state: LearnerState, trajectory: Trajectory, seconds: float
+) -> float:
+    """Median seconds of an update from all of `trajectory`, as a runtime's learner does it."""
+    width = trajectory.version.shape[0]
+    learner = Learner(agent, state, batch_size=width)
+    batcher = Batcher(width)
+    batcher.add(trajectory)
+    prepared = learner.prepare(batcher.take(learner.parts))
+
+    def update() -> None:
+        learner.update(prepared, [])
+        learner.publish()
+
+    with contextlib.closing(learner):
+        return median_seconds(update, seconds)

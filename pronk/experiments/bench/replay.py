@@ -1,0 +1,107 @@
+"""The replay alone: how fast it takes in, gives out and sorts, and how much memory it takes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pronk.experiments.bench.settings import Replay as Settings
+from pronk.experiments.bench.timing import median_seconds
+from pronk.replay import Replay
+from pronk.run.allocator import keep_freed_memory
+from pronk.types import Array, ReplaySpec, TimeStep, Trajectory
+
+STACK, SIZE, CORE = 4, 84, 512
+EPISODE = 1000  # steps
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Observations inserted, sequences drawn and priorities set per second; bytes."""
+    keep_freed_memory()
+    spec = ReplaySpec(
+        capacity=settings.observations,
+        burn_in=40,
+        length=80,
+        overlap=40,
+        minimum=1,
+        samples_per_insert=1.0,
+        priority_exponent=0.9,
+        compress=settings.compress,
+    )
+    games = _Games(settings.envs, settings.unroll)
+    example = jax.tree.map(lambda x: x[0, 0], games.trajectory()[:3])
+    games = _Games(settings.envs, settings.unroll)
+    before = _resident()
+    replay = Replay(spec, example)
+    seconds = 0.0
+    while replay.transitions < settings.observations:
+        trajectory = games.trajectory()
+        start = time.perf_counter()
+        replay.add(0, trajectory)
+        seconds += time.perf_counter() - start
+    held = _resident() - before
+    rng = np.random.default_rng(0)
+    batch, keys = replay.sample(settings.batch, rng)
+    size = sum(x.nbytes for x in jax.tree.leaves(batch))
+    draw = median_seconds(lambda: replay.sample(settings.batch, rng), settings.seconds)
+    source = np.ones(size, np.uint8)
+    copy = median_seconds(lambda: source.copy(), settings.seconds / 2)
+    priorities = rng.random(settings.batch)
+    update = median_seconds(lambda: replay.update(keys, priorities), settings.seconds / 2)
+    return {
+        "observations": settings.observations,
+        "sequences": len(replay),
+        "batch": f"{settings.batch} × {spec.burn_in + spec.length}",
+        "compressed": settings.compress,
+        "inserts_per_second": replay.transitions / seconds,
+        "samples_per_second": settings.batch / draw,
+        "updates_per_second": settings.batch / update,
+        "bytes_per_observation": held / replay.transitions,
+        "draw_milliseconds": draw * 1e3,
+        "draw_gigabytes_per_second": size / draw / 1e9,
+        "copy_gigabytes_per_second": size / copy / 1e9,
+        "share_of_copy": copy / draw,
+    }
+
+
+def _resident() -> int:
+    """Bytes of memory that this process occupies; where the system does not say, 0."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else 0
+
+
+class _Games:
+    """Trajectories of stacked frames that move, and episodes that end now and then."""
+
+    def __init__(self, envs: int, unroll: int):
+        rng = np.random.default_rng(0)
+        self._envs, self._unroll, self._t = envs, unroll, 0
+        # A picture much larger than what is seen of it: each step sees another part.
+        self._world = np.repeat(rng.integers(0, 256, (512, 128), np.uint8), 4, axis=1)
+        self._ends = rng.integers(EPISODE, size=envs)
+
+    def _frame(self, t: int) -> Array:
+        offset = (t + 17 * np.arange(self._envs)) % (512 - SIZE)
+        return np.stack([self._world[i : i + SIZE, i % 400 : i % 400 + SIZE] for i in offset])
+
+    def trajectory(self) -> Trajectory:
+        """The next one, whose first row is the last one's last."""
+        steps, begin = self._unroll, self._t
+        self._t += steps
+        frames = np.stack([self._frame(t) for t in range(begin - STACK + 1, begin + steps + 1)])
+        observation = np.stack([frames[k : k + steps + 1] for k in range(STACK)], axis=2)
+        ended = (np.arange(begin, begin + steps + 1)[:, None] + self._ends) % EPISODE == 0
+        first = (np.arange(begin, begin + steps + 1)[:, None] + self._ends) % EPISODE == 1
+        first[0] |= begin == 0
+        shape = ended.shape
+        no, zero = np.zeros(shape, np.bool_), np.zeros(shape, np.int32)
+        reward = np.zeros(shape, np.float32)
+        core = tuple(np.zeros((*shape, CORE), np.float32) for _ in range(2))
+        timestep = TimeStep(observation, reward, ended & ~first, no, first, zero)
+        extras = {"probability": reward, "core": core}
+        return Trajectory(timestep, zero, extras, (), np.zeros(self._envs, np.int32))

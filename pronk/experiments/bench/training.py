@@ -1,0 +1,62 @@
+"""Training as `pronk train` does it, without saving, for so many seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pronk.config.spec import Plan
+from pronk.run.build import build, configure_jax, initial_state, make_runtime
+from pronk.runtime.base import Runtime
+
+WARM_UPDATES = 5
+
+
+def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[str, Any]:
+    """What `measure` finds of a runtime that is made for it."""
+    configure_jax()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
+        _, agent = build(plan, plan.env)
+        runtime = make_runtime(
+            plan,
+            plan.env,
+            agent,
+            initial_state(plan, agent),
+            life=0,
+            tell=lambda _: None,
+            stack=stack,
+        )
+        stack.callback(runtime.close)
+        return measure(runtime, seconds, warm_seconds)
+
+
+def measure(runtime: Runtime, seconds: float, warm_seconds: float) -> dict[str, Any]:
+    """Agent steps per second from an update to an update of `runtime`, and who waited for whom.
+
+    What compiles, the first WARM_UPDATES and at least `warm_seconds`, is not counted.
+    """
+    warm, updates = time.perf_counter() + warm_seconds, 0
+    while updates < WARM_UPDATES or time.perf_counter() < warm:
+        updates += bool(runtime.update().metrics)
+    waited = runtime.waits()
+    start, steps, lags = time.perf_counter(), 0, []
+    while time.perf_counter() - start < seconds:
+        update = runtime.update()
+        steps += update.steps
+        if update.metrics:
+            lags.append(update.policy_lag)
+    elapsed = time.perf_counter() - start
+    return {
+        "end_to_end_steps_per_second": steps / elapsed,
+        "policy_lag": float(np.mean(lags)),
+        "bound_by": runtime.bound_by(),
+        **{f"{k}_share": (v - waited[k]) / elapsed for k, v in runtime.waits().items()},
+    }

@@ -1,0 +1,177 @@
+"""Evaluation: a frozen policy, exploration off unless asked for, full games, raw rewards."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pronk.maths import scores
+from pronk.runtime.actor import Player
+from pronk.types import Agent, EnvSpec, Episode, Key, PyTree, VectorEnv
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What N games of a frozen policy gave."""
+
+    episodes: int
+    mean_return: float
+    standard_error: float
+    minimum: float
+    maximum: float
+    mean_length: float  # agent steps
+    human_normalised: float | None  # (score − random) / (human − random), where known
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """What is recorded during training, flat."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SuiteEvaluation:
+    """What N games of each task of a suite gave."""
+
+    tasks: dict[str, Evaluation]
+    normalised: dict[str, float]  # (score − random) / (what counts as 1 − random), where known
+    scores: dict[str, float]  # `scores.aggregates` of these, if known for all tasks
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    def metrics(self) -> dict[str, float]:
+        """What is recorded during training, flat."""
+        returns = {f"return/{name}": found.mean_return for name, found in self.tasks.items()}
+        returns["mean_return"] = float(np.mean([x.mean_return for x in self.tasks.values()]))
+        return returns | {f"score/{name}": value for name, value in self.scores.items()}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the returns of finished games add up to, for each task of a suite (one where it is
+    none)."""
+
+    total: list[float]
+    squares: list[float]
+    count: list[int]
+
+    @staticmethod
+    def of(saved: Mapping[str, Any], tasks: int) -> Tally:
+        """What `as_json` gave; of nothing, no games of so many tasks."""
+        empty = {"total": [0.0] * tasks, "squares": [0.0] * tasks, "count": [0] * tasks}
+        return Tally(**{name: list(saved.get(name, value)) for name, value in empty.items()})
+
+    def add(self, episode: Episode) -> None:
+        """One more game."""
+        self.total[episode.task] += episode.episode_return
+        self.squares[episode.task] += episode.episode_return**2
+        self.count[episode.task] += 1
+
+    def plus(self, other: Tally, sign: int = 1) -> Tally:
+        """The games of both, or, with −1, without the other's."""
+        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
+        return Tally(*([a + sign * b for a, b in zip(*pair, strict=True)] for pair in pairs))
+
+    def as_json(self) -> dict[str, list[Any]]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
+def evaluate(
+    agent: Agent,
+    behaviour: PyTree,
+    env: VectorEnv,
+    *,
+    episodes: int,
+    key: Key,
+    sample: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Play `episodes` games; the environment is the caller's to close.
+
+    None if `stop()` became true meanwhile. Every slot plays a fixed number of them, since taking
+    whichever end first favours short ones.
+    """
+    num_envs = env.num_envs
+    quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
+    env_ids = np.arange(num_envs, dtype=np.int32)
+    player = Player(agent, key, env_ids, num_envs, evaluate=not sample)
+    timestep = env.reset()
+    done: list[Episode] = []
+    while any(quota):
+        if stop():
+            return None
+        timestep = env.step(player.act(behaviour, timestep).action)
+        for episode in env.episodes():
+            slot = episode.env_id % num_envs
+            if quota[slot]:
+                quota[slot] -= 1
+                done.append(episode)
+    return summarise(env.spec.name, done)
+
+
+def evaluate_all(
+    agent: Agent,
+    behaviour: PyTree,
+    make_env: Callable[[int | None], VectorEnv],
+    spec: EnvSpec,
+    *,
+    episodes: int,
+    key: Key,
+    sample: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | SuiteEvaluation | None:
+    """`evaluate` in the environments that `make_env` gives, which are closed; of a suite,
+    `episodes` games of each task, of which `make_env` is told."""
+    found: list[Evaluation] = []
+    for task in range(len(spec.tasks)) if spec.tasks else (None,):
+        with contextlib.closing(make_env(task)) as env:
+            one = evaluate(
+                agent, behaviour, env, episodes=episodes, key=key, sample=sample, stop=stop
+            )
+        if one is None:
+            return None
+        found.append(one)
+    if not spec.tasks:
+        return found[0]
+    tasks = dict(zip(spec.tasks, found, strict=True))
+    means = {name: one.mean_return for name, one in tasks.items()}
+    return SuiteEvaluation(tasks, *suite_scores(spec, means))
+
+
+def suite_scores(
+    spec: EnvSpec, mean_returns: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The normalised scores of the tasks whose references are known, and, if all of them are there,
+    their `scores.aggregates`."""
+    normalised = {
+        name: scores.normalised(mean_returns[name], reference)
+        for name, reference in zip(spec.tasks, spec.references, strict=True)
+        if reference is not None and name in mean_returns
+    }
+    whole = len(normalised) == len(spec.tasks)
+    return normalised, scores.aggregates(list(normalised.values())) if whole else {}
+
+
+def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
+    """Mean and standard error over games, with the human-normalised score where it is known."""
+    returns = np.array([e.episode_return for e in episodes])
+    error = float(returns.std(ddof=1) / math.sqrt(len(returns))) if len(returns) > 1 else math.nan
+    return Evaluation(
+        episodes=len(returns),
+        mean_return=float(returns.mean()),
+        standard_error=error,
+        minimum=float(returns.min()),
+        maximum=float(returns.max()),
+        mean_length=float(np.mean([e.length for e in episodes])),
+        human_normalised=scores.human_normalised(env_name, float(returns.mean())),
+    )

@@ -1,0 +1,324 @@
+"""What a person sees of a run, and what its directory keeps of it besides checkpoints.
+
+`metrics.jsonl` has one JSON object per line, each with `steps` (agent steps); `tensorboard/` has
+the same numbers as scalars; `summary.json` is written at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pronk.storage.files import (
+    cannot_write,
+    plain,
+    read_lines,
+    without_nan,
+    write_atomically,
+    write_json_atomically,
+)
+
+_MAX_LOSSES = 6  # shown, so that the panel stays within a small terminal
+_MAX_TASKS = 8  # of a suite
+# Normalised scores of a suite.
+_SCORES = {"score/mean": "score (mean)", "score/median": "score (median)"}
+# Shown once there are any.
+_FAULTS = {
+    "skipped_updates": "updates skipped",
+    "lost_actors": "actors lost",
+    "dropped_unrolls": "unrolls dropped",
+}
+
+
+class Monitor:
+    """Records and displays the progress of one run; also a context manager.
+
+    On a terminal it shows one panel in place, elsewhere one line per record; `quiet` leaves only
+    messages. With `resume_steps` the records of later steps, which the run will make again, are
+    removed from `metrics.jsonl` and hidden in TensorBoard; without it the run is new and all are.
+    Raises UserError where `run_dir` cannot be written to.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        total_steps: int,
+        frames_per_step: int,
+        title: str,
+        quiet: bool = False,
+        resume_steps: int | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._total_steps = total_steps
+        self._frames_per_step = frames_per_step
+        self._title = title
+        self._quiet = quiet
+        self._start = resume_steps or 0
+        self._first_step = 0 if resume_steps is None else resume_steps + 1
+        self._record: Mapping[str, Any] = {}
+        self._tensorboard: _TensorBoard | None = None
+        path = self._run_dir / "metrics.jsonl"
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                lines = read_lines(path)
+                kept = b"".join(line for line, r in lines if r["steps"] < self._first_step)
+                write_atomically(path, kept)
+            self._metrics = open(path, "ab")  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        self.console = console or Console()
+        self._live: Live | None = None
+        if self.console.is_terminal and not quiet:
+            self._live = Live(
+                self._panel(),
+                console=self.console,
+                auto_refresh=False,
+                redirect_stderr=sys.stderr.isatty(),  # `2> file` keeps getting what is its
+            )
+            self._live.start(refresh=True)
+        atexit.register(self.close)  # gives the terminal its cursor back whatever happens
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append `record`, which has at least `steps`, to the files and show it.
+
+        NaN and infinities are written as null. Raises UserError where the disk is full.
+        """
+        values = without_nan(record)
+        steps = int(values["steps"])
+        try:
+            self._metrics.write(json.dumps(values, default=plain).encode() + b"\n")
+            self._metrics.flush()
+            if self._tensorboard is None:
+                self._tensorboard = _TensorBoard(self._run_dir / "tensorboard", self._first_step)
+            self._tensorboard.add(values, steps)
+        except OSError as error:
+            raise cannot_write(self._run_dir, error) from error
+        # What comes with some records only, such as an evaluation, stays on the panel.
+        self._record = {**self._record, **values}
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+        elif not self._quiet:
+            self._print(self._line(values))
+
+    def message(self, text: str) -> None:
+        """Print `text` above the panel, also when `quiet`."""
+        self._print(text)
+
+    def summary(self, record: Mapping[str, Any]) -> None:
+        """Write `summary.json`; raises UserError where it can't be written."""
+        write_json_atomically(self._run_dir / "summary.json", without_nan(record))
+
+    def close(self) -> None:
+        """Leave the terminal as it was and close the files; safe to call twice."""
+        atexit.unregister(self.close)
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        # All they held was flushed by `log`, which has told of any failure.
+        with contextlib.suppress(OSError):
+            self._metrics.close()
+        if self._tensorboard is not None:
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
+            self._tensorboard = None
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _print(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        steps = record["steps"]
+        parts = [f"{steps:,} steps", f"{100 * self._fraction(steps):.1f}%"]
+        if record.get("steps_per_second") is not None:
+            parts.append(f"{_number(record['steps_per_second'])}/s")
+        if record.get("mean_return") is None:
+            parts.append("no episode has ended")
+        else:
+            count = min(100, int(record.get("episodes") or 0))
+            of = "mean of tasks" if _tasks(record) else _episodes(count)
+            parts.append(f"return {_number(record['mean_return'])} ({of})")
+        if record.get("score/median") is not None:
+            parts.append(f"median score {_number(record['score/median'])}")
+        if record.get("eval/mean_return") is not None:
+            parts.append(f"evaluation {_number(record['eval/mean_return'])}")
+        if record.get("policy_lag") is not None:
+            parts.append(f"lag {_number(record['policy_lag'])}")
+        if record.get("bound_by"):
+            parts.append(f"bound by {record['bound_by']}")
+        parts.append(f"left {self._left(record)}")
+        return "  " + "  ".join(parts)
+
+    def _panel(self) -> Panel:
+        record = self._record
+        steps = record.get("steps", self._start)
+        bar = Table.grid(expand=True, padding=(0, 1))
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right", no_wrap=True)
+        left = f"{self._left(record)} left" if record else "starting"
+        bar.add_row(
+            ProgressBar(total=max(self._total_steps, 1), completed=min(steps, self._total_steps)),
+            Text(f"{100 * self._fraction(steps):.1f}%  {left}"),
+        )
+        table = Table.grid(expand=True, padding=(0, 2))
+        for _ in range(2):
+            table.add_column(no_wrap=True)
+            table.add_column(no_wrap=True, justify="right", ratio=1)
+        pairs = zip_longest(self._left_column(), self._right_column(), fillvalue=("", ""))
+        for (name, value), (other_name, other_value) in pairs:
+            table.add_row(
+                Text(name, "dim"), Text(value), Text(other_name, "dim"), Text(other_value)
+            )
+        content = Table.grid(expand=True)
+        content.add_row(bar)
+        content.add_row("")
+        content.add_row(table)
+        # The margin at the right takes the `^C` that the terminal echoes there: at the very edge
+        # it would begin a new line, and the panel would then be redrawn one line too low.
+        return Panel(
+            content,
+            title=Text(self._title, "bold"),
+            title_align="left",
+            width=max(20, min(self.console.width - 8, 100)),
+        )
+
+    def _left_column(self) -> list[tuple[str, str]]:
+        record = self._record
+        steps = record.get("steps", self._start)
+        return [
+            ("steps", f"{steps:,}"),
+            ("frames", f"{record.get('frames') or steps * self._frames_per_step:,}"),
+            ("steps/s", _number(record.get("steps_per_second"))),
+            ("updates", _number(record.get("updates"))),
+            ("policy lag", _number(record.get("policy_lag"))),
+            ("bound by", str(record.get("bound_by") or "–")),
+            *((name, _number(record[key])) for key, name in _FAULTS.items() if record.get(key)),
+        ]
+
+    def _right_column(self) -> list[tuple[str, str]]:
+        record = self._record
+        rows = [
+            (
+                "return (mean of tasks)" if _tasks(record) else "return (last 100)",
+                _number(record.get("mean_return")),
+            ),
+            ("episodes", _number(record.get("episodes"))),
+        ]
+        if "eval/mean_return" in record:
+            rows.append(("evaluation", _number(record["eval/mean_return"])))
+        rows += [
+            (name, _number(record[key]))
+            for key, name in _SCORES.items()
+            if record.get(key) is not None
+        ]
+        names = _tasks(record)[:_MAX_TASKS]
+        rows += [(_tail(name.removeprefix("return/")), _number(record[name])) for name in names]
+        losses = [name for name in record if name.startswith("loss/")][:_MAX_LOSSES]
+        rows += [(f"{name.removeprefix('loss/')} loss", _number(record[name])) for name in losses]
+        if "gradient_norm" in record:
+            rows.append(("gradient norm", _number(record["gradient_norm"])))
+        return rows
+
+    def _fraction(self, steps: int) -> float:
+        return min(1.0, steps / max(self._total_steps, 1))
+
+    def _left(self, record: Mapping[str, Any]) -> str:
+        speed = record.get("steps_per_second")
+        if not speed:
+            return "–"
+        seconds = round(max(0, self._total_steps - record["steps"]) / speed)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class _TensorBoard:
+    """Scalars for TensorBoard, written by the caller's thread.
+
+    tensorboardX's own `SummaryWriter` hands every scalar to a thread through a short queue; when
+    that thread has died of a full disk, the training loop would wait at the queue for ever.
+    """
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # takes half a second
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        # `Any`: the messages are made at import time, where a type checker can't see them.
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
+        directory.mkdir(parents=True, exist_ok=True)
+        # The file is named by the second, so a quick restart would overwrite it.
+        suffix = f".{os.getpid()}.{secrets.token_hex(4)}"
+        self._writer = EventsWriter(str(directory / "events"), filename_suffix=suffix)
+        # Hides what an earlier process has written of this step and later ones.
+        start = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._write(first_step, session_log=start)
+
+    def add(self, values: Mapping[str, Any], steps: int) -> None:
+        """Write all numbers of a record as the scalars of step `steps`."""
+        scalars = [
+            self._summaries.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in values.items()
+            if tag != "steps" and isinstance(value, (int, float))
+        ]
+        self._write(steps, summary=self._summaries.Summary(value=scalars))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._events.Event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
+
+
+def _number(value: Any) -> str:
+    """Three significant digits where that is enough, no exponent where it isn't needed."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _tasks(record: Mapping[str, Any]) -> list[str]:
+    """The returns of a suite's tasks."""
+    return [name for name in record if name.startswith("return/")]
+
+
+def _tail(name: str, width: int = 24) -> str:
+    """A long name's end, where tasks differ."""
+    return name if len(name) <= width else f"…{name[-width + 1 :]}"
+
+
+def _episodes(count: int) -> str:
+    return "1 episode" if count == 1 else f"{count} episodes"

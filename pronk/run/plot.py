@@ -1,0 +1,252 @@
+"""Learning curves of one or more runs, as a picture and as CSV."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pronk.config.run import FREE
+from pronk.errors import UserError, nearest
+from pronk.storage.files import cannot_write, read_lines, write_atomically
+
+# Okabe and Ito's colours, told apart by colour-blind readers, without the pale yellow.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_FORMATS = (".png", ".pdf", ".svg")
+_LABELS = {
+    "steps": "agent steps",
+    "frames": "environment frames",
+    "wall_seconds": "wall time [s]",
+    "updates": "learner updates",
+    "mean_return": "mean return of the last 100 episodes",
+    "eval/mean_return": "mean return in evaluation",
+    "steps_per_second": "agent steps per second",
+    "policy_lag": "policy lag [updates]",
+}
+_GRID = 500  # points of a mean curve
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run directory: its settings and its records that have both metrics."""
+
+    path: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    x: np.ndarray
+    y: np.ndarray
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("run", {}).get("seed")
+
+    @property
+    def task(self) -> str:
+        return f"{self.config.get('agent')} {self.config.get('env')}"
+
+
+def plot(
+    run_dirs: Sequence[Path],
+    output: Path,
+    *,
+    x: str = "steps",
+    y: str = "mean_return",
+    smooth: int = 1,
+    title: str | None = None,
+    csv: Path | None = None,
+) -> Path:
+    """Draw metric `y` over metric `x` of the runs to `output` (PNG, PDF or SVG) and return it.
+
+    Runs that differ in nothing but the seed (and in what doesn't change what is learnt) become
+    one line, their mean, in a band from the least to the greatest, over the range all of them
+    cover; each seed is also drawn thinly. `smooth` is the number of records that each point is
+    the mean of. `csv` receives the points as recorded, before smoothing, one row each: run, seed,
+    steps, wall_seconds, and `y`. Raises UserError where a run, a metric or data are missing.
+    """
+    if not run_dirs:
+        raise UserError("no run directories were given; name at least one, such as runs/pong")
+    if smooth < 1:
+        raise UserError(
+            f"`smooth` is {smooth}; expected the number of records to average, 1 or more"
+        )
+    if output.suffix.lower() not in _FORMATS:
+        raise UserError(f"`{output}` is no picture; expected a name ending {', '.join(_FORMATS)}")
+    runs = [_read(Path(path), x, y) for path in run_dirs]
+    picture = _draw(_by_settings(runs), x, y, smooth, title, output.suffix.lower()[1:])
+    _write(output, picture)
+    if csv is not None:
+        _write(csv, _as_csv(runs, y))
+    return output
+
+
+def _read(path: Path, x: str, y: str) -> _Run:
+    try:
+        config = json.loads((path / "config.json").read_text())
+        records = [record for _, record in read_lines(path / "metrics.jsonl")]
+    except OSError as error:
+        raise UserError(
+            f"`{path}` is not the directory of a run: cannot read `{error.filename}` "
+            f"({error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"`{path / 'config.json'}` is not JSON: {error}") from error
+    if not records:
+        raise UserError(f"`{path}` has no records yet; wait for the run's first line of progress")
+    known = {name for record in records for name, value in record.items() if _is_number(value)}
+    for metric in (x, y):
+        if not any(metric in record for record in records):
+            raise UserError(
+                f"`{path}` has no metric `{metric}`{nearest(metric, known)}; "
+                f"it has {', '.join(sorted(known))}"
+            )
+    both = [r for r in records if _is_number(r.get(x)) and _is_number(r.get(y))]
+    if not both:
+        raise UserError(f"`{path}` has no values of `{y}` yet; no episode may have ended so far")
+    both.sort(key=lambda record: record[x])
+    return _Run(path, config, both, *(np.array([r[m] for r in both], float) for m in (x, y)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and np.isfinite(value)
+
+
+def _settings(run: _Run) -> dict[str, str]:
+    """What makes two runs comparable as seeds, flat: dotted name -> JSON."""
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                add(f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            flat[prefix] = json.dumps(value)
+
+    add("", run.config)
+    for name in ("seed", *FREE):
+        flat.pop(f"run.{name}", None)
+    return flat
+
+
+def _by_settings(runs: Sequence[_Run]) -> list[tuple[str, list[_Run]]]:
+    """Groups of seeds and their labels: agent, environment, and where they differ, how."""
+    groups: list[tuple[dict[str, str], list[_Run]]] = []
+    for run in runs:
+        settings = _settings(run)
+        for known, members in groups:
+            if known == settings:
+                members.append(run)
+                break
+        else:
+            groups.append((settings, [run]))
+    result = []
+    for settings, members in groups:
+        task = members[0].task
+        others = [s for s, m in groups if m[0].task == task]
+        names = sorted({name for s in others for name in s})
+        differing = [n for n in names if len({s.get(n) for s in others}) > 1]
+        parts = [
+            f"{name.rpartition('.')[2]}={settings[name].strip(chr(34))}"
+            for name in differing
+            if name in settings
+        ]
+        result.append((" ".join([task, *parts]), members))
+    return result
+
+
+def _draw(
+    groups: list[tuple[str, list[_Run]]],
+    x: str,
+    y: str,
+    smooth: int,
+    title: str | None,
+    file_format: str,
+) -> bytes:
+    # Slow to import; without pyplot there is no display and no global state.
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    padded = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
+    figure = Figure(figsize=(8, 5), dpi=150, layout=padded)
+    axes = figure.add_subplot()
+    for i, (label, members) in enumerate(groups):
+        colour = _COLOURS[i % len(_COLOURS)]
+        dashes = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+        curves = [(run.x, _smoothed(run.y, smooth)) for run in members]
+        if len(members) == 1:
+            marker = "o" if len(curves[0][0]) == 1 else None
+            axes.plot(*curves[0], dashes, color=colour, label=label, linewidth=1.8, marker=marker)
+            continue
+        for curve in curves:
+            axes.plot(*curve, color=colour, linewidth=0.6, alpha=0.45)
+        grid, values = _on_common_grid(curves)
+        label = f"{label}\nmean of {len(members)} seeds, band from min to max"
+        axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+        axes.plot(grid, values.mean(0), dashes, color=colour, label=label, linewidth=1.8)
+    averaged = f"\n(mean of {smooth} records)" if smooth > 1 else ""
+    axes.set_xlabel(_LABELS.get(x, x))
+    axes.set_ylabel(_LABELS.get(y, y) + averaged)
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.margins(x=0.02)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title is not None:
+        axes.set_title(title)
+    axes.legend(frameon=False, fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file_format)
+    return buffer.getvalue()
+
+
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of each value and the `window - 1` before it, fewer at the beginning."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _on_common_grid(
+    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points `[N]` that all curves reach and the curves interpolated there, `[curves, N]`.
+
+    Empty where there are none: a mean over fewer and fewer seeds would jump as they end.
+    """
+    first = max(x[0] for x, _ in curves)
+    last = min(x[-1] for x, _ in curves)
+    grid = np.linspace(first, last, _GRID if last >= first else 0)
+    return grid, np.stack([np.interp(grid, x, y) for x, y in curves])
+
+
+def _short(value: float) -> str:
+    """12000000 as 12M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
+
+
+def _as_csv(runs: Sequence[_Run], y: str) -> bytes:
+    buffer = io.StringIO()
+    writer = csv_format.writer(buffer, lineterminator="\n")
+    writer.writerow(["run", "seed", "steps", "wall_seconds", y])
+    for run in runs:
+        for record in run.records:
+            values = (record.get(name) for name in ("steps", "wall_seconds", y))
+            writer.writerow([run.path, run.seed, *values])
+    return buffer.getvalue().encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    write_atomically(path, data)

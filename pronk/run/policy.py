@@ -1,0 +1,245 @@
+"""A trained agent to act with: `policy = pronk.load(run)`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pronk import envs
+from pronk.config.spec import Plan, run_of
+from pronk.envs.suite import common, task_number, tasks_of
+from pronk.errors import UserError
+from pronk.run.build import build, configure_jax, initial_state
+from pronk.run.evaluate import Evaluation, SuiteEvaluation, evaluate_all
+from pronk.runtime.actor import jit_act
+from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
+from pronk.storage.files import cannot_write
+from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep, VectorEnv
+
+
+class Policy:
+    """A frozen policy. `act` takes one observation and a carry, and returns an action and a carry.
+
+    policy = pronk.load("runs/impala-CartPole-v1-0")
+    observation, _ = env.reset()
+    carry = policy.initial_carry()
+    action, carry = policy.act(observation, carry)
+    """
+
+    def __init__(
+        self, plan: Plan, env: Any, spec: EnvSpec, agent: Agent, state: LearnerState, steps: int
+    ):
+        self.plan, self.env, self.spec, self.agent, self.steps = plan, env, spec, agent, steps
+        self.learner_state = state
+        self._episodes = 0
+        self._tasks = tasks_of(env)
+        self._task_specs = envs.task_specs(self._tasks, plan.env_args) if self._tasks else [spec]
+        self._common = common(self._task_specs)
+        self.behaviour: PyTree = jax.jit(agent.behaviour)(state)
+
+    def initial_carry(self, *, seed: int | None = None, sample: bool = False) -> PyTree:
+        """The carry at an episode's start; with `sample` actions are drawn, not the likeliest.
+
+        Without a `seed` every call gives other random numbers.
+        """
+        self._episodes += 1
+        key = jax.random.key(self._episodes if seed is None else seed)
+        carry = self.agent.initial_carry(key, np.zeros(1, np.int32), 1, not sample)
+        return carry, key, np.uint32(0)
+
+    def act(
+        self,
+        observation: PyTree,
+        carry: PyTree,
+        *,
+        reward: float = 0.0,
+        action_mask: Any = None,
+        task: str | None = None,
+    ) -> tuple[Any, PyTree]:
+        """What to do at `observation` (unbatched, of the environment's space).
+
+        reward: that came with the observation; recurrent agents look at it. action_mask: of the
+        actions allowed, where not all are. task: of a suite, which one's environment it is whose
+        observation, reward and mask these are. Returns the action as that environment takes it and
+        the carry for the next call; begin each episode with `initial_carry`. Raises UserError for a
+        task that there is not.
+        """
+        k = task_number(self.env, self._tasks, task)
+        own = self._task_specs[k]
+        agent_carry, key, count = carry
+        first = np.array([count == 0])
+        no = np.zeros(1, bool)
+        seen = jax.tree.map(lambda x: np.asarray(x)[None], observation)
+        mask = None if action_mask is None else np.asarray(action_mask, bool)[None]
+        if self.spec.has_action_mask:
+            mask = self._common.action_mask(own.action_space, mask, 1, np)
+        scale = self._tasks[k].reward_scale if self._tasks else 1.0
+        timestep = TimeStep(
+            self._common.observation(k, own.observation_space, seen, np),
+            np.array([reward * scale], np.float32),
+            terminated=no,
+            truncated=no,
+            first=first,
+            task=np.full(1, k, np.int32),
+            action_mask=mask,
+        )
+        action, agent_carry, _ = jit_act(
+            self.agent.act, self.behaviour, agent_carry, timestep, key, count
+        )
+        action = np.asarray(action)[0] + getattr(own.action_space, "start", 0)
+        return action, (agent_carry, key, count + np.uint32(1))
+
+    def evaluate(
+        self,
+        *,
+        episodes: int,
+        sample: bool = False,
+        seed: int = 1_000_000,
+        env: Any = None,
+        env_args: Mapping[str, Any] | None = None,
+    ) -> Evaluation | SuiteEvaluation:
+        """Play `episodes` full games, unclipped, of each task if it is a suite; on another
+        environment if one is given."""
+        own = env is None or env == self.env
+        played: Any = self.env if own else env
+
+        def make_env(task: int | None) -> VectorEnv:
+            vector = envs.make(
+                played,
+                min(episodes, 16),
+                seed=seed,
+                env_args={**(self.plan.env_args if own else {}), **(env_args or {})},
+                threads=os.cpu_count() or 1,
+                evaluate=True,
+                max_faults=self.plan.run.max_env_faults,
+                task=task,
+            )
+            try:
+                self._check_spaces(vector.spec)
+            except UserError:
+                vector.close()
+                raise
+            return vector
+
+        result = evaluate_all(
+            self.agent,
+            self.behaviour,
+            make_env,
+            self.spec if own else envs.spec_of(played, env_args),
+            episodes=episodes,
+            key=jax.random.key(seed),
+            sample=sample,
+        )
+        assert result is not None  # nobody asked it to stop
+        return result
+
+    def _check_spaces(self, spec: EnvSpec) -> None:
+        """Raise UserError where an environment's spaces are not this policy's."""
+        for kind in ("observation_space", "action_space"):
+            theirs, ours = getattr(spec, kind), getattr(self.spec, kind)
+            if theirs != ours:
+                raise UserError(
+                    f"'{spec.name}' has the {kind.replace('_', ' ')} {theirs}, but this policy was"
+                    f" trained with {ours}; evaluate it on an environment like its own."
+                )
+
+
+def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
+    """The policy of a run's newest valid checkpoint, or of a file that `export` wrote.
+
+    env: needed only where the run was trained on a factory rather than an id. Raises UserError
+    where there is no run, no valid checkpoint, or one that doesn't fit.
+    """
+    configure_jax()
+    path = run_of(Path(path))
+    exported = ArrayFile(path) if path.is_file() else None
+    plan = Plan.load(path) if exported is None else _exported_plan(exported)
+    if exported is not None and env is None and ":" in plan.env:
+        raise UserError(
+            f"`{path}` asks to import the module of its environment, '{plan.env}', and was perhaps"
+            " written by somebody else. If you trust that module, say so from Python:"
+            f" pronk.load(path, env='{plan.env}')."
+        )
+    env = plan.env if env is None else env
+    if isinstance(env, str) and env.endswith("()"):
+        raise UserError(
+            f"'{path}' was trained on the function {plan.env}, which its name alone doesn't bring"
+            " back; from Python, give it: pronk.load(path, env=function)."
+        )
+    loaded = newest(path) if exported is None else None
+    spec, agent = build(plan, env)
+    state = initial_state(plan, agent)
+    if loaded is not None:
+        return Policy(plan, env, spec, agent, loaded.restore("learner", state), loaded.steps)
+    assert exported is not None
+    state = state._replace(params=exported.read("params", state.params))
+    return Policy(plan, env, spec, agent, state, int(exported.meta["steps"]))
+
+
+def _exported_plan(file: ArrayFile) -> Plan:
+    """The plan in a file that `export` wrote; raises UserError where there is none."""
+    if not {"plan", "steps"} <= file.meta.keys() or not file.meta["steps"].isdecimal():
+        raise UserError(
+            f"`{file.path}` holds no policy: give a run's directory, or what `pronk export` wrote."
+        )
+    return Plan.parse(file.meta["plan"], str(file.path))
+
+
+def export(run_dir: Path, output: Path) -> int:
+    """Write what acts, the network's parameters, with its configuration to one safetensors file to
+    be given to others; returns its agent steps. Raises UserError where that can't be done."""
+    run_dir = run_of(run_dir)
+    plan, loaded = Plan.load(run_dir), newest(run_dir)
+    learner = loaded.tree("learner")
+    assert isinstance(learner, dict)
+    described = plan.as_json()
+    # What is of this machine is nobody else's business.
+    described["run"] |= {"run_dir": None, "init_from": None}
+    meta = {"plan": json.dumps(described), "steps": str(loaded.steps)}
+    if "statistics" in (learner.get("aux") or {}):
+        meta["normalised"] = "values"  # in units that acting needs not, and the file has not
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(output, error) from None
+    write_arrays(output, {"params": learner["params"]}, meta)
+    return loaded.steps
+
+
+def newest(run_dir: Path) -> Loaded:
+    """The newest valid checkpoint of a run; raises UserError where there is none."""
+    loaded = Checkpointer(run_dir / "checkpoints").load()
+    if loaded is None:
+        raise UserError(f"'{run_dir}' holds no checkpoint yet; train it first, or for longer.")
+    return loaded
+
+
+def inspect(run_dir: Path) -> dict[str, Any]:
+    """What a run is and holds: configuration, counters, and a SHA-256 of the learner's state."""
+    run_dir = run_of(run_dir)
+    plan = Plan.load(run_dir)
+    loaded = newest(run_dir)
+    learner = loaded.tree("learner")
+    assert isinstance(learner, dict)
+    hyper = learner["hyper"]
+    assert isinstance(hyper, dict)
+    return {
+        "run": str(run_dir),
+        "checkpoint": str(loaded.path),
+        "warnings": loaded.warnings,
+        "agent_steps": loaded.steps,
+        "updates": int(learner["updates"]),
+        "episodes": loaded.meta["episodes"],
+        "wall_seconds": round(loaded.meta["wall_seconds"], 1),
+        "parameters": int(sum(x.size for x in jax.tree.leaves(learner["params"]))),
+        # As they are now: of a population's member others than `config` says.
+        "hyper": {name: float(value) for name, value in sorted(hyper.items())},
+        "learner_sha256": digest(learner),
+        "config": plan.as_json(),
+    }

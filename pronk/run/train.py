@@ -1,0 +1,515 @@
+"""Training: a run from its start or last checkpoint to its end, counted, shown and saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pronk import envs
+from pronk.config.compatibility import check_together
+from pronk.config.spec import Plan, run_of
+from pronk.envs.episodes import derived_seed
+from pronk.errors import Diverged, UserError
+from pronk.run.build import (
+    EVALUATION_KEY,
+    build,
+    configure_jax,
+    initial_state,
+    key_for,
+    make_runtime,
+)
+from pronk.run.evaluate import Tally, evaluate_all, suite_scores
+from pronk.run.monitor import Monitor
+from pronk.run.resolve import resolve
+from pronk.runtime.base import Runtime, Update
+from pronk.runtime.multi_learner import ALONE, Group, join
+from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
+from pronk.storage.files import cannot_write, write_json_atomically
+from pronk.types import Batch, LearnerState, VectorEnv
+
+# What becomes of the learner's state before a life of a run goes on, and of the notes (JSON) that
+# its checkpoints carry.
+Change = Callable[[LearnerState, dict[str, Any]], tuple[LearnerState, dict[str, Any]]]
+
+# Updates with gradients that are not finite, one after another, after which a run stops.
+MAX_SKIPPED = 20
+
+
+def train(
+    agent: str,
+    env: str | Callable[[], Any],
+    *,
+    preset: str = "auto",
+    env_args: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train `agent` on `env`, an id or a function returning a Gymnasium environment.
+
+    settings: fields of `RunConfig` (steps, seed, run_dir …) and of the agent's `Config`. Returns
+    what `summary.json` holds. The same call again resumes. Raises UserError for bad input.
+    """
+    plan = resolve(agent, env, preset=preset, env_args=env_args, **settings)
+    return run(plan, env)
+
+
+def run(
+    plan: Plan, env: str | Callable[[], Any] | None = None, *, change: Change | None = None
+) -> dict[str, Any]:
+    """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
+    configure_jax()
+    group = ALONE
+    if plan.run.learners > 1:
+        check_together(plan.run, plan.agent_config.batch_size)
+        assert plan.run.coordinator is not None
+        group = join(plan.run.coordinator, plan.run.learners, plan.run.learner_rank)
+        if group.rank:  # the first one has the run; what the others tell is beside it
+            directory = plan.run_dir / f"learner{group.rank}"
+            plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
+    return _Run(plan, plan.env if env is None else env, group, change).go()
+
+
+class _Run:
+    """One life of a run, from its start or a checkpoint to its end or a pause."""
+
+    def __init__(self, plan: Plan, env: Any, group: Group, change: Change | None = None):
+        self.group, self.change = group, change
+        self.plan, self.env, self.config = plan, env, plan.run
+        self.run_dir = plan.run_dir
+        plan.check_same(self.run_dir)
+        self.spec, self.agent = build(plan, env)
+        self.checkpointer = Checkpointer(
+            self.run_dir / "checkpoints", keep=self.config.keep_checkpoints
+        )
+        self.agent_steps = 0
+        self.episodes = 0
+        # Returns of the last games of each task.
+        self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
+        self.tally = Tally.of({}, self.spec.num_tasks)  # of all games
+        self.notes: dict[str, Any] = {}
+        self.wall_seconds = 0.0  # of earlier lives
+        self.lag_sum, self.lag_count = 0.0, 0
+        self.batch: Sequence[Batch] = ()  # that was learnt from last
+        self.started = time.perf_counter()
+
+    def go(self) -> dict[str, Any]:
+        """Train until the end, a pause or a signal; leaves a checkpoint and a summary."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.run_dir, error) from None
+        with alone_in(self.run_dir):
+            return self._go()
+
+    def _go(self) -> dict[str, Any]:
+        loaded = self.checkpointer.load()
+        state = initial_state(self.plan, self.agent)
+        if loaded is not None:
+            state = loaded.restore("learner", state)
+            self._take_up(loaded.meta)
+        elif self.config.init_from is not None and not self.group.rank:
+            state = _begun_from(self.config.init_from, state)
+        if self.change is not None:
+            state, self.notes = self.change(state, self.notes)
+        self._check_group()
+        state = self.group.agreed(state)
+        (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
+        # At the last record: all updates, and those left out for a gradient that was not finite.
+        self.updates, self.skipped = int(state.updates), int(state.skipped)
+        write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
+        monitor = Monitor(
+            self.run_dir,
+            total_steps=self.config.steps,
+            frames_per_step=self.spec.frames_per_step,
+            title=f"{self.plan.agent} on {self.plan.env}",
+            quiet=self.config.quiet,
+            resume_steps=self.agent_steps or None,
+        )
+        with contextlib.closing(monitor), contextlib.closing(self.checkpointer):
+            for warning in loaded.warnings if loaded is not None else ():
+                monitor.message(f"warning: {warning}")
+            if self.agent_steps >= self.config.steps:
+                monitor.message(f"already trained for {self.agent_steps:,} steps: {self.run_dir}")
+                return self._summary("finished", "")
+            with contextlib.ExitStack() as stack:
+                runtime = make_runtime(
+                    self.plan,
+                    self.env,
+                    self.agent,
+                    state,
+                    life=self.agent_steps,
+                    tell=monitor.message,
+                    stack=stack,
+                )
+                stack.callback(runtime.close)
+                if loaded is not None:
+                    monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
+                    for line in runtime.restore(loaded):
+                        monitor.message(line)
+                with signals() as signalled:
+                    return self._loop(runtime, monitor, signalled)
+
+    def _check_group(self) -> None:
+        """Raise UserError in all of several learners where their settings are not the same."""
+        free = ("run_dir", "learner_rank", "quiet", "log_every")
+        run = {k: v for k, v in self.plan.as_json()["run"].items() if k not in free}
+        settings = json.dumps([self.plan.as_json() | {"run": run}], sort_keys=True, default=str)
+        mine = int.from_bytes(hashlib.sha256(settings.encode()).digest()[:3], "big")
+        (total,) = self.group.sums(mine)
+        if total != mine * self.group.count:
+            raise UserError(
+                f"the {self.group.count} learners were not started with the same settings; expected"
+                " the same command for each but for `--learner-rank`."
+            )
+
+    def _take_up(self, meta: Mapping[str, Any]) -> None:
+        self.agent_steps = meta["agent_steps"]
+        self.episodes = meta["episodes"]
+        kept = meta["recent_returns"]
+        if not (kept and isinstance(kept[0], list)):
+            kept = [kept]  # as before there were suites; or none, of a population's member
+        for recent, returns in zip(self.recent, kept, strict=False):
+            recent.extend(returns)
+        self.tally = Tally.of(meta.get("tally", {}), self.spec.num_tasks)
+        self.notes = meta.get("notes", {})
+        self.wall_seconds = meta["wall_seconds"]
+        self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
+
+    def _loop(
+        self, runtime: Runtime, monitor: Monitor, signalled: threading.Event
+    ) -> dict[str, Any]:
+        config = self.config
+        # Of several learners the first one evaluates.
+        eval_every = None if self.group.rank else config.eval_every
+        next_eval = _next_multiple(self.agent_steps, eval_every)
+        last_save = time.perf_counter()
+        meter: _Meter | None = None  # begins after the first update, which compiles
+        try:
+            stop = 0  # several learners do all together
+            while not (status := self._status(runtime, signalled, stop)):
+                update = runtime.update()
+                steps, stop = self.group.sums(update.steps, int(signalled.is_set()))
+                self._count(update, steps)
+                for warning in update.warnings:
+                    monitor.message(f"warning: {warning}")
+                if not update.metrics:
+                    continue  # nothing was learnt yet
+                self.batch = update.batch
+                if meter is None:
+                    jax.block_until_ready(update.metrics)
+                    seconds = time.perf_counter() - self.started
+                    monitor.message(f"first update after {seconds:.1f} s")
+                    meter = _Meter(self.agent_steps)
+                meter.add(update)
+                if meter.seconds() >= config.log_every:
+                    self._log(runtime, monitor, meter)
+                    meter = _Meter(self.agent_steps)
+                if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
+                    with meter.paused():
+                        self._evaluate(runtime, monitor, signalled)
+                    next_eval = _next_multiple(self.agent_steps, eval_every)
+                if runtime.drained and time.perf_counter() - last_save >= config.checkpoint_every:
+                    self._save(runtime)
+                    last_save = time.perf_counter()
+            if meter is not None and meter.metrics:
+                self._log(runtime, monitor, meter)
+        except BaseException:
+            # What was learnt so far is not lost, unless the update itself failed half-way: then
+            # its state is gone (its memory was donated) and the last checkpoint stands.
+            if runtime.drained and not _donated(runtime.learner_state):
+                with contextlib.suppress(UserError):  # what failed first is what to report
+                    self._save(runtime, block=True)
+            raise
+        self._save(runtime, block=True)
+        summary = self._summary(status, runtime.bound_by())
+        monitor.summary(summary)
+        return summary
+
+    def _status(self, runtime: Runtime, signalled: threading.Event, stop: int) -> str:
+        """Why the run stops here; empty to go on."""
+        if not runtime.drained:
+            return ""
+        if stop or (self.group.count == 1 and signalled.is_set()):
+            return "interrupted"
+        if self.agent_steps >= self.config.steps:
+            return "finished"
+        stop_after = self.config.stop_after
+        if stop_after is not None and self.agent_steps >= stop_after:
+            return "paused"
+        stop_after = self.config.stop_after_episodes
+        return "paused" if stop_after is not None and self.episodes >= stop_after else ""
+
+    def _count(self, update: Update, steps: int) -> None:
+        self.agent_steps += steps
+        self.episodes += len(update.episodes)
+        for episode in update.episodes:
+            self.recent[episode.task].append(episode.episode_return)
+            self.tally.add(episode)
+        if update.metrics:
+            self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
+
+    def _log(self, runtime: Runtime, monitor: Monitor, meter: _Meter) -> None:
+        state = runtime.learner_state
+        record = {
+            **self._counters(),
+            "updates": int(state.updates),
+            **meter.record(self.agent_steps),
+            "bound_by": runtime.bound_by(),
+            "skipped_updates": int(state.skipped),
+            **runtime.faults(),
+        }
+        monitor.log(record)
+        self._check_finite(record)
+
+    def _check_finite(self, record: Mapping[str, Any]) -> None:
+        """Raise UserError if of the last updates, since the first record after which none had a
+        finite gradient, there are enough."""
+        updates = record["updates"] - self.updates
+        skipped = record["skipped_updates"] - self.skipped
+        if skipped < updates:
+            self.updates, self.skipped = record["updates"], record["skipped_updates"]
+        if skipped < max(updates, MAX_SKIPPED):
+            return
+        kept = "The fused runtime, and several learners, keep no batch: --runtime local does."
+        if self.batch and self.group.count == 1:
+            path = self.run_dir / "diverged.safetensors"
+            write_arrays(path, {"batch": list(self.batch)}, {"updates": str(record["updates"])})
+            kept = f"The last batch is in {path}."
+        raise Diverged(
+            f"the last {skipped} updates were left out because their gradients were not finite, so"
+            f" nothing is learnt any more. The parameters from before are saved. {kept} Look for"
+            " huge rewards or observations, or lower the learning rate."
+        )
+
+    def _counters(self) -> dict[str, Any]:
+        names = self.spec.tasks or ("",)
+        means = {
+            name: float(np.mean(recent))
+            for name, recent in zip(names, self.recent, strict=True)
+            if recent
+        }
+        return {
+            "steps": self.agent_steps,
+            "frames": self.agent_steps * self.spec.frames_per_step,
+            "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
+            "mean_return": float(np.mean(list(means.values()))) if means else math.nan,
+            "episodes": self.episodes,
+            **({} if not self.spec.tasks else self._task_scores(means)),
+        }
+
+    def _task_scores(self, mean_returns: Mapping[str, float]) -> dict[str, float]:
+        """Of a suite: each task's mean return, and the normalised scores of all."""
+        returns = {f"return/{name}": value for name, value in mean_returns.items()}
+        _, aggregates = suite_scores(self.spec, mean_returns)
+        return returns | {f"score/{name}": value for name, value in aggregates.items()}
+
+    def _evaluate(self, runtime: Runtime, monitor: Monitor, signalled: threading.Event) -> None:
+        config = self.config
+
+        def make_env(task: int | None) -> VectorEnv:
+            return envs.make(
+                self.env,
+                min(config.eval_episodes, 16),
+                seed=derived_seed(config.seed, EVALUATION_KEY, self.agent_steps),
+                env_args=self.plan.env_args,
+                workers=config.env_workers,
+                hang_after=config.hang_after,
+                threads=os.cpu_count() or 1,
+                evaluate=True,
+                fault_log=self.run_dir / "env_faults.log",
+                max_faults=config.max_env_faults,
+                task=task,
+            )
+
+        behaviour = jax.tree.map(np.asarray, self.agent.behaviour(runtime.learner_state))
+        result = evaluate_all(
+            self.agent,
+            behaviour,
+            make_env,
+            self.spec,
+            episodes=config.eval_episodes,
+            key=key_for(config.seed, EVALUATION_KEY),
+            stop=signalled.is_set,
+        )
+        if result is not None:
+            fields = {f"eval/{k}": v for k, v in result.metrics().items()}
+            monitor.log({**self._counters(), **fields})
+
+    def _save(self, runtime: Runtime, *, block: bool = False) -> None:
+        if not self.lag_count or self.group.rank:
+            return  # nothing was learnt yet; of several learners the first one saves
+        meta = {
+            "agent_steps": self.agent_steps,
+            "episodes": self.episodes,
+            "recent_returns": [list(recent) for recent in self.recent],
+            "tally": self.tally.as_json(),
+            "notes": self.notes,
+            "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
+            "lag_sum": self.lag_sum,
+            "lag_count": self.lag_count,
+        }
+        trees = {"learner": runtime.learner_state, **runtime.state()}
+        self.checkpointer.save(self.agent_steps, trees, meta, block=block)
+
+    def _summary(self, status: str, bound_by: str) -> dict[str, Any]:
+        counters = self._counters()
+        return {
+            "status": status,
+            "agent": self.plan.agent,
+            "env": self.plan.env,
+            "seed": self.config.seed,
+            "agent_steps": counters["steps"],
+            "frames": counters["frames"],
+            "wall_seconds": counters["wall_seconds"],
+            "steps_per_second": counters["steps"] / counters["wall_seconds"],
+            "mean_return": counters["mean_return"],
+            "episodes": counters["episodes"],
+            **{k: v for k, v in counters.items() if k.startswith(("return/", "score/"))},
+            "policy_lag": self.lag_sum / max(self.lag_count, 1),
+            "bound_by": bound_by,
+            "run_dir": str(self.run_dir),
+        }
+
+
+class _Meter:
+    """What happened since the last record."""
+
+    def __init__(self, steps: int):
+        self.metrics: deque[Any] = deque(maxlen=200)
+        self._lags: list[float] = []
+        self._steps = steps
+        self._since = time.perf_counter()
+
+    def add(self, update: Update) -> None:
+        """One more update."""
+        self.metrics.append(update.metrics)
+        self._lags.append(update.policy_lag)
+
+    def seconds(self) -> float:
+        """Of training since the last record."""
+        return time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def record(self, steps: int) -> dict[str, float]:
+        """Speed, lag and the means of the metrics, now that `steps` agent steps are done."""
+        values = jax.device_get(list(self.metrics))
+        names = sorted(values[0].keys() - {"steps"})
+        return {
+            "steps_per_second": (steps - self._steps) / max(self.seconds(), 1e-9),
+            "policy_lag": float(np.mean(self._lags)),
+            **{name: float(np.mean([v[name] for v in values])) for name in names},
+        }
+
+
+def _donated(state: LearnerState) -> bool:
+    return any(x.is_deleted() for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+
+
+def _next_multiple(steps: int, every: int | None) -> int | None:
+    return None if every is None else (steps // every + 1) * every
+
+
+def _begun_from(path: Path, state: LearnerState) -> LearnerState:
+    """`state` with the parameters of another run, or exported ones, of the same shapes, and with
+    the statistics that belong to them."""
+    aux = dict(state.aux) if isinstance(state.aux, dict) else {}
+    if path.is_file():
+        file = ArrayFile(path)
+        if "statistics" in aux or file.meta.get("normalised"):
+            raise UserError(
+                f"`--init-from` '{path}' has only what acts, and values are normalised in"
+                f" {'this run' if 'statistics' in aux else 'the run it is of'}, by statistics that"
+                " it has not; give the directory of a run with this one's settings for values."
+            )
+        params = file.read("params", state.params)
+    else:
+        loaded: Loaded | None = Checkpointer(run_of(path) / "checkpoints").load()
+        if loaded is None:
+            raise UserError(
+                f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
+                " that `pronk export` wrote."
+            )
+        learner = loaded.tree("learner") or {}
+        params, theirs = learner.get("params"), learner.get("aux") or {}
+        if _shapes(params) != _shapes(state.params):
+            raise UserError(
+                f"the parameters of `--init-from` '{path}' do not fit: another network, or an"
+                " environment with other spaces. Use the network settings of that run."
+            )
+        if ("statistics" in aux) != ("statistics" in theirs):
+            raise UserError(
+                f"the values of `--init-from` '{path}' are"
+                f" {'normalised' if 'statistics' in theirs else 'in units of reward'}, and those of"
+                " this run are not; use that run's settings for values."
+            )
+        if "statistics" in aux:
+            leaves = [theirs["statistics"][name] for name in aux["statistics"]._fields]
+            aux["statistics"] = jax.tree.map(jnp.asarray, type(aux["statistics"])(*leaves))
+    params = jax.tree.map(jnp.asarray, params)
+    if "target" in aux:
+        aux["target"] = jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, aux=aux or state.aux)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Hold the run's directory; raises UserError if another process trains in it."""
+    try:
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(run_dir, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in '{run_dir}'; wait for it, or give another"
+                " --run-dir."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; a second SIGINT interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
