@@ -39,16 +39,29 @@ class TimeStep(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What an actor remembers between steps of each environment slot, `[B, ...]`."""
+    """What an actor keeps between the steps of each environment slot, `[B, ...]`."""
 
     core: PyTree  # recurrent state and last action; reset by `act` at `first`, stored
-    private: PyTree = ()  # the slot's own (an exploration rate, a bandit); survives `first`
+    # The slot's own: an exploration rate, a bandit, an episodic memory. It survives episodes and is
+    # not stored. `act` receives it donated, so megabytes of it are updated in place.
+    private: PyTree = ()
+
+
+class Starts(NamedTuple):
+    """Recurrent states at the N rows of an unroll where replayed sequences will start.
+
+    Rows that begin an episode are not among them: `act` resets the state there.
+    """
+
+    row: Array  # int32 [N]
+    slot: Array  # int32 [N], which environment
+    core: PyTree  # [N, ...], `Carry.core` of that slot as it was before that row
 
 
 class Trajectory(NamedTuple):
     """An unroll, time-major `[T + 1, B, ...]`.
 
-    Row t holds what the environment said at t (`timestep`, whose reward and end flags belong to
+    Row t holds what the environment returned at t (`timestep`, whose reward and end flags belong to
     the transition *into* t) and what was decided at t (`action`, `extras`). Transition t -> t+1
     thus uses `action[t]`, `extras[t]`, `reward[t + 1]` and the end flags of t + 1, and has weight
     `1 - first[t + 1]`: zero for the dummy step between two episodes. Row T is executed next and
@@ -59,81 +72,118 @@ class Trajectory(NamedTuple):
     action: Array  # [T + 1, B, ...], as executed by the environment
     extras: dict[str, Array]  # [T + 1, B, ...], for example the behaviour log-probability
     core: PyTree  # [B, ...], `Carry.core` as it was before row 0
-    version: Array  # int32 [B], the learner's update count whose parameters acted this unroll
+    version: Array  # int32 [B], `LearnerState.updates` of the behaviour that acted in this unroll
+    starts: Starts | None = None  # for a replay whose sequences start within unrolls
 
 
 class Batch(NamedTuple):
-    """What `Agent.learn` receives: a trajectory, and from replay what it knows of its columns."""
+    """What `Agent.learn` receives: a trajectory, and from a replay how its columns were drawn."""
 
     trajectory: Trajectory
     probabilities: Array | None = None  # float32 [B], of having been drawn
-    core: PyTree = ()  # [B, ...], `Carry.core` as it was before row `ReplaySpec.burn_in`
-    replayed: Array | None = None  # bool [B], where some are drawn and others were just acted
+    replayed: Array | None = None  # bool [B], in mixed batches: drawn, or just acted
 
 
 class LearnerState(NamedTuple):
     """All that learning changes, as one pytree: saving it and restoring it loses nothing."""
 
     params: PyTree
-    optimiser: PyTree
+    opt_state: PyTree
     hyper: dict[str, Array]  # numeric hyperparameters as float32 scalars: changed, not recompiled
-    updates: Array  # int32 [], gradient steps applied
-    steps: Array  # uint32 [], agent steps learnt from (dummies not counted)
-    skipped: Array  # int32 [], updates left out because a gradient was not finite
+    updates: Array  # int32 [], calls of `Agent.learn`, however many gradient steps each takes
+    steps: Array  # uint32 [], agent steps learnt from (dummies and replayed ones not counted)
+    skipped: Array  # int32 [], calls of `learn` that changed nothing: a gradient was not finite
     key: Key
-    # Whatever else the agent keeps. Of a dict, `target` is a copy of earlier `params`, and
-    # `statistics` are what `params` have been learnt in the units of.
-    aux: PyTree = ()
+    extra: PyTree = ()  # whatever else the agent keeps, such as target networks and statistics
 
 
-class ReplaySpec(NamedTuple):
-    """What an agent wants to learn from instead of, or beside, what its actors have just done.
+class Feedback(NamedTuple):
+    """What `learn` tells the source of its batch."""
 
-    Sequences of `length` transitions, neighbours sharing `overlap` of them, behind up to `burn_in`
-    rows that only bring the recurrent state up to date: `[burn_in + length + 1, B]` rows.
+    priorities: Array | None = None  # float32 [B], the sequences' new priorities
+    # `[T + 1, B, ...]`, new values of some of `Trajectory.extras`, such as reanalysed targets.
+    extras: dict[str, Array] | None = None
 
-    With a `share` below 1, the rest of each batch is what the actors have just done, and there is
-    an update whenever there is enough of that; `samples_per_insert` and `minimum` mean nothing.
+
+class Learnt(NamedTuple):
+    """The result of `learn`."""
+
+    state: LearnerState
+    metrics: dict[str, Array]  # scalars; `steps` and `gradient_norm` among them
+    feedback: Feedback = Feedback()
+
+
+class Sequences(NamedTuple):
+    """What a replay holds: sequences of `length` transitions, of which neighbours share `overlap`,
+    each behind up to `burn_in` rows that only warm up the recurrent state.
+
+    A drawn batch has `[burn_in + length + 1, B]` rows.
     """
 
-    capacity: int  # agent steps held
-    burn_in: int
+    capacity: int  # agent steps
     length: int
-    overlap: int
-    minimum: int  # sequences held before the first update
-    samples_per_insert: float  # draws of a sequence for each that is inserted
-    priority_exponent: float  # 0 draws uniformly
+    burn_in: int = 0
+    overlap: int = 0
+    priority_exponent: float = 0.0  # 0 draws uniformly
     eviction: str = "fifo"  # or "lowest-priority"
     compress: bool = False  # frames
-    saved: bool = True  # with the run; otherwise a resumed one fills its memory anew
-    share: float = 1.0  # of each batch's columns
-    across: bool = False  # sequences go on across episodes, as unrolls do
+    checkpoint: bool = True  # saved with the run; otherwise a resumed run fills it anew
+    cross_episodes: bool = False  # sequences continue across episodes, as unrolls do
+
+
+class Fresh(NamedTuple):
+    """Batches are what the actors have just done."""
+
+
+class Replayed(NamedTuple):
+    """Batches are drawn from a replay."""
+
+    sequences: Sequences
+    min_size: int  # sequences held before the first update
+    samples_per_insert: float  # draws of a sequence for each that is inserted
+
+
+class Mixed(NamedTuple):
+    """A fraction of each batch is drawn from a replay of unrolls, the rest has just been acted."""
+
+    sequences: Sequences
+    fraction: float  # of each batch's columns; between 0 and 1
+
+
+class Halves(NamedTuple):
+    """A `learn` that is one gradient step, as two functions.
+
+    The results of `gradients` are sums over transitions: those of the parts of a batch add up to
+    the whole batch's, and `apply` takes them.
+    """
+
+    gradients: Callable[[LearnerState, Batch], tuple[PyTree, PyTree]]  # (gradients, sums)
+    apply: Callable[[LearnerState, PyTree, PyTree], Learnt]
 
 
 class Agent(NamedTuple):
     """A bundle of pure functions. The runtimes know nothing else of an algorithm.
 
-    `evaluate=True` in `initial_carry` switches exploration off for the slots it makes. Agents that
-    learn from replay say so by `replay`: their `act` gives `Carry.core` as `extras["core"]`, and
-    the feedback of `learn`, its second result, is the sequences' new priorities, float32 `[B]`.
-    `gradients` and `apply` are the halves of a one-step `learn`; agents without them leave None.
-    What `gradients` returns are sums over transitions: those of the parts of a batch add up to the
-    whole batch's, and `apply` takes them.
+    `evaluate=True` in `initial_carry` switches exploration off for the slots it makes. If `act`
+    returns `extras["priority"]`, float32 `[B]`, a replayed sequence's first priority is the one of
+    its first row after the burn-in; otherwise it is the highest so far.
     """
 
     init: Callable[[Key], LearnerState]
+    # All that acting needs: parameters, observation statistics, an update count. Snapshots,
+    # evaluation, `pronk export`, `pronk.load` and `--init-from` carry exactly this tree.
     behaviour: Callable[[LearnerState], PyTree]
-    initial_carry: Callable[
-        [Key, Array, int, bool], Carry
-    ]  # (key, env_ids [B], num_envs, evaluate)
+    # (key, env_ids [B], num_envs, evaluate) -> Carry
+    initial_carry: Callable[[Key, Array, int, bool], Carry]
     act: Callable[[PyTree, Carry, TimeStep, Key], tuple[Array, Carry, dict[str, Array]]]
-    learn: Callable[[LearnerState, Batch], tuple[LearnerState, PyTree, dict[str, Array]]]
-    gradients: Callable[[LearnerState, Batch], tuple[PyTree, PyTree]] | None = None
-    apply: (
-        Callable[[LearnerState, PyTree, PyTree], tuple[LearnerState, PyTree, dict[str, Array]]]
-        | None
-    ) = None
-    replay: ReplaySpec | None = None
+    learn: Callable[[LearnerState, Batch], Learnt]
+    # (own, donor) -> LearnerState: PBT's copy. It takes what the donor has learnt, and keeps its
+    # own counters and key.
+    adopt: Callable[[LearnerState, LearnerState], LearnerState]
+    # (own, behaviour) -> LearnerState: `--init-from`. It begins to learn from that behaviour.
+    warm_start: Callable[[LearnerState, PyTree], LearnerState]
+    halves: Halves | None = None
+    source: Fresh | Replayed | Mixed = Fresh()
 
 
 @dataclass(frozen=True)

@@ -253,12 +253,12 @@ def made(name: str) -> Made:
         trajectories.append(unroller.unroll(behaviour, version).trajectory)
         compilations.append(jit_act._cache_size())
     learn = jax.jit(agent.learn)
-    gradients, ratios = spied_gradients(agent) if agent.gradients else (None, [])
+    gradients, ratios = spied_gradients(agent) if agent.halves.gradients else (None, [])
     return Made(agent, state, learn, trajectories, env, compilations, gradients, ratios)
 
 
 def spied_gradients(agent: Agent) -> tuple[Any, list[np.ndarray]]:
-    """`agent.gradients`, jitted, and a list of the importance ratios `[T]` of each column.
+    """`agent.halves.gradients`, jitted, and a list of the importance ratios `[T]` of each column.
 
     They are looked at where the agent hands them to V-trace; the columns are in any order.
     """
@@ -273,7 +273,7 @@ def spied_gradients(agent: Agent) -> tuple[Any, list[np.ndarray]]:
     def gradients(state, batch):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(returns, "vtrace", spy)
-            return agent.gradients(state, batch)
+            return agent.halves.gradients(state, batch)
 
     def call(state, batch):
         ratios.clear()
@@ -332,7 +332,7 @@ def test_learns_without_a_second_compilation(name):
     learn = jax.jit(lambda *args: m.agent.learn(*args))  # with a cache of its own
     state, norms = m.state, []
     for trajectory in m.trajectories[:3]:
-        state, _, metrics = learn(state, Batch(trajectory))
+        state, metrics, _ = learn(state, Batch(trajectory))
         norms.append(float(metrics["gradient_norm"]))
         assert all(np.isfinite(x) for x in metrics.values())
         assert all(np.shape(x) == () for x in metrics.values())
@@ -477,10 +477,10 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(name):
     reward = t.timestep.reward.copy()
     reward[1:][~t.timestep.first[1:]] = np.nan
     bad = Batch(t._replace(timestep=t.timestep._replace(reward=reward)))
-    state, _, metrics = m.learn(m.state, bad)
+    state, metrics, _ = m.learn(m.state, bad)
     assert not np.isfinite(metrics["gradient_norm"])
     equal(state.params, m.state.params)
-    equal(state.optimiser, m.state.optimiser)
+    equal(state.opt_state, m.state.opt_state)
     assert state.skipped == 1
     assert differs(m.learn(state, Batch(t))[0].params, m.state.params)
     assert m.learn(state, Batch(t))[0].skipped == 1
@@ -578,7 +578,7 @@ def test_the_gradient_is_the_papers():
     agent = agents.make("impala", TABULAR.config, TABULAR.spec, horizon=HORIZON)
     state = spread(jax.jit(agent.init)(KEY))
     batch = tabular_batch(np.random.default_rng(0))
-    got, aux = jax.jit(agent.gradients)(state, batch)
+    got, aux = jax.jit(agent.halves.gradients)(state, batch)
     p = jax.tree.map(np.float64, state.params["params"])
     timestep, action, extras = batch.trajectory[:3]
     seen = np.eye(3)[timestep.observation]
@@ -627,7 +627,7 @@ def test_the_gradient_is_the_papers():
 def tabular(optimiser="rmsprop", anneal=False, **settings):
     config = dataclasses.replace(TABULAR.config, optimiser=optimiser, anneal=anneal, **settings)
     agent = agents.make("impala", config, TABULAR.spec, horizon=HORIZON)
-    return agent, jax.jit(agent.init)(KEY), jax.jit(agent.apply)
+    return agent, jax.jit(agent.init)(KEY), jax.jit(agent.halves.apply)
 
 
 def gradient_like(params, value):
@@ -717,7 +717,7 @@ def test_losses_summed_and_averaged():
     assert differs(total.params, mean.params)
     # Leaf by leaf: the mean's update is that of the summed gradient divided by the count.
     agent, state, apply = tabular()
-    grads, aux = jax.jit(agent.gradients)(state, batch)
+    grads, aux = jax.jit(agent.halves.gradients)(state, batch)
     expected, _, _ = apply(state, jax.tree.map(lambda g: g / count, grads), aux)
     for a, b in zip(jax.tree.leaves(mean.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
@@ -763,7 +763,9 @@ def test_rewards_are_scaled_then_clipped():
     def gradients(reward, **settings):
         agent, state, _ = tabular(**settings)
         timestep = batch.trajectory.timestep._replace(reward=reward)
-        return jax.jit(agent.gradients)(state, Batch(batch.trajectory._replace(timestep=timestep)))
+        return jax.jit(agent.halves.gradients)(
+            state, Batch(batch.trajectory._replace(timestep=timestep))
+        )
 
     expected = gradients(np.clip(raw * 2, -0.5, 0.5))
     result = gradients(raw, reward_scale=2.0, reward_clip=0.5)

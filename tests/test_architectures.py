@@ -158,7 +158,7 @@ def test_a_central_player_makes_the_trajectories_of_its_environments():
             unrolls = list(pool.map(lambda actor: actor.unroll(behaviour, 0), actors))
     server.close()
     for unroll in unrolls:
-        _, aux = jax.jit(agent.gradients)(state, Batch(unroll.trajectory))
+        _, aux = jax.jit(agent.halves.gradients)(state, Batch(unroll.trajectory))
         np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
     assert (unrolls[0].trajectory.action != unrolls[1].trajectory.action).any()
 
@@ -197,8 +197,8 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
             pass  # nothing came for a while: it compiles
         # One of the earlier versions acted; its gradient is what was applied.
         acted = versions[-1 - int(update.policy_lag)]
-        grads, aux = agent.gradients(acted, Batch(actor.unrolled.trajectory))  # type: ignore[misc]
-        expected, _, _ = agent.apply(versions[-1], grads, aux)  # type: ignore[misc]
+        grads, aux = agent.halves.gradients(acted, Batch(actor.unrolled.trajectory))  # type: ignore[misc]
+        expected, _, _ = agent.halves.apply(versions[-1], grads, aux)  # type: ignore[misc]
         ours = jax.tree.map(jnp.copy, runtime.learner_state)
         for a, b in zip(
             jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True

@@ -92,7 +92,7 @@ def test_a_random_batch_is_the_agents_own() -> None:
     )
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
-    _, aux = agent.gradients(state, random_batch(agent, spec, state, 5, 3))  # type: ignore[misc]
+    _, aux = agent.halves.gradients(state, random_batch(agent, spec, state, 5, 3))  # type: ignore[misc]
     np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
 
 

@@ -51,8 +51,8 @@ def made(**settings: Any):
     def spread(x: Any) -> Any:
         return x + np.float32(rng.normal(size=x.shape))
 
-    params, aux = (jax.tree.map(spread, x) for x in (state.params, state.aux))
-    return agent, state._replace(params=params, aux=aux)
+    params, aux = (jax.tree.map(spread, x) for x in (state.params, state.extra))
+    return agent, state._replace(params=params, extra=aux)
 
 
 def batch(seed: int = 0) -> Batch:
@@ -113,7 +113,7 @@ def expected(state: Any, seen: Batch, correction: str, used: Any = 1.0) -> tuple
 
 
 def gradients(agent: Any, state: Any, seen: Batch) -> tuple[Any, Any]:
-    found, _ = jax.jit(agent.gradients)(state, seen)
+    found, _ = jax.jit(agent.halves.gradients)(state, seen)
     return found["params"]["policy"]["kernel"], found["params"]["value"]["kernel"][:, 0]
 
 
@@ -164,7 +164,7 @@ def test_the_trust_region_leaves_transitions_out(correction):
     """Where KL(average policy ‖ behaviour) is not below it; they end traces, too."""
     seen = batch()
     _, state = made(trust_region=1.0)
-    table = jax.tree.map(np.float64, state.aux["target"]["params"]["policy"])
+    table = jax.tree.map(np.float64, state.extra["target"]["params"]["policy"])
     average = reference.softmax(
         (table["kernel"] + table["bias"])[seen.trajectory.timestep.observation]
     )
@@ -181,7 +181,7 @@ def test_the_trust_region_leaves_transitions_out(correction):
         gradients(agent, state, seen), expected(state, seen, correction, used), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
-    _, aux = jax.jit(agent.gradients)(state, seen)
+    _, aux = jax.jit(agent.halves.gradients)(state, seen)
     weight = 1 - seen.trajectory.timestep.first[1:]
     assert float(aux["trusted"]) == (weight * used).sum()
 
@@ -191,7 +191,7 @@ def test_what_is_left_out_or_replayed_brings_no_entropy():
     seen = batch()
     agent, state = made(trust_region=0.3, entropy_cost=0.1)
     replayed = np.arange(WIDTH) >= 2
-    gradients_of = jax.jit(agent.gradients)
+    gradients_of = jax.jit(agent.halves.gradients)
     _, alone = gradients_of(state, Batch(_some(seen.trajectory, slice(0, 2))))
     _, both = gradients_of(state, seen._replace(replayed=replayed))
     _, all_ = gradients_of(state, seen)
@@ -200,7 +200,7 @@ def test_what_is_left_out_or_replayed_brings_no_entropy():
     assert both["loss/value"] == all_["loss/value"]
     loose, _ = made(trust_region=1e6, entropy_cost=0.1)
     hyper = {**state.hyper, "trust_region": jnp.float32(1e6)}
-    _, everything = jax.jit(loose.gradients)(state._replace(hyper=hyper), seen)
+    _, everything = jax.jit(loose.halves.gradients)(state._replace(hyper=hyper), seen)
     assert 0 < all_["trusted"] < everything["trusted"] == everything["steps"]
     assert all_["loss/entropy"] < everything["loss/entropy"]
 
@@ -208,7 +208,7 @@ def test_what_is_left_out_or_replayed_brings_no_entropy():
 def test_without_decay_the_average_policy_is_what_is_learnt():
     agent, state = made(trust_region=1.0, average_decay=0.0)
     after, _, _ = jax.jit(agent.learn)(state, batch())
-    for new, mean in zip(*map(jax.tree.leaves, (after.params, after.aux["target"])), strict=True):
+    for new, mean in zip(*map(jax.tree.leaves, (after.params, after.extra["target"])), strict=True):
         np.testing.assert_array_equal(new, mean)
 
 
@@ -216,7 +216,8 @@ def test_the_average_policy_follows():
     agent, state = made(trust_region=1.0, average_decay=0.75)
     after, _, _ = jax.jit(agent.learn)(state, batch())
     for new, old, mean in zip(
-        *map(jax.tree.leaves, (after.params, state.aux["target"], after.aux["target"])), strict=True
+        *map(jax.tree.leaves, (after.params, state.extra["target"], after.extra["target"])),
+        strict=True,
     ):
         np.testing.assert_allclose(mean, 0.25 * new + 0.75 * old, rtol=1e-5, atol=1e-6)
 

@@ -193,7 +193,7 @@ def test_bfloat16_is_nearly_float32(torso) -> None:
         agent = agents.make("impala", config, spec, horizon=100)
         state = jax.jit(agent.init)(jax.random.key(0))
         batch = random_batch(agent, spec, state, 3, 2)
-        grads, aux = jax.jit(agent.gradients)(state, batch)  # type: ignore[arg-type]
+        grads, aux = jax.jit(agent.halves.gradients)(state, batch)  # type: ignore[arg-type]
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((state.params, grads)))
         found.append((grads, aux))
     (exact, aux), (rough, rough_aux) = found

@@ -73,7 +73,7 @@ def test_training_can_begin_with_it(exported, tmp_path):
     pronk.train(plan.agent, "pronk/Catch-v0", steps=300, run_dir=tmp_path, init_from=exported,
                 **settings)  # fmt: skip
     begun, had = (pronk.load(p).learner_state for p in (tmp_path, exported))
-    for params in (begun.params, *([begun.aux["target"]] if plan.agent == "r2d2" else [])):
+    for params in (begun.params, *([begun.extra["target"]] if plan.agent == "r2d2" else [])):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, had.params)
 
 

@@ -293,18 +293,18 @@ def test_a_copy_has_all_that_was_learnt_and_its_own_hyperparameters(tmp_path: Pa
     made, runs = population(plan_in(tmp_path, **laser), 4, 7)
     runs, _ = made.advance(runs)
     learner = runs.learner
-    parts = (learner.params, learner.optimiser, learner.aux)
+    parts = (learner.params, learner.opt_state, learner.extra)
     own = (runs._replace(learner=()), learner.updates, learner.steps, learner.key)  # type: ignore[arg-type]
     before = [member_of(parts, i) for i in range(4)]
     kept = [member_of(own, i) for i in range(4)]
     costs = np.asarray(learner.hyper["entropy_cost"]).copy()
-    assert len(jax.tree.leaves(learner.aux)) > 0
+    assert len(jax.tree.leaves(learner.extra)) > 0
     assert not same(before[0], before[1])
     rates = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
     sources = np.array([0, 0, 3, 2])  # two of them exchange what they have
     runs = made.inherit(runs, sources, {"learning_rate": rates})
     learner = runs.learner
-    parts = (learner.params, learner.optimiser, learner.aux)
+    parts = (learner.params, learner.opt_state, learner.extra)
     own = (runs._replace(learner=()), learner.updates, learner.steps, learner.key)  # type: ignore[arg-type]
     for i, source in enumerate(sources):
         assert same(member_of(parts, i), before[source])
@@ -711,7 +711,7 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
     donor = tmp_path / "donor"
     theirs = state._replace(
         params=jax.tree.map(lambda x: x + 1.0, state.params),
-        optimiser=jax.tree.map(lambda x: x + 1, state.optimiser),
+        opt_state=jax.tree.map(lambda x: x + 1, state.opt_state),
         hyper=state.hyper | {"value_cost": jnp.float32(9.0), "learning_rate": jnp.float32(8.0)},
         steps=jnp.uint32(77),
     )
@@ -719,7 +719,7 @@ def test_what_is_inherited_is_taken_up_once(alone: Path, tmp_path: Path) -> None
     legacy = lives.Legacy(3, {"learning_rate": 0.5, "entropy_cost": 0.25}, donor)
     taken, notes = legacy.take_up(state, {"generation": 2})
     assert notes == {"generation": 3}
-    for a, b in ((taken.params, theirs.params), (taken.optimiser, theirs.optimiser)):
+    for a, b in ((taken.params, theirs.params), (taken.opt_state, theirs.opt_state)):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert int(taken.steps) == 0
     hyper = {k: float(v) for k, v in taken.hyper.items()}

@@ -131,7 +131,7 @@ def test_it_weighs_what_it_is_said_to_and_only_shapes_features():
     heads = []
     for cost in (0.5, 1.5):
         hyper = state.hyper | {"pixel_control_cost": np.float32(cost)}
-        grads, _ = jax.jit(agent.gradients)(state._replace(hyper=hyper), batch)
+        grads, _ = jax.jit(agent.halves.gradients)(state._replace(hyper=hyper), batch)
         heads.append(grads["params"]["pixel_control"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-4, atol=1e-6), *heads)
 

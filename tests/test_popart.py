@@ -175,8 +175,8 @@ def made(**changes):
     state, rng = jax.jit(agent.init)(KEY), np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + np.float32(rng.normal(size=x.shape)), state.params)
     units = statistics([1.0, -50.0], [2.0, 300.0])
-    aux = dict(state.aux) | {"statistics": units} if state.aux else ()
-    return agent, state._replace(params=params, aux=aux)
+    aux = dict(state.extra) | {"statistics": units} if state.extra else ()
+    return agent, state._replace(params=params, extra=aux)
 
 
 def batch(seed: int = 0) -> Batch:
@@ -207,7 +207,7 @@ def by_hand(state, seen: Batch):
     losses in the new units. Returns (μ, σ, kernel, bias, policy loss, value loss), means."""
     table = jax.tree.map(np.float64, state.params["params"])
     old_mean, old_deviation = (
-        np.float64(x) for x in (state.aux["statistics"].mean, state.aux["statistics"].deviation)
+        np.float64(x) for x in (state.extra["statistics"].mean, state.extra["statistics"].deviation)
     )
     rows, action = seen.trajectory.timestep, seen.trajectory.action[:-1]
     states, task = rows.observation, rows.task
@@ -243,7 +243,7 @@ def test_an_update_is_in_the_papers_order(seed):
     agent, state = made()
     after, _, metrics = jax.jit(agent.learn)(state, batch(seed))
     mean, deviation, kernel, bias, policy, value = by_hand(state, batch(seed))
-    units, head = after.aux["statistics"], after.params["params"]["value"]
+    units, head = after.extra["statistics"], after.params["params"]["value"]
     np.testing.assert_allclose(units.mean, mean, rtol=1e-4)
     np.testing.assert_allclose(units.deviation, deviation, rtol=1e-4)
     np.testing.assert_allclose(head["kernel"], kernel, rtol=1e-4, atol=1e-6)
@@ -256,7 +256,7 @@ def test_an_update_is_in_the_papers_order(seed):
 
 def values_of(state) -> np.ndarray:
     """The table of values in units of reward, `[STATES, TASKS]`."""
-    head, units = state.params["params"]["value"], state.aux["statistics"]
+    head, units = state.params["params"]["value"], state.extra["statistics"]
     return np.asarray(units.deviation * (head["kernel"] + head["bias"]) + units.mean)
 
 
@@ -264,9 +264,9 @@ def test_popart_leaves_values_where_art_moves_them():
     for kind, stays in (("popart", True), ("art", False)):
         agent, state = made(value_normalisation=kind)
         after, _, _ = jax.jit(agent.learn)(state, batch())
-        moved = np.abs(values_of(after) - values_of(state)) / state.aux["statistics"].deviation
+        moved = np.abs(values_of(after) - values_of(state)) / state.extra["statistics"].deviation
         assert (moved.max() < 1e-5) == stays
-        assert differs(after.aux["statistics"], state.aux["statistics"])
+        assert differs(after.extra["statistics"], state.extra["statistics"])
 
 
 def differs(a, b) -> bool:
@@ -278,9 +278,9 @@ def differs(a, b) -> bool:
 
 def test_the_average_policys_copy_is_rescaled_too():
     agent, state = made(trust_region=1e9, average_decay=1.0)  # which never moves by itself
-    state = state._replace(aux=state.aux | {"target": state.params})
+    state = state._replace(extra=state.extra | {"target": state.params})
     after, _, _ = jax.jit(agent.learn)(state, batch())
-    target, head = after.aux["target"]["params"]["value"], after.params["params"]["value"]
+    target, head = after.extra["target"]["params"]["value"], after.params["params"]["value"]
     np.testing.assert_allclose(target["kernel"], head["kernel"], rtol=1e-5)
     np.testing.assert_allclose(target["bias"], head["bias"], rtol=1e-5, atol=1e-6)
     assert differs(target, state.params["params"]["value"])
@@ -316,7 +316,7 @@ def test_a_shared_value_has_one_statistic():
     agent = agents.make("impala", dataclasses.replace(TABLE, value_per_task=False), SPEC, horizon=1)
     state = jax.eval_shape(agent.init, KEY)
     assert state.params["params"]["value"]["kernel"].shape == (STATES, 1)
-    assert state.aux["statistics"].mean.shape == (1,)
+    assert state.extra["statistics"].mean.shape == (1,)
 
 
 def test_actors_that_send_gradients_are_refused(tmp_path):
@@ -357,7 +357,7 @@ def test_a_new_run_begins_with_another_ones_units(tmp_path):
         learning_rate=1e-12, **(settings | {"popart_beta": 0.0}),
     )  # fmt: skip
     ours, theirs = (pronk.load(run).learner_state for run in (second, first))
-    np.testing.assert_allclose(ours.aux["statistics"].mean, theirs.aux["statistics"].mean)
+    np.testing.assert_allclose(ours.extra["statistics"].mean, theirs.extra["statistics"].mean)
     with pytest.raises(UserError, match="settings for values"):
         pronk.train(
             "impala", "pronk/Catch-v0", run_dir=tmp_path / "third", steps=3000, init_from=first,

@@ -56,7 +56,7 @@ def made(**settings: Any):
         return x + np.float32(rng.normal(size=x.shape))
 
     params = jax.tree.map(spread, state.params)
-    state = state._replace(params=params, aux=jax.tree.map(spread, state.aux))
+    state = state._replace(params=params, extra=jax.tree.map(spread, state.extra))
     return agent, state, jax.jit(agent.learn)
 
 
@@ -110,7 +110,7 @@ def test_the_update_is_the_papers(returns, reduction):
     batch = drawn(agent)
     after, priority, metrics = learn(state, batch)
     timestep, action, extras = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
-    online, target = table(state.params, timestep), table(state.aux["target"], timestep)
+    online, target = table(state.params, timestep), table(state.extra["target"], timestep)
     weight = 1.0 - timestep.first[1:]
     ended = timestep.terminated[1:] | timestep.truncated[1:]
     reward = np.float64(timestep.reward[1:]) * weight
@@ -155,8 +155,10 @@ def test_the_target_network_is_copied_now_and_then():
     for i in range(1, 5):
         before = state
         state, _, _ = learn(state, drawn(agent, seed=i))
-        source = state.params if i % 2 == 0 else before.aux["target"]
-        for a, b in zip(jax.tree.leaves(state.aux["target"]), jax.tree.leaves(source), strict=True):
+        source = state.params if i % 2 == 0 else before.extra["target"]
+        for a, b in zip(
+            jax.tree.leaves(state.extra["target"]), jax.tree.leaves(source), strict=True
+        ):
             np.testing.assert_array_equal(a, b)
 
 
@@ -168,7 +170,7 @@ def test_burning_in_brings_the_state_up_to_date_and_learns_nothing(core):
     """It equals learning from the rest with the state that the burn-in ends with."""
     settings = RECURRENT | {"core": core}
     agent, state, learn = made(**settings)
-    state = state._replace(aux={"target": state.params})  # both networks burn in on their own
+    state = state._replace(extra={"target": state.params})  # both networks burn in on their own
     batch = drawn(agent)
     _, priority, metrics = learn(state, batch)
     carry = agent.initial_carry(KEY, np.arange(BATCH), BATCH, True)._replace(

@@ -366,7 +366,7 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
         steps = np.tile(np.arange(1, points + 1) * 100, (len(members), 1))
         shape = (len(members), len(tasks))
         statistics = popart.Statistics(np.ones(shape), np.full(shape, 4.0), np.zeros(shape))
-        learners = SimpleNamespace(aux={"statistics": statistics})
+        learners = SimpleNamespace(extra={"statistics": statistics})
         looked = [] if look is None else [look(learners)] * points
         return side_by_side.Curves(returns.mean(-1), steps, level, returns, looked)
 

@@ -109,7 +109,7 @@ def fused() -> FusedRuntime:
 
 def digest(runtime) -> list[np.ndarray]:
     state = runtime.learner_state
-    return [np.asarray(x) for x in jax.tree.leaves((state.params, state.optimiser, state.steps))]
+    return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state, state.steps))]
 
 
 def catch_steps(start: int, stop: int, num_envs: int) -> int:

@@ -104,6 +104,17 @@ class Config:
     initial_std: float = 1.0
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
 
+    def hyper_names(self) -> tuple[str, ...]:
+        """The fields in `LearnerState.hyper`: changing one compiles nothing."""
+        return (
+            *("learning_rate", "optimiser_epsilon", "rmsprop_decay", "max_gradient_norm"),
+            *("entropy_cost", "value_cost", "discount", "rho_bar", "c_bar", "trace_lambda"),
+            *(("trace_leak",) if self.trace_leak else ()),
+            *(("trust_region", "average_decay") if self.trust_region else ()),
+            *(("popart_beta",) if self.value_normalisation != "none" else ()),
+            *(("pixel_control_cost", "pixel_control_discount") if self.pixel_control_cost else ()),
+        )
+
 
 _SMALL: dict[str, Any] = {
     "batch_size": 16,

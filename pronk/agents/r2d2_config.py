@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pronk.errors import UserError
+
 
 @dataclass(frozen=True)
 class Config:
@@ -95,6 +97,28 @@ class Config:
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
     """What convolutions and dense layers before the core compute in. bfloat16 is for
     accelerators."""
+
+    def hyper_names(self) -> tuple[str, ...]:
+        """The fields in `LearnerState.hyper`: changing one compiles nothing."""
+        return (
+            *("learning_rate", "optimiser_epsilon", "max_gradient_norm", "discount"),
+            *("trace_lambda", "importance_exponent", "priority_mixture"),
+        )
+
+    def check(self) -> None:
+        """Raise UserError for an overlap, or a minimum, that the sequences do not allow."""
+        if not 0 <= self.overlap < self.sequence_length:
+            raise UserError(
+                f"`--overlap` is {self.overlap}; expected from 0 to less than `--sequence-length`,"
+                f" which is {self.sequence_length}."
+            )
+        stride = self.sequence_length - self.overlap
+        if self.replay_minimum * stride > self.replay_capacity:
+            raise UserError(
+                f"`--replay-minimum` is {self.replay_minimum} sequences, one per {stride} steps,"
+                f" and `--replay-capacity` {self.replay_capacity} steps: expected room for all of"
+                " them."
+            )
 
 
 # What differs from the defaults. Values without a source were found by measuring (docs/agents).

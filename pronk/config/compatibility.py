@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pronk.config.run import DEFAULT_ACTORS, DEFAULT_ENVS, RunConfig
 from pronk.errors import UserError
-from pronk.types import ReplaySpec
+from pronk.types import Fresh, Mixed, Replayed
 
 
 class Architecture(NamedTuple):
@@ -110,16 +110,16 @@ def _check_ray(config: RunConfig) -> None:
 
 
 def fixed_numbers(
-    config: RunConfig, batch_size: int, replay: ReplaySpec | None, fresh: int
+    config: RunConfig, batch_size: int, source: Fresh | Replayed | Mixed, fresh: int
 ) -> tuple[int | None, int | None]:
     """Actors and environments of each, None where they are to be measured, or the cluster's room.
 
-    replay: what the agent learns from. fresh: trajectories of a batch that are not replayed. Raises
+    source: what the agent learns from. fresh: trajectories of a batch that are not replayed. Raises
     UserError for what does not go together.
     """
     architecture = ARCHITECTURES[config.architecture]
     name = f"`--architecture` {config.architecture}"
-    only_replay = replay is not None and replay.share == 1.0
+    only_replay, replay = isinstance(source, Replayed), not isinstance(source, Fresh)
     size = f"`--batch-size` {batch_size}"
     if fresh < batch_size:
         size = f"{fresh}, which is {size} without what is replayed"

@@ -21,7 +21,7 @@ from pronk.errors import Diverged, UserError
 from pronk.pbt.policy import Hyper
 from pronk.run import train as training
 from pronk.storage.checkpoint import Checkpointer
-from pronk.types import LearnerState
+from pronk.types import Agent, LearnerState
 
 MISTAKE, DIVERGED = 2, 3  # exit statuses: a UserError, and that of a learner that has diverged
 LOST = -9  # of what ended without a word
@@ -36,7 +36,7 @@ class Legacy(NamedTuple):
     donor: Path | None  # where the donor's checkpoint was set aside
 
     def take_up(
-        self, state: LearnerState, notes: dict[str, Any]
+        self, agent: Agent, state: LearnerState, notes: dict[str, Any]
     ) -> tuple[LearnerState, dict[str, Any]]:
         """`training.Change`: what a learner's state becomes, unless its checkpoint notes that it
         has become so already.
@@ -54,9 +54,7 @@ class Legacy(NamedTuple):
                     " it; put it back, or start a new population."
                 )
             donor: LearnerState = loaded.restore("learner", state)
-            state = state._replace(
-                params=donor.params, optimiser=donor.optimiser, aux=donor.aux, hyper=donor.hyper
-            )
+            state = agent.adopt(state, donor)
         hyper = {name: jnp.float32(value) for name, value in self.hyper.items()}
         state = state._replace(hyper=state.hyper | hyper)
         return jax.tree.map(jnp.asarray, state), {"generation": self.generation}

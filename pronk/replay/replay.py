@@ -18,9 +18,9 @@ import numpy as np
 
 from pronk.errors import UserError
 from pronk.replay.sequences import Cut, Sequence, Stream
-from pronk.replay.store import CompressedFrames, Places, RawFrames, Rows, without_core
+from pronk.replay.store import CompressedFrames, Places, RawFrames, Rows
 from pronk.replay.sum_tree import SumTree
-from pronk.types import Array, Batch, PyTree, ReplaySpec, TimeStep, Trajectory
+from pronk.types import Array, Batch, PyTree, Sequences, TimeStep, Trajectory
 
 # Contents are saved in parts of so many places, so that no large copy of them is made.
 PLACES_PER_PART = 1 << 12
@@ -71,17 +71,15 @@ class _Items:
         self.rows = np.zeros((capacity, cut.rows), np.int32)
         self.transitions = np.zeros(capacity, np.int32)
         self.version = np.zeros(capacity, np.int32)
-        self.first_core, self.core = (
-            jax.tree.map(lambda x: np.empty((capacity, *x.shape), x.dtype), core) for _ in range(2)
-        )
+        self.core = jax.tree.map(lambda x: np.empty((capacity, *x.shape), x.dtype), core)
 
     def put(self, slot: int, sequence: Sequence, version: int) -> None:
         self.rows[slot] = sequence.rows
         self.transitions[slot] = sequence.transitions
         self.version[slot] = version
-        for column, core in (self.first_core, sequence.first_core), (self.core, sequence.core):
-            for x, value in zip(jax.tree.leaves(column), jax.tree.leaves(core), strict=True):
-                x[slot] = value
+        for i, x in enumerate(jax.tree.leaves(self.core)):
+            # What is reset at an episode's first row may be anything.
+            x[slot] = 0 if sequence.core is None else jax.tree.leaves(sequence.core)[i]
 
     def contents(self, slots: Array) -> dict[str, Array]:
         """For a file; `take_up` is the reverse."""
@@ -93,8 +91,7 @@ class _Items:
             x[slots] = contents[str(i)]
 
     def _columns(self) -> list[Array]:
-        cores = jax.tree.leaves((self.first_core, self.core))
-        return [self.rows, self.transitions, self.version, *cores]
+        return [self.rows, self.transitions, self.version, *jax.tree.leaves(self.core)]
 
 
 _Holder = Rows | _Items | RawFrames | CompressedFrames
@@ -106,20 +103,21 @@ class Replay:
     New sequences have the highest priority there is. A sequence's key, int64, is never used again,
     so that a priority that comes late cannot touch what has taken its place.
 
-    example: timestep, action and extras of one row of one environment, as trees of anything with a
-    shape and a dtype. `extras["core"]`, if there, is the recurrent state before the row.
+    example: timestep, action and extras of one row of one environment, and the recurrent state
+    before it, as trees of anything with a shape and a dtype.
     """
 
-    def __init__(self, spec: ReplaySpec, example: tuple[TimeStep, PyTree, dict[str, PyTree]]):
+    def __init__(
+        self, spec: Sequences, example: tuple[TimeStep, PyTree, dict[str, PyTree]], core: PyTree
+    ):
         self.spec = spec
         self.cut = Cut(spec.burn_in, spec.length, spec.length - spec.overlap)
         self._lock = threading.Lock()
         # Episodes shorter than a sequence make more of them than one per stride.
         slots = 1 + 4 * spec.capacity // self.cut.stride
         self._tree = SumTree(slots)
-        rows, core = without_core(example)
         observations = len(jax.tree.leaves(example[0].observation))
-        self._rows = Rows(spec.capacity, rows, observations, spec.compress)
+        self._rows = Rows(spec.capacity, example, observations, spec.compress)
         self._items = _Items(slots, self.cut, core)
         self._order: deque[int] = deque()  # the slots of sequences, oldest first, if that matters
         self._sources: dict[int, _Source] = {}
@@ -143,8 +141,7 @@ class Replay:
         trajectory: leaves `[T + 1, B, ...]`, NumPy; row T comes again as row 0 of the next one of
         this source. Raises UserError if the running episodes alone fill the memory.
         """
-        rows, core = without_core(trajectory[:3])
-        leaves = [x[:-1] for x in jax.tree.leaves(rows)]
+        leaves = [x[:-1] for x in jax.tree.leaves(trajectory[:3])]
         first = np.asarray(trajectory.timestep.first)
         steps, width = first.shape[0] - 1, first.shape[1]
         with self._lock:
@@ -176,9 +173,9 @@ class Replay:
             store.places.hold(places.reshape(-1))
             for stack in store.stacks.values():
                 stack.places.hold(stack.of_row[places].reshape(-1))
-            count = 0
+            count, cores = 0, self._start_cores(trajectory)
             for b, stream in enumerate(state.streams):
-                for sequences, done in self._cut(stream, places[:, b], first[:-1, b], core, b):
+                for sequences, done in self._cut(stream, places[:, b], first[:-1, b], cores[b]):
                     self._take_up(sequences, int(trajectory.version[b]))
                     if done:
                         store.release(np.array(done, np.int32))
@@ -196,23 +193,35 @@ class Replay:
                     self._rows.release(np.array(stream.rows, np.int32))
 
     def _cut(
-        self, stream: Stream, places: Array, first: Array, core: PyTree, column: int
+        self, stream: Stream, places: Array, first: Array, cores: dict[int, PyTree]
     ) -> Iterator[tuple[list[Sequence], list[int]]]:
-        """A column's rows go on with its stream, which is cut where episodes begin unless sequences
-        go across them; sequences that are complete, and rows that the stream needs no more."""
-        begin = np.zeros_like(first) if self.spec.across else first
+        """Extend a column's stream, cut where episodes begin unless sequences cross them; yields
+        complete sequences, and rows that the stream needs no more. cores: by row of the unroll."""
+        begin = np.zeros_like(first) if self.spec.cross_episodes else first
         for start, stop in itertools.pairwise(
             [0, *(np.flatnonzero(begin[1:]) + 1).tolist(), len(places)]
         ):
             if begin[start]:
                 yield stream.close()
-            row = stream.end
-            cores = {
-                row + t - start: jax.tree.map(lambda x, t=t: x[t, column].copy(), core)
-                for t in range(start, stop)
-                if stream.wants_core(row + t - start)
-            }
-            yield stream.extend(places[start:stop].tolist(), cores)
+            begun = stream.end - start
+            here = {begun + t: core for t, core in cores.items() if start <= t < stop}
+            yield stream.extend(places[start:stop].tolist(), here)
+
+    def _start_cores(self, trajectory: Trajectory) -> list[dict[int, PyTree]]:
+        """For each column the recurrent states where sequences start, by row of the unroll."""
+        width = trajectory.version.shape[0]
+
+        def at(tree: PyTree, i: int) -> PyTree:
+            return jax.tree.map(lambda x: np.asarray(x[i]).copy(), tree)
+
+        if self.spec.cross_episodes:  # sequences are unrolls
+            return [{0: at(trajectory.core, b)} for b in range(width)]
+        cores: list[dict[int, PyTree]] = [{} for _ in range(width)]
+        if trajectory.starts is not None:
+            rows, slots, states = trajectory.starts
+            for i, (row, slot) in enumerate(zip(rows.tolist(), slots.tolist(), strict=True)):
+                cores[slot][row] = at(states, i)
+        return cores
 
     def _take_up(self, sequences: list[Sequence], version: int) -> None:
         """Store sequences, with the highest priority there is."""
@@ -264,8 +273,8 @@ class Replay:
 
         Rows behind an episode's end are `first`, so that they weigh nothing, and repeat its last
         row; rows before its beginning repeat its first one, which resets what came before.
-        `core` is the recurrent state before row 0, `Batch.core` that before row `burn_in`.
-        `probabilities` are those of the draw. Raises ValueError if there is nothing to draw.
+        `core` is the recurrent state before row 0; `probabilities` are those of the draw. Raises
+        ValueError if there is nothing to draw.
         """
         with self._lock:
             items, store = self._items, self._rows
@@ -275,9 +284,7 @@ class Replay:
             probabilities = self._tree.priorities()[slots] / self._tree.total
             keys, rows = items.key[slots], items.rows[slots]
             transitions, version = items.transitions[slots], items.version[slots]
-            first_core, core = (
-                jax.tree.map(lambda x: x[slots], tree) for tree in (items.first_core, items.core)
-            )
+            core = jax.tree.map(lambda x: x[slots], items.core)
             store.places.hold(rows.reshape(-1))
             self.sampled += size
         try:
@@ -292,8 +299,8 @@ class Replay:
             truncated=timestep.truncated & ~behind,
             reward=np.where(behind, 0, timestep.reward),
         )
-        trajectory = Trajectory(timestep, action, extras, first_core, version)
-        return Batch(trajectory, probabilities.astype(np.float32), core), keys
+        trajectory = Trajectory(timestep, action, extras, core, version)
+        return Batch(trajectory, probabilities.astype(np.float32)), keys
 
     def update(self, keys: Array, priorities: Array) -> None:
         """New priorities, at least 0, of the sequences `keys`, int64 `[B]`.

@@ -29,8 +29,7 @@ class Sequence(NamedTuple):
 
     rows: list[int]  # places of `Cut.rows` rows; before the episode its first, behind it its last
     transitions: int  # real ones, from row `burn_in` on
-    first_core: PyTree  # recurrent state before the first row
-    core: PyTree  # and before row `burn_in`
+    core: PyTree  # recurrent state before the first row; None where that begins an episode
 
 
 class Stream:
@@ -49,11 +48,7 @@ class Stream:
         self.begin = 0
         self.start = 0  # the row where the next sequence begins
         self.covered = 0  # transitions of the episode that are in sequences
-        self.cores: dict[int, PyTree] = {}  # by row: before those that sequences may begin at
-
-    def wants_core(self, row: int) -> bool:
-        """Whether a sequence, or its burn-in, may begin at this row of the episode."""
-        return row % self.cut.stride == 0 or (row + self.cut.burn_in) % self.cut.stride == 0
+        self.cores: dict[int, PyTree] = {}  # by row: before those where sequences start
 
     @property
     def end(self) -> int:
@@ -63,7 +58,7 @@ class Stream:
     def extend(self, rows: list[int], cores: dict[int, PyTree]) -> tuple[list[Sequence], list[int]]:
         """Go on with these rows; returns complete sequences, and rows not needed any more.
 
-        cores: the recurrent states before the new rows for which `wants_core`.
+        cores: the recurrent states before those of the new rows where sequences start, by row.
         """
         self.rows += rows
         self.cores |= cores
@@ -114,4 +109,4 @@ class Stream:
         rows = [rows[0]] * missing + rows
         rows += [rows[-1]] * (self.cut.rows - len(rows))
         self.covered = last
-        return Sequence(rows, last - self.start, self.cores[before], self.cores[self.start])
+        return Sequence(rows, last - self.start, self.cores.get(before))

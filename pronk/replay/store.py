@@ -227,11 +227,3 @@ class Rows:
         """What is at places `[T, B]`, leaves `[T, B, ...]`, copied."""
         leaves = [c.get(rows) if isinstance(c, Stacks) else c[rows] for c in self.columns]
         return jax.tree.unflatten(self._structure, leaves)
-
-
-def without_core(rows: PyTree) -> tuple[PyTree, PyTree]:
-    """(timestep, action, extras) without the recurrent states in `extras["core"]`, and these."""
-    timestep, action, extras = rows
-    extras = dict(extras)
-    core = extras.pop("core", ())
-    return (timestep, action, extras), core

@@ -45,10 +45,12 @@ from pronk.types import (
     Agent,
     Device,
     EnvSpec,
+    Fresh,
     Key,
     LearnerState,
+    Mixed,
     PyTree,
-    ReplaySpec,
+    Replayed,
     TimeStep,
     Trajectory,
 )
@@ -94,6 +96,16 @@ def row_of(agent: Agent, spec: EnvSpec) -> tuple[PyTree, PyTree, dict[str, PyTre
     mask = np.ones((1, spec.action_space.n), bool) if spec.has_action_mask else None  # type: ignore[attr-defined]
     row = jax.eval_shape(act, observation, mask, jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row)
+
+
+def core_of(agent: Agent) -> PyTree:
+    """The recurrent state of one environment, as shapes and dtypes."""
+
+    def core(key: Key) -> PyTree:
+        return agent.initial_carry(key, jnp.zeros(1, jnp.int32), 1, False).core
+
+    core_spec = jax.eval_shape(core, jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), core_spec)
 
 
 def unroll_of(plan: Plan, agent: Agent, spec: EnvSpec, num_envs: int) -> Trajectory:
@@ -169,7 +181,8 @@ class ActorFactory:
             player = Player(agent, key, env_ids, num_envs)
         else:
             player = CentralPlayer(server, agent, key, env_ids, num_envs)
-        return Actor(player, env, unroll=agent_config.unroll)
+        sequences = agent.source.sequences if isinstance(agent.source, Replayed) else None
+        return Actor(player, env, unroll=agent_config.unroll, sequences=sequences)
 
 
 def make_runtime(
@@ -195,11 +208,11 @@ def make_runtime(
     check_together(config, batch_size)
     # A resumed life that starts new episodes must not replay those of the first.
     life = 0 if config.deterministic else life
-    mixes = agent.replay is not None and agent.replay.share < 1.0
-    drawn = drawn_columns(agent.replay, batch_size) if mixes else 0  # type: ignore[arg-type]
+    source = agent.source
+    drawn = drawn_columns(source, batch_size) if isinstance(source, Mixed) else 0
     if config.policy_lag and not (config.deterministic or architecture.synchronous):
         raise UserError(_NO_LAG.format(config.policy_lag, "the actors wait for nobody"))
-    if config.policy_lag and agent.replay is not None and not mixes:
+    if config.policy_lag and isinstance(source, Replayed):
         raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
     learner = None
     if not architecture.gradients:
@@ -210,7 +223,7 @@ def make_runtime(
             batch_size=math.gcd(batch_size, drawn),  # parts have the share of the whole
             policy_lag=config.policy_lag,
         )
-    num_actors, num_envs = fixed_numbers(config, batch_size, agent.replay, batch_size - drawn)
+    num_actors, num_envs = fixed_numbers(config, batch_size, source, batch_size - drawn)
     cluster = None
     if config.ray is not None:
         cluster = _connected(config, num_actors or DEFAULT_ACTORS)
@@ -256,9 +269,9 @@ def make_runtime(
             unfinished.callback(actor.close)
         if learner is None:
             runtime = _a3c(plan, agent, state, actors, devices)
-        elif agent.replay is not None:
-            memory = _memory(plan, env, agent.replay, agent, life, unfinished)
-            if mixes:
+        elif not isinstance(source, Fresh):
+            memory = _memory(plan, env, source, agent, life, unfinished)
+            if isinstance(source, Mixed):
                 runtime = _mixed(learner, actors, memory, plan, batch_size - drawn)
             elif config.deterministic:
                 runtime = SynchronousReplayRuntime(learner, actors, memory)
@@ -377,8 +390,9 @@ def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
     """What `fused.build` is to be told of a plan; raises UserError for what can't be done."""
     config, batch_size = plan.run, plan.agent_config.batch_size
     num_envs, unroll, draws = config.envs_per_actor or batch_size, plan.agent_config.unroll, 0
-    if agent.replay is not None and agent.replay.share < 1.0:
-        draws = drawn_columns(agent.replay, batch_size)
+    source = agent.source
+    if isinstance(source, Mixed):
+        draws = drawn_columns(source, batch_size)
         num_envs = batch_size - draws
         if config.envs_per_actor not in (None, num_envs):
             raise UserError(
@@ -386,13 +400,13 @@ def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
                 f" {batch_size} trajectories {draws} are replayed, so that {num_envs}"
                 " environments have to make the others."
             )
-    elif agent.replay is not None:
+    elif isinstance(source, Replayed):
         if config.policy_lag:
             raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
-        unroll, draws = agent.replay.length, _fused_draws(agent.replay, num_envs, batch_size)
-    if agent.replay is not None and agent.replay.capacity < unroll * num_envs:
+        unroll, draws = source.sequences.length, _fused_draws(source, num_envs, batch_size)
+    if not isinstance(source, Fresh) and source.sequences.capacity < unroll * num_envs:
         raise UserError(
-            f"`--replay-capacity` is {agent.replay.capacity}; expected room for what {num_envs}"
+            f"`--replay-capacity` is {source.sequences.capacity}; expected room for what {num_envs}"
             f" environments do in {unroll} steps, {unroll * num_envs}."
         )
     return {
@@ -403,15 +417,15 @@ def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
     }
 
 
-def drawn_columns(spec: ReplaySpec, batch_size: int) -> int:
+def drawn_columns(source: Mixed, batch_size: int) -> int:
     """How many of a batch's trajectories are replayed, for agents that mix; raises UserError where
     that leaves none of a kind."""
-    drawn = round(spec.share * batch_size)
-    if not math.isclose(drawn, spec.share * batch_size) or not 0 < drawn < batch_size:
+    drawn = round(source.fraction * batch_size)
+    if not math.isclose(drawn, source.fraction * batch_size) or not 0 < drawn < batch_size:
         raise UserError(
-            f"`--replay-fraction` {spec.share:g} of `--batch-size` {batch_size} is"
-            f" {spec.share * batch_size:g} trajectories; expected a whole number of them, and at"
-            " least one that is not replayed."
+            f"`--replay-fraction` {source.fraction:g} of `--batch-size` {batch_size} is"
+            f" {source.fraction * batch_size:g} trajectories; expected a whole number of them, and"
+            " at least one that is not replayed."
         )
     return drawn
 
@@ -431,20 +445,21 @@ def _a3c(
 def _memory(
     plan: Plan,
     env: Any,
-    spec: ReplaySpec,
+    source: Replayed | Mixed,
     agent: Agent,
     life: int,
     unfinished: contextlib.ExitStack,
 ) -> Memory:
     """The replay that actors fill, with its log if it is saved."""
     config = plan.run
-    replay = Replay(spec, row_of(agent, envs.spec_of(env, plan.env_args)))
+    spec = envs.spec_of(env, plan.env_args)
+    replay = Replay(source.sequences, row_of(agent, spec), core_of(agent))
     log = None
-    if spec.saved:
+    if source.sequences.checkpoint:
         log = SegmentLog(replay, plan.run_dir / "replay", config.keep_checkpoints)
         unfinished.callback(log.close)
     seed = derived_seed(config.seed, REPLAY_KEY, life)
-    return Memory(replay, log, batch_size=plan.agent_config.batch_size, seed=seed)
+    return Memory(source, replay, log, batch_size=plan.agent_config.batch_size, seed=seed)
 
 
 def _mixed(
@@ -520,14 +535,14 @@ def find_device(flag: str, name: str) -> Device:
         ) from None
 
 
-def _fused_draws(spec: ReplaySpec, num_envs: int, batch_size: int) -> int:
+def _fused_draws(source: Replayed, num_envs: int, batch_size: int) -> int:
     """Updates per unroll; raises UserError for what the fused runtime's replay can't do."""
-    draws = round(spec.samples_per_insert)
-    if num_envs != batch_size or draws < 1 or draws != spec.samples_per_insert:
+    draws, spec = round(source.samples_per_insert), source.sequences
+    if num_envs != batch_size or draws < 1 or draws != source.samples_per_insert:
         raise UserError(
             f"the fused runtime inserts and draws as many sequences at a time as there are"
             f" environments: `--envs-per-actor` {num_envs} must equal `--batch-size` {batch_size},"
-            f" and `--samples-per-insert` {spec.samples_per_insert:g} be a whole number; or use"
+            f" and `--samples-per-insert` {source.samples_per_insert:g} be a whole number; or use"
             " --runtime local."
         )
     if spec.burn_in > spec.length:
@@ -545,7 +560,7 @@ def is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     has_jax = envs.jax_env_of(env, plan.env_args) is not None
     if config.runtime == "auto":
         alone = config.ray is None and config.learners == 1
-        fresh = agent.replay is None or agent.replay.share < 1.0
+        fresh = not isinstance(agent.source, Replayed)
         return has_jax and alone and config.architecture == "async" and fresh
     if config.runtime == "local":
         return False

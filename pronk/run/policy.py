@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
@@ -17,10 +18,10 @@ from pronk.envs.suite import common, task_number, tasks_of
 from pronk.errors import UserError
 from pronk.run.build import build, configure_jax, initial_state
 from pronk.run.evaluate import Evaluation, SuiteEvaluation, evaluate_all
-from pronk.runtime.actor import jit_act
+from pronk.runtime.actor import act_and_keep
 from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
 from pronk.storage.files import cannot_write
-from pronk.types import Agent, EnvSpec, LearnerState, PyTree, TimeStep, VectorEnv
+from pronk.types import Agent, EnvSpec, PyTree, TimeStep, VectorEnv
 
 
 class Policy:
@@ -33,15 +34,14 @@ class Policy:
     """
 
     def __init__(
-        self, plan: Plan, env: Any, spec: EnvSpec, agent: Agent, state: LearnerState, steps: int
+        self, plan: Plan, env: Any, spec: EnvSpec, agent: Agent, behaviour: PyTree, steps: int
     ):
         self.plan, self.env, self.spec, self.agent, self.steps = plan, env, spec, agent, steps
-        self.learner_state = state
         self._episodes = 0
         self._tasks = tasks_of(env)
         self._task_specs = envs.task_specs(self._tasks, plan.env_args) if self._tasks else [spec]
         self._common = common(self._task_specs)
-        self.behaviour: PyTree = jax.jit(agent.behaviour)(state)
+        self.behaviour: PyTree = jax.tree.map(jnp.asarray, behaviour)
 
     def initial_carry(self, *, seed: int | None = None, sample: bool = False) -> PyTree:
         """The carry at an episode's start; with `sample` actions are drawn, not the likeliest.
@@ -89,8 +89,8 @@ class Policy:
             task=np.full(1, k, np.int32),
             action_mask=mask,
         )
-        action, agent_carry, _ = jit_act(
-            self.agent.act, self.behaviour, agent_carry, timestep, key, count
+        action, agent_carry, _ = act_and_keep(
+            self.agent.act, self.behaviour, *agent_carry, timestep, key, count
         )
         action = np.asarray(action)[0] + getattr(own.action_space, "start", 0)
         return action, (agent_carry, key, count + np.uint32(1))
@@ -176,10 +176,11 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy
     spec, agent = build(plan, env)
     state = initial_state(plan, agent)
     if loaded is not None:
-        return Policy(plan, env, spec, agent, loaded.restore("learner", state), loaded.steps)
+        learner = loaded.restore("learner", state)
+        return Policy(plan, env, spec, agent, agent.behaviour(learner), loaded.steps)
     assert exported is not None
-    state = state._replace(params=exported.read("params", state.params))
-    return Policy(plan, env, spec, agent, state, int(exported.meta["steps"]))
+    behaviour = exported.read("behaviour", jax.eval_shape(agent.behaviour, state))
+    return Policy(plan, env, spec, agent, behaviour, int(exported.meta["steps"]))
 
 
 def _exported_plan(file: ArrayFile) -> Plan:
@@ -196,19 +197,16 @@ def export(run_dir: Path, output: Path) -> int:
     be given to others; returns its agent steps. Raises UserError where that can't be done."""
     run_dir = run_of(run_dir)
     plan, loaded = Plan.load(run_dir), newest(run_dir)
-    learner = loaded.tree("learner")
-    assert isinstance(learner, dict)
+    policy = load(run_dir)
     described = plan.as_json()
     # What is of this machine is nobody else's business.
     described["run"] |= {"run_dir": None, "init_from": None}
     meta = {"plan": json.dumps(described), "steps": str(loaded.steps)}
-    if "statistics" in (learner.get("aux") or {}):
-        meta["normalised"] = "values"  # in units that acting needs not, and the file has not
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(output, error) from None
-    write_arrays(output, {"params": learner["params"]}, meta)
+    write_arrays(output, {"behaviour": policy.behaviour}, meta)
     return loaded.steps
 
 

@@ -41,11 +41,11 @@ from pronk.runtime.base import Runtime, Update
 from pronk.runtime.multi_learner import ALONE, Group, join
 from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
 from pronk.storage.files import cannot_write, write_json_atomically
-from pronk.types import Batch, LearnerState, VectorEnv
+from pronk.types import Agent, Batch, LearnerState, PyTree, VectorEnv
 
 # What becomes of the learner's state before a life of a run goes on, and of the notes (JSON) that
 # its checkpoints carry.
-Change = Callable[[LearnerState, dict[str, Any]], tuple[LearnerState, dict[str, Any]]]
+Change = Callable[[Agent, LearnerState, dict[str, Any]], tuple[LearnerState, dict[str, Any]]]
 
 # Updates with gradients that are not finite, one after another, after which a run stops.
 MAX_SKIPPED = 20
@@ -123,9 +123,10 @@ class _Run:
             state = loaded.restore("learner", state)
             self._take_up(loaded.meta)
         elif self.config.init_from is not None and not self.group.rank:
-            state = _begun_from(self.config.init_from, state)
+            behaviour = _behaviour_in(self.config.init_from, self.agent, state)
+            state = self.agent.warm_start(state, jax.tree.map(jnp.asarray, behaviour))
         if self.change is not None:
-            state, self.notes = self.change(state, self.notes)
+            state, self.notes = self.change(self.agent, state, self.notes)
         self._check_group()
         state = self.group.agreed(state)
         (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
@@ -430,50 +431,18 @@ def _next_multiple(steps: int, every: int | None) -> int | None:
     return None if every is None else (steps // every + 1) * every
 
 
-def _begun_from(path: Path, state: LearnerState) -> LearnerState:
-    """`state` with the parameters of another run, or exported ones, of the same shapes, and with
-    the statistics that belong to them."""
-    aux = dict(state.aux) if isinstance(state.aux, dict) else {}
+def _behaviour_in(path: Path, agent: Agent, state: LearnerState) -> PyTree:
+    """What acts in another run, or in what `pronk export` wrote, of this run's shapes."""
+    template = jax.eval_shape(agent.behaviour, state)
     if path.is_file():
-        file = ArrayFile(path)
-        if "statistics" in aux or file.meta.get("normalised"):
-            raise UserError(
-                f"`--init-from` '{path}' has only what acts, and values are normalised in"
-                f" {'this run' if 'statistics' in aux else 'the run it is of'}, by statistics that"
-                " it has not; give the directory of a run with this one's settings for values."
-            )
-        params = file.read("params", state.params)
-    else:
-        loaded: Loaded | None = Checkpointer(run_of(path) / "checkpoints").load()
-        if loaded is None:
-            raise UserError(
-                f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
-                " that `pronk export` wrote."
-            )
-        learner = loaded.tree("learner") or {}
-        params, theirs = learner.get("params"), learner.get("aux") or {}
-        if _shapes(params) != _shapes(state.params):
-            raise UserError(
-                f"the parameters of `--init-from` '{path}' do not fit: another network, or an"
-                " environment with other spaces. Use the network settings of that run."
-            )
-        if ("statistics" in aux) != ("statistics" in theirs):
-            raise UserError(
-                f"the values of `--init-from` '{path}' are"
-                f" {'normalised' if 'statistics' in theirs else 'in units of reward'}, and those of"
-                " this run are not; use that run's settings for values."
-            )
-        if "statistics" in aux:
-            leaves = [theirs["statistics"][name] for name in aux["statistics"]._fields]
-            aux["statistics"] = jax.tree.map(jnp.asarray, type(aux["statistics"])(*leaves))
-    params = jax.tree.map(jnp.asarray, params)
-    if "target" in aux:
-        aux["target"] = jax.tree.map(jnp.copy, params)
-    return state._replace(params=params, aux=aux or state.aux)
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        return ArrayFile(path).read("behaviour", template)
+    loaded: Loaded | None = Checkpointer(run_of(path) / "checkpoints").load()
+    if loaded is None:
+        raise UserError(
+            f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
+            " that `pronk export` wrote."
+        )
+    return agent.behaviour(loaded.restore("learner", state))
 
 
 @contextlib.contextmanager

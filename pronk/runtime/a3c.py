@@ -42,7 +42,7 @@ class A3CRuntime(Asynchronous):
         devices: Devices = ANYWHERE,
         actor_cores: int | None = None,
     ):
-        if agent.gradients is None or agent.apply is None:
+        if agent.halves is None:
             raise UserError(
                 "`--architecture async-gradients` needs an agent whose update is one gradient step"
                 " and nothing besides, and with these settings this agent's is not; use"
@@ -51,9 +51,9 @@ class A3CRuntime(Asynchronous):
         self._devices = devices
         self.learner_state: LearnerState = jax.device_put(state, devices.learner)
         self._updates = int(state.updates)
-        self._gradients = jax.jit(agent.gradients)
+        self._gradients = jax.jit(agent.halves.gradients)
         # Actors hold copies, so the update may reuse the state's memory.
-        self._apply = jax.jit(agent.apply, donate_argnums=0)
+        self._apply = jax.jit(agent.halves.apply, donate_argnums=0)
         self._behaviour = jax.jit(agent.behaviour)
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._latest = self._snapshot()
@@ -76,7 +76,7 @@ class A3CRuntime(Asynchronous):
             return only_acted(0, [], self._warnings())
         grads, aux, unroll = gradient
         grads, aux = jax.device_put((grads, aux), self._devices.learner)
-        self.learner_state, _, metrics = self._apply(self.learner_state, grads, aux)
+        self.learner_state, metrics, _ = self._apply(self.learner_state, grads, aux)
         lag = self._updates - unroll.trajectory.version
         self._updates += 1
         self._latest = self._snapshot()

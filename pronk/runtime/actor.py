@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pronk.types import (
@@ -17,6 +18,8 @@ from pronk.types import (
     Episode,
     Key,
     PyTree,
+    Sequences,
+    Starts,
     TimeStep,
     Trajectory,
     VectorEnv,
@@ -47,7 +50,9 @@ def misfit(unroll: Any, like: Trajectory, version: int) -> str:
     trajectory has the structure, shapes and dtypes of `like`; else an empty string."""
     if not isinstance(unroll, Unroll):
         return f"expected an unroll, got {type(unroll).__name__}"
-    found, structure = jax.tree.flatten(unroll.trajectory)
+    # How many rows `starts` has is the episodes' business.
+    trajectory = unroll.trajectory._replace(starts=None)
+    found, structure = jax.tree.flatten(trajectory)
     expected = jax.tree.leaves_with_path(like)
     if structure != jax.tree.structure(like):
         return "its trajectory has other parts than ours"
@@ -63,12 +68,22 @@ def misfit(unroll: Any, like: Trajectory, version: int) -> str:
     return ""
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def jit_act(
-    act: Any, behaviour: PyTree, carry: Carry, timestep: TimeStep, key: Key, count: Array
+def _act(
+    act: Any,
+    behaviour: PyTree,
+    core: PyTree,
+    private: PyTree,
+    timestep: TimeStep,
+    key: Key,
+    count: Array,
 ) -> tuple[Array, Carry, dict[str, Array]]:
-    """One device call per step: the step's key is made inside. Compiled once per `act`."""
-    return act(behaviour, carry, timestep, jax.random.fold_in(key, count))
+    """One device call per step: the step's key is made inside."""
+    return act(behaviour, Carry(core, private), timestep, jax.random.fold_in(key, count))
+
+
+# Compiled once per `act`. The first updates `private` in place; the second keeps its argument.
+act_in_place = jax.jit(_act, static_argnums=0, donate_argnums=3)
+act_and_keep = jax.jit(_act, static_argnums=0)
 
 
 class Player:
@@ -83,31 +98,82 @@ class Player:
     ):
         self._act = agent.act
         self._key, carry_key = jax.random.split(key)
-        self.carry = agent.initial_carry(carry_key, np.asarray(env_ids), num_envs, evaluate)
+        carry = agent.initial_carry(carry_key, np.asarray(env_ids), num_envs, evaluate)
+        # Copies: what is donated must be in one place only.
+        self.carry = jax.tree.map(jnp.array, carry)
         self.count = np.uint32(0)  # decisions so far
 
     def act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
         """Decide what to do at `timestep`."""
         core = self.carry.core
-        action, self.carry, extras = jit_act(
-            self._act, behaviour, self.carry, timestep, self._key, self.count
+        action, self.carry, extras = act_in_place(
+            self._act, behaviour, core, self.carry.private, timestep, self._key, self.count
         )
         self.count += np.uint32(1)
         return Row(timestep, np.asarray(action), extras, core)
+
+    def row_spec(self, behaviour: PyTree, timestep: TimeStep) -> Row:
+        """The shapes and dtypes of `act`'s result, without acting."""
+        action, _, extras = jax.eval_shape(
+            functools.partial(_act, self._act),
+            behaviour,
+            *self.carry,
+            timestep,
+            self._key,
+            self.count,
+        )
+        return Row(timestep, action, extras, self.carry.core)
+
+
+class StartRecorder:
+    """Keeps the recurrent states at the rows where a replay's sequences will start.
+
+    In each episode these are the rows k · stride − burn_in, where stride = length − overlap.
+    """
+
+    def __init__(self, sequences: Sequences, num_envs: int):
+        self._burn_in = sequences.burn_in
+        self._stride = sequences.length - sequences.overlap
+        self.position = np.zeros(num_envs, np.int64)  # rows since the episode began
+        self._recorded: list[tuple[Array, Array, PyTree]] = []
+
+    def advance(self, first: Array) -> None:
+        """Go to the next row; `first` `[B]` says where it begins an episode."""
+        self.position = np.where(first, 0, self.position + 1)
+
+    def record(self, row: int, core: PyTree) -> None:
+        """Keep what is needed of `core` `[B, ...]`, the state before this row of the unroll."""
+        starts = (self.position > 0) & ((self.position + self._burn_in) % self._stride == 0)
+        slots = np.flatnonzero(starts).astype(np.int32)
+        if len(slots) or not self._recorded:  # even of none, for the structure
+            kept = jax.tree.map(lambda x: np.asarray(x)[slots], core)
+            self._recorded.append((np.full(len(slots), row, np.int32), slots, kept))
+
+    def take(self) -> Starts:
+        """Those of the unroll that ends here."""
+        recorded, self._recorded = self._recorded, []
+        rows, slots, cores = zip(*recorded, strict=True)
+        core = jax.tree.map(lambda *x: np.concatenate(x), *cores)
+        return Starts(np.concatenate(rows), np.concatenate(slots), core)
 
 
 class Actor:
     """Unrolls a player in a vector environment, one parameter snapshot per unroll.
 
     Row T of an unroll is executed next and returned again as row 0 of the following one.
+    sequences: of a replay whose sequences start within unrolls, and which wants the recurrent state
+    at each start.
     """
 
-    def __init__(self, player: Player, env: VectorEnv, *, unroll: int):
+    def __init__(
+        self, player: Player, env: VectorEnv, *, unroll: int, sequences: Sequences | None = None
+    ):
         self.env = env
         self.placement = env.placement
         self._player = player
         self._unroll = unroll
         self._row: Row | None = None  # row T of the previous unroll
+        self._starts = None if sequences is None else StartRecorder(sequences, env.num_envs)
         self.beats = 0  # rows acted in
         self.beat: Callable[[], None] = lambda: None  # called for each, too
 
@@ -116,7 +182,7 @@ class Actor:
         env_seconds = act_seconds = 0.0
         row = self._row
         if row is None:
-            row = self._player.act(behaviour, self.env.reset())
+            row = self._act(behaviour, self.env.reset())
         core = jax.tree.map(np.asarray, row.core)
         buffers = jax.tree.map(
             lambda x: np.empty((self._unroll + 1, *np.shape(x)), np.asarray(x).dtype),
@@ -127,7 +193,9 @@ class Actor:
             start = time.perf_counter()
             timestep = self.env.step(row.action)
             stepped = time.perf_counter()
-            row = self._player.act(behaviour, timestep)
+            if self._starts is not None:
+                self._starts.record(t - 1, row.core)
+            row = self._act(behaviour, timestep)
             _write(buffers, t, (row.timestep, row.action, row.extras))
             self.beats += 1
             self.beat()
@@ -137,33 +205,37 @@ class Actor:
         # The environment reuses its arrays: keep the row from our own buffers.
         last = jax.tree.map(lambda x: x[-1], buffers)
         self._row = Row(*last, core=row.core)
-        trajectory = Trajectory(
-            timestep, action, extras, core, np.full((self.env.num_envs,), version, np.int32)
-        )
+        versions = np.full((self.env.num_envs,), version, np.int32)
+        starts = None if self._starts is None else self._starts.take()
+        trajectory = Trajectory(timestep, action, extras, core, versions, starts)
         return Unroll(
             trajectory, self.env.episodes(), env_seconds, act_seconds, self.env.warnings()
         )
+
+    def _act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
+        if self._starts is not None:
+            self._starts.advance(timestep.first)
+        return self._player.act(behaviour, timestep)
 
     def state(self) -> tuple[PyTree, PyTree | None]:
         """Everything needed to go on between unrolls: (own state, the environment's or None)."""
         return self._own(self._row), self.env.state()
 
     def template(self, behaviour: PyTree) -> PyTree:
-        """A tree shaped as `state()`'s first part, for restoring; steps nothing that counts."""
-        player = self._player
-        carry, count = player.carry, player.count
-        row = player.act(behaviour, self.env.reset())
-        player.carry, player.count = carry, count
-        return self._own(row)
+        """Shapes and dtypes of `state()`'s first part, for restoring."""
+        return self._own(self._player.row_spec(behaviour, self.env.reset()))
 
     def restore(self, own: PyTree, env: PyTree) -> None:
         """Continue from `state()`."""
         self._row = own["row"]
         self._player.carry, self._player.count = own["carry"], np.uint32(own["count"])
+        if self._starts is not None:
+            self._starts.position = np.asarray(own["position"])
         self.env.restore(env)
 
     def _own(self, row: Row | None) -> PyTree:
-        return {"row": row, "carry": self._player.carry, "count": self._player.count}
+        own = {"row": row, "carry": self._player.carry, "count": self._player.count}
+        return own if self._starts is None else own | {"position": self._starts.position}
 
     def close(self) -> None:
         """Release the environments."""

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from jax.sharding import NamedSharding
 
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Array, Batch, Device, Episode, LearnerState, PyTree
+from pronk.types import Array, Batch, Device, Episode, Feedback, LearnerState, PyTree
 
 
 class Devices(NamedTuple):
@@ -33,7 +33,7 @@ class Update(NamedTuple):
     episodes: list[Episode]  # games that ended meanwhile
     policy_lag: float  # mean, in updates
     warnings: Sequence[str] = ()  # what a person should be told
-    feedback: PyTree = ()  # of `Agent.learn`, for where the batch came from
+    feedback: Feedback = Feedback()  # for the source of the batch
     batch: Sequence[Batch] = ()  # what was learnt from, in parts, where it can be had
 
 

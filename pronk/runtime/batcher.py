@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from pronk.replay.store import without_core
 from pronk.types import Array, Batch, Trajectory
 
 
@@ -27,15 +26,9 @@ def concatenate(parts: list[Trajectory], xp: Any = np) -> Trajectory:
     )
 
 
-def as_drawn(trajectory: Trajectory) -> Trajectory:
-    """As a replay gives it: without the recurrent states that were noted at each row."""
-    rows, _ = without_core(trajectory[:3])
-    return Trajectory(*rows, core=trajectory.core, version=trajectory.version)
-
-
 def mixed(fresh: Trajectory, drawn: Trajectory, xp: Any = np) -> Batch:
     """A batch of what was just acted, and beside it what was drawn from replay."""
-    trajectory = concatenate([as_drawn(fresh), drawn], xp)
+    trajectory = concatenate([fresh, drawn], xp)
     widths = [x.version.shape[0] for x in (fresh, drawn)]
     return Batch(trajectory, replayed=np.repeat([False, True], widths))
 

@@ -20,7 +20,19 @@ from pronk.runtime.base import Update
 from pronk.runtime.batcher import mixed
 from pronk.runtime.ring import Ring
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Agent, Array, Batch, Carry, Episode, Key, LearnerState, PyTree, Trajectory
+from pronk.types import (
+    Agent,
+    Array,
+    Batch,
+    Carry,
+    Episode,
+    Fresh,
+    Key,
+    LearnerState,
+    Mixed,
+    PyTree,
+    Trajectory,
+)
 
 # Agent steps per call of the compiled program: long enough to hide the cost of the call.
 STEPS_PER_CALL = 1 << 15
@@ -70,6 +82,8 @@ def build(
     """
     env_ids = np.arange(num_envs, dtype=np.int32)
     begin, advance, _ = stepper(env, num_envs)
+    source = agent.source
+    sequences = None if isinstance(source, Fresh) else source.sequences
 
     def init(learner: LearnerState, key: Key) -> RunState:
         env_key, carry_key, act_key = jax.random.split(key, 3)
@@ -80,8 +94,8 @@ def build(
         )
         row = Row(timestep, action, extras, carry.core)
         replay = None
-        if agent.replay is not None:
-            replay = ring.make(agent.replay, (timestep, action, extras), carry.core)
+        if sequences is not None:
+            replay = ring.make(sequences, (timestep, action, extras), carry.core)
         past = ()
         if policy_lag:
             past = jax.tree.map(
@@ -89,24 +103,25 @@ def build(
             )
         return RunState(learner, state, after, row, act_key, jnp.uint32(1), replay, past)
 
-    def learn(run: RunState, trajectory: Trajectory) -> tuple[Any, ...]:
+    def learn(run: RunState, trajectory: Trajectory, next_core: PyTree) -> tuple[Any, ...]:
         """The learner, the replay, metrics, and whether anything was learnt."""
-        if agent.replay is None:
-            learner, _, metrics = agent.learn(run.learner, Batch(trajectory))
+        if isinstance(source, Fresh):
+            learner, metrics, _ = agent.learn(run.learner, Batch(trajectory))
             return learner, None, metrics, jnp.bool_(True)
         assert run.replay is not None
-        replay = ring.insert(run.replay, agent.replay, trajectory)
+        assert sequences is not None
+        replay = ring.insert(run.replay, sequences, trajectory, next_core)
         key = jax.random.fold_in(run.act_key, DRAWS)
-        if agent.replay.share < 1.0:
+        if isinstance(source, Mixed):
             drawn = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), draws)
             batch = mixed(trajectory, drawn.trajectory, jnp)
-            learner, _, metrics = agent.learn(run.learner, batch)
+            learner, metrics, _ = agent.learn(run.learner, batch)
             return learner, replay, metrics, jnp.bool_(True)
 
         def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
             batch = ring.draw(replay, jax.random.fold_in(key, learner.updates), num_envs)
-            learner, _, metrics = agent.learn(learner, batch)
-            return learner, metrics
+            learnt = agent.learn(learner, batch)
+            return learnt.state, learnt.metrics
 
         def every(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
             learner, metrics = jax.lax.scan(one, learner, length=draws)
@@ -116,7 +131,7 @@ def build(
             _, metrics = jax.eval_shape(every, learner)
             return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
-        enough = replay.count >= agent.replay.minimum
+        enough = replay.count >= source.min_size
         learner, metrics = jax.lax.cond(enough, every, none, run.learner)
         return learner, replay, metrics, enough
 
@@ -134,25 +149,30 @@ def build(
         behaviour, past, lag = acting(run)
 
         def step(
-            run_state: tuple[PyTree, Carry, Row, Array], _: None
-        ) -> tuple[tuple[PyTree, Carry, Row, Array], tuple[PyTree, ...]]:
-            state, carry, row, count = run_state
+            run_state: tuple[PyTree, Carry, Row, Array, PyTree], t: Array
+        ) -> tuple[tuple[PyTree, Carry, Row, Array, PyTree], tuple[PyTree, ...]]:
+            state, carry, row, count, next_core = run_state
             state, timestep, ended = advance(state, row.action)
+            if sequences is not None:  # the only row whose recurrent state is kept
+                here = t == ring.next_start(sequences)
+                next_core = jax.tree.map(
+                    lambda old, new: jnp.where(here, new, old), next_core, carry.core
+                )
             key = jax.random.fold_in(run.act_key, count)
             action, after, extras = agent.act(behaviour, carry, timestep, key)
             row = Row(timestep, action, extras, carry.core)
-            # The core before each row is recomputed by the learner: only row 0's is kept.
             seen = (timestep, action, extras)
-            return (state, after, row, count + 1), (seen, ended)
+            return (state, after, row, count + 1, next_core), (seen, ended)
 
-        (state, carry, row, count), (seen, ended) = jax.lax.scan(
-            step, (run.slots, run.carry, run.row, run.count), length=unroll
+        next_core = () if sequences is None else run.row.core
+        (state, carry, row, count, next_core), (seen, ended) = jax.lax.scan(
+            step, (run.slots, run.carry, run.row, run.count, next_core), jnp.arange(1, unroll + 1)
         )
         first = (run.row.timestep, run.row.action, run.row.extras)
         rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, seen)
         version = jnp.full((num_envs,), run.learner.updates - lag)
         trajectory = Trajectory(*rows, core=run.row.core, version=version)
-        learner, replay, metrics, learnt = learn(run, trajectory)
+        learner, replay, metrics, learnt = learn(run, trajectory, next_core)
         steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
         run = RunState(learner, state, carry, row, run.act_key, count, replay, past)
         return run, Outcome(metrics, learnt, steps, lag, *ended)

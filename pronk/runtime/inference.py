@@ -8,6 +8,7 @@ stored beside the actions are of those that acted.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -15,9 +16,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pronk.runtime.actor import Player, Row, jit_act
+from pronk.runtime.actor import Player, Row
 from pronk.runtime.cpus import settle_on
 from pronk.types import Agent, Array, Carry, Key, PyTree, TimeStep
 
@@ -25,8 +27,9 @@ from pronk.types import Agent, Array, Carry, Key, PyTree, TimeStep
 class _Request(NamedTuple):
     """One actor's question, and where the answer is to go."""
 
-    leaves: list[Array]  # of its timestep and carry, all `[B, ...]`
+    leaves: list[Array]  # of its timestep and recurrent state, all `[B, ...]`
     structure: Any
+    slots: Array  # int32 [B], where its private states are kept
     answer: queue.SimpleQueue[_Answer]
     asked: float
 
@@ -67,6 +70,9 @@ class InferenceServer:
         self._latest = latest
         self._batching = batching
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._private: PyTree = ()  # of all slots, `[N, ...]`; here, so that it need not travel
+        self._slots: dict[int, Array] = {}  # by the first environment's id
+        self._lock = threading.Lock()  # on the two
         self._begin = settle_on(actor_cores)
         self._closed = False
         self._error: BaseException | None = None
@@ -74,11 +80,35 @@ class InferenceServer:
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
         self._thread.start()
 
-    def act(self, timestep: TimeStep, carry: Carry) -> tuple[Array, Carry, dict[str, Array]]:
-        """`Agent.act` for one actor's rows `[B, ...]`, together with others' that wait now."""
-        leaves, structure = jax.tree.flatten((timestep, carry))
+    def register(self, env_ids: Array, private: PyTree) -> Array:
+        """Keep an actor's private states from now on; returns their slots, int32 `[B]`. An actor
+        that starts again gets its former slots."""
+        with self._lock:
+            slots = self._slots.get(int(env_ids[0]))
+            if slots is None:
+                begin = sum(map(len, self._slots.values()))
+                slots = np.arange(begin, begin + len(env_ids), dtype=np.int32)
+                if not self._slots:
+                    self._private = private
+                else:
+                    self._private = jax.tree.map(
+                        lambda xs, x: jnp.concatenate([xs, x]), self._private, private
+                    )
+                self._slots[int(env_ids[0])] = slots
+            else:
+                self._private = jax.tree.map(
+                    lambda xs, x: xs.at[slots].set(x), self._private, private
+                )
+        return slots
+
+    def act(
+        self, timestep: TimeStep, core: PyTree, slots: Array
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        """`Agent.act` for one actor's rows `[B, ...]`, together with others' that wait now; returns
+        the action, the recurrent state and the extras."""
+        leaves, structure = jax.tree.flatten((timestep, core))
         reply: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        self._requests.put(_Request(leaves, structure, reply, time.monotonic()))
+        self._requests.put(_Request(leaves, structure, slots, reply, time.monotonic()))
         while True:
             try:
                 answer = reply.get(timeout=0.2)
@@ -130,16 +160,42 @@ class InferenceServer:
         room = min(_size(len(requests)), self._batching.maximum)
         filled = requests + requests[:1] * (room - len(requests))
         joined = [np.concatenate(x) for x in zip(*[r.leaves for r in filled], strict=True)]
-        timestep, carry = requests[0].structure.unflatten(joined)
-        answer = jit_act(
-            self._act, self._latest(), carry, timestep, self._key, np.uint32(self.batches)
-        )
+        timestep, core = requests[0].structure.unflatten(joined)
+        # Rows that only fill the batch belong to no slot.
+        missing = np.full(len(timestep.reward), np.iinfo(np.int32).max, np.int32)
+        slots = np.concatenate([r.slots for r in requests])
+        slots = np.concatenate([slots, missing[len(slots) :]])
+        behaviour, count = self._latest(), np.uint32(self.batches)
+        with self._lock:
+            *answer, self._private = _act_on_slots(
+                self._act, behaviour, core, self._private, slots, timestep, self._key, count
+            )
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, answer))
         self.batches += 1
         self.requests += len(requests)
         width = timestep.reward.shape[0] // room
         for i, request in enumerate(requests):
             request.answer.put(_Answer(leaves, structure, i * width))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _act_on_slots(
+    act: Any,
+    behaviour: PyTree,
+    core: PyTree,
+    private: PyTree,
+    slots: Array,
+    timestep: TimeStep,
+    key: Key,
+    count: Array,
+) -> tuple[Array, PyTree, dict[str, Array], PyTree]:
+    """`act` for rows `[B]` whose private states are `private[slots]`, updated in place."""
+    own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), private)
+    action, carry, extras = act(
+        behaviour, Carry(core, own), timestep, jax.random.fold_in(key, count)
+    )
+    private = jax.tree.map(lambda xs, x: xs.at[slots].set(x, mode="drop"), private, carry.private)
+    return action, carry.core, extras, private
 
 
 def _size(count: int) -> int:
@@ -149,16 +205,19 @@ def _size(count: int) -> int:
 
 
 class CentralPlayer(Player):
-    """Remembers its slots' carry, and asks the server what to do."""
+    """Keeps its slots' recurrent states, and asks the server what to do."""
 
     def __init__(
         self, server: InferenceServer, agent: Agent, key: Key, env_ids: Array, num_envs: int
     ):
         super().__init__(agent, key, env_ids, num_envs)
         self._server = server
+        self._slots = server.register(env_ids, self.carry.private)
+        self.carry = Carry(self.carry.core)  # its private part is the server's
 
     def act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
         """Decide what to do at `timestep`, by the server's parameters."""
         core = self.carry.core
-        action, self.carry, extras = self._server.act(timestep, self.carry)
+        action, new_core, extras = self._server.act(timestep, core, self._slots)
+        self.carry = Carry(new_core)
         return Row(timestep, action, extras, core)

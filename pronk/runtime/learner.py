@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pronk.runtime.batcher import columns, over_axes
 from pronk.runtime.cpus import usable
 from pronk.runtime.multi_learner import everywhere, here
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Agent, Array, Batch, LearnerState, PyTree, Trajectory
+from pronk.types import Agent, Array, Batch, LearnerState, Learnt, PyTree, Trajectory
 
 
 class Prepared(NamedTuple):
@@ -31,6 +32,34 @@ class Prepared(NamedTuple):
 
 # More threads than this gain nothing on a batch of the usual size.
 MAX_PARTS = 8
+
+
+class Compiled(NamedTuple):
+    """An agent's functions of the learner's state, jitted."""
+
+    learn: Callable[[LearnerState, Batch], Learnt]
+    gradients: Any  # (state, part of a batch) -> (gradients, sums)
+    apply: Any  # (state, [(gradients, sums) of each part]) -> Learnt
+    behaviour: Callable[[LearnerState], PyTree]  # a copy
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(agent: Agent, shared: NamedSharding | None = None) -> Compiled:
+    """Equal agents share what is compiled. `learn` and `apply` reuse the state's memory, because
+    actors get a copy of what they need."""
+
+    def apply(state: LearnerState, parts: list[PyTree]) -> Learnt:
+        assert agent.halves is not None
+        return agent.halves.apply(state, *jax.tree.map(lambda *x: sum(x), *parts))
+
+    # Results are the same on all devices, but for feedback, of which each has its columns.
+    results = None if shared is None else Learnt(shared, shared, None)  # type: ignore[arg-type]
+    return Compiled(
+        jax.jit(agent.learn, donate_argnums=0, out_shardings=results),
+        None if agent.halves is None else jax.jit(agent.halves.gradients),
+        jax.jit(apply, donate_argnums=0),
+        jax.jit(lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)), out_shardings=shared),
+    )
 
 
 class Learner:
@@ -67,7 +96,7 @@ class Learner:
             # On a CPU there is no bus to cross: the update reads the actors' memory.
             self._far = (devices.learner or jax.devices()[0]).platform != "cpu"
         self.parts = 1
-        if not self._far and agent.gradients is not None:
+        if not self._far and agent.halves is not None:
             most = min(usable(), MAX_PARTS)
             self.parts = max(n for n in range(1, most + 1) if batch_size % n == 0)
         self.shared_by = 1 if self._shared is None else _processes(self._shared)
@@ -76,21 +105,7 @@ class Learner:
             self._state = everywhere(state, self._shared)
         else:
             self._state = jax.device_put(state, devices.learner)
-        # The update may reuse the state's memory, because actors get a copy of what they need.
-        # What several devices have found is the same in all of them; None: as XLA has it.
-        found = None if self._shared is None else (self._shared, None, self._shared)
-        self._learn = jax.jit(agent.learn, donate_argnums=0, out_shardings=found)
-        self._gradients: Any = jax.jit(agent.gradients) if agent.gradients else None
-
-        def apply(state: LearnerState, parts: list[PyTree]) -> tuple[LearnerState, PyTree, PyTree]:
-            assert agent.apply is not None
-            return agent.apply(state, *jax.tree.map(lambda *x: sum(x), *parts))
-
-        self._apply = jax.jit(apply, donate_argnums=0)
-        self._copy = jax.jit(
-            lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)),
-            out_shardings=self._shared,
-        )
+        self._compiled = compiled(agent, self._shared)
         self._threads = ThreadPoolExecutor(self.parts, "learner") if self.parts > 1 else None
         self.updates = int(state.updates)
         self.publish()
@@ -132,17 +147,18 @@ class Learner:
         """
         lag = self.updates - prepared.version
         if len(prepared.parts) == 1:
-            self._state, feedback, metrics = self._learn(self._state, prepared.parts[0])
+            learnt = self._compiled.learn(self._state, prepared.parts[0])
         else:
             assert self._threads is not None
-            found = list(self._threads.map(self._gradients_of, prepared.parts))
-            self._state, feedback, metrics = self._apply(self._state, found)
+            parts = list(self._threads.map(self._part_gradients, prepared.parts))
+            learnt = self._compiled.apply(self._state, parts)
+        self._state = learnt.state
         self.updates += 1
-        update = report(metrics, prepared.steps, lag, unrolls)
-        return update._replace(feedback=feedback, batch=prepared.parts)
+        update = report(learnt.metrics, prepared.steps, lag, unrolls)
+        return update._replace(feedback=learnt.feedback, batch=prepared.parts)
 
-    def _gradients_of(self, part: Batch) -> PyTree:
-        return jax.block_until_ready(self._gradients(self._state, part))
+    def _part_gradients(self, part: Batch) -> PyTree:
+        return jax.block_until_ready(self._compiled.gradients(self._state, part))
 
     def close(self) -> None:
         """Let the threads end."""
@@ -155,7 +171,7 @@ class Learner:
 
     def publish(self) -> None:
         """Make the newest parameters `latest`; complete, so that no actor waits for them."""
-        behaviour = self._copy(self._state)
+        behaviour = self._compiled.behaviour(self._state)
         behaviour = here(behaviour) if self.shared_by > 1 else behaviour
         behaviour = jax.device_put(behaviour, self._devices.actor)
         if self._past and self._past[-1][0] == self.updates:

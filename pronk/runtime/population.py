@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from pronk.envs.jax_env import JaxEnv
 from pronk.envs.jax_suite import JaxSuite, stepper
 from pronk.runtime import fused
 from pronk.runtime.fused import Outcome, RunState
-from pronk.types import Agent, Array, Key, LearnerState
+from pronk.types import Agent, Array, Fresh, Key, LearnerState, Learnt
 
 PLAYERS, PLAYED = 32, 1000  # environments, and steps of each, in which nothing is learnt
 
@@ -69,7 +70,7 @@ class Population:
         self.advance = jax.jit(over_members(some, in_turn), donate_argnums=0)
         # (runs, sources [N], hyper of [N]) -> runs
         self.inherit: Callable[[RunState, Array, dict[str, Array]], RunState]
-        self.inherit = jax.jit(_inherit, donate_argnums=0)
+        self.inherit = jax.jit(functools.partial(_inherit, agent), donate_argnums=0)
 
 
 def over_members(function: Callable[..., Any], in_turn: bool | None = None) -> Callable[..., Any]:
@@ -86,25 +87,15 @@ def over_members(function: Callable[..., Any], in_turn: bool | None = None) -> C
     return lambda *args: jax.lax.map(lambda one: function(*one), args)
 
 
-def _inherit(runs: RunState, sources: Array, hyper: dict[str, Array]) -> RunState:
+def _inherit(agent: Agent, runs: RunState, sources: Array, hyper: dict[str, Array]) -> RunState:
     """Member i goes on with what member `sources[i]` has learnt, and with its own `hyper`.
 
-    Copied are parameters, optimiser, statistics and hyperparameters, of which `hyper` then replaces
-    some. A member's environments, counters and random key stay its own.
+    What is copied is the agent's business (`Agent.adopt`); `hyper` then replaces some
+    hyperparameters. A member's environments, counters and random key stay its own.
     """
-    learner = runs.learner
-
-    def copied(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x[sources], tree)
-
-    return runs._replace(
-        learner=learner._replace(
-            params=copied(learner.params),
-            optimiser=copied(learner.optimiser),
-            aux=copied(learner.aux),
-            hyper=copied(learner.hyper) | hyper,
-        )
-    )
+    donors = jax.tree.map(lambda x: x[sources], runs.learner)
+    learners = jax.vmap(agent.adopt)(runs.learner, donors)
+    return runs._replace(learner=learners._replace(hyper=learners.hyper | hyper))
 
 
 def ended_by_task(
@@ -125,7 +116,7 @@ def ended_by_task(
 def played(agent: Agent, env: JaxEnv | JaxSuite, learners: LearnerState, keys: Key) -> Array:
     """The mean return `[N, tasks]` of the games that end within PLAYED steps of each of PLAYERS
     environments, in which nothing is learnt; actions are sampled. NaN where no game ends."""
-    idle = agent._replace(learn=lambda state, batch: (state, (), {}), replay=None)
+    idle = agent._replace(learn=lambda state, batch: Learnt(state, {}), source=Fresh())
     init, update = fused.build(idle, env, unroll=PLAYED, num_envs=PLAYERS)
     by_task = ended_by_task(env, PLAYERS)
 

@@ -18,13 +18,13 @@ from pronk.errors import UserError
 from pronk.replay import Limiter, Replay, SegmentLog
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.base import Update
-from pronk.runtime.batcher import as_drawn, columns, concatenate, mixed
+from pronk.runtime.batcher import columns, concatenate, mixed
 from pronk.runtime.learner import Learner, Prepared, agent_steps, only_acted
 from pronk.runtime.local import LocalRuntime, OneLearner, SynchronousRuntime
 from pronk.runtime.places.supervise import Closed, Supervised
 from pronk.runtime.workers import Workers
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Array, Batch, PyTree
+from pronk.types import Array, Batch, Mixed, PyTree, Replayed
 
 POLL = 0.2  # seconds after which whoever waits looks whether the run has stopped
 
@@ -46,12 +46,20 @@ class Drawn(NamedTuple):
 class Memory:
     """A replay with its limiter, the random numbers of its draws, and its log if it is saved."""
 
-    def __init__(self, replay: Replay, log: SegmentLog | None, *, batch_size: int, seed: int):
-        self.replay, self._log, self._batch_size = replay, log, batch_size
+    def __init__(
+        self,
+        source: Replayed | Mixed,
+        replay: Replay,
+        log: SegmentLog | None,
+        *,
+        batch_size: int,
+        seed: int,
+    ):
+        self._source, self.replay, self._log, self._batch_size = source, replay, log, batch_size
         self.limiter = Limiter(
             replay,
-            samples_per_insert=replay.spec.samples_per_insert,
-            minimum=replay.spec.minimum,
+            samples_per_insert=getattr(source, "samples_per_insert", 1.0),
+            minimum=getattr(source, "min_size", 1),
             batch_size=batch_size,
         )
         self._rng = np.random.default_rng(seed)
@@ -70,7 +78,8 @@ class Memory:
 
     def mix(self, parts: list[Batch]) -> list[Batch]:
         """Batches with what is replayed beside them; while there is nothing, they themselves."""
-        share = self.replay.spec.share
+        assert isinstance(self._source, Mixed)
+        share = self._source.fraction
         found = []
         for part in parts:
             fresh = part.trajectory
@@ -79,7 +88,7 @@ class Memory:
             if len(self.replay):
                 drawn = self.replay.sample(count, self._rng)[0].trajectory
             else:
-                again = [as_drawn(fresh)] * (1 + count // width)
+                again = [fresh] * (1 + count // width)
                 drawn = columns(concatenate(again), 0, count)
             found.append(mixed(fresh, drawn))
         return found
@@ -93,7 +102,7 @@ class Memory:
     def learn(self, learner: Learner, drawn: Drawn, seen: Sequence[Seen]) -> Update:
         """An update, whose feedback are new priorities."""
         update = learner.update(drawn.batch, [s.unroll for s in seen])
-        self.replay.update(drawn.keys, np.asarray(update.feedback))
+        self.replay.update(drawn.keys, np.asarray(update.feedback.priorities))
         return update._replace(steps=sum(s.steps for s in seen))
 
     def state(self) -> dict[str, PyTree]:

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pronk.replay.store import without_core
-from pronk.types import Array, Batch, Key, PyTree, ReplaySpec, Trajectory
+from pronk.types import Array, Batch, Key, PyTree, Sequences, Trajectory
 
 
 class Ring(NamedTuple):
@@ -27,12 +26,11 @@ class Ring(NamedTuple):
     )
 
 
-def make(spec: ReplaySpec, row: tuple[PyTree, PyTree, dict[str, PyTree]], core: PyTree) -> Ring:
+def make(spec: Sequences, row: tuple[PyTree, PyTree, dict[str, PyTree]], core: PyTree) -> Ring:
     """An empty one, for environments that are at `row`, leaves `[B, ...]`, with `core` before it.
 
     In front of the first sequences that row is repeated, which resets what came before.
     """
-    row, _ = without_core(row)
     capacity = max(1, spec.capacity // spec.length)
     length = spec.burn_in + spec.length + 1
 
@@ -49,11 +47,19 @@ def make(spec: ReplaySpec, row: tuple[PyTree, PyTree, dict[str, PyTree]], core: 
     )
 
 
-def insert(ring: Ring, spec: ReplaySpec, trajectory: Trajectory) -> Ring:
-    """Take up an unroll of `length` steps, leaves `[length + 1, B, ...]`."""
-    new, cores = without_core(trajectory[:3])
+def next_start(spec: Sequences) -> int:
+    """The row of an unroll of `length` steps where the next sequence's burn-in starts."""
+    return spec.length - spec.burn_in
+
+
+def insert(ring: Ring, spec: Sequences, trajectory: Trajectory, next_core: PyTree) -> Ring:
+    """Take up an unroll of `length` steps, leaves `[length + 1, B, ...]`.
+
+    next_core: the recurrent state before row `next_start(spec)` of it, where the next sequence
+    starts.
+    """
     before, core = ring.before
-    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, new)
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, trajectory[:3])
     width, capacity = trajectory.version.shape[0], ring.version.shape[0]
     at = (ring.count + jnp.arange(width)) % capacity
 
@@ -62,14 +68,12 @@ def insert(ring: Ring, spec: ReplaySpec, trajectory: Trajectory) -> Ring:
 
     # The next sequence begins with row `length`, the last one: in front of it come those before.
     last = jax.tree.map(lambda x: x[-1 - spec.burn_in : -1], rows)
-    # Its core is the one before these, which is among those noted, because length ≥ burn_in.
-    index = spec.length - spec.burn_in
     return Ring(
         jax.tree.map(lambda s, x: put(s, jnp.moveaxis(x, 1, 0)), ring.rows, rows),
         jax.tree.map(put, ring.core, core),
         put(ring.version, trajectory.version),
         ring.count + width,
-        (last, jax.tree.map(lambda x: x[index], cores)),
+        (last, next_core),
     )
 
 

@@ -157,9 +157,9 @@ def _parts(settings: Architectures) -> dict[str, float]:
         jax.block_until_ready(learner.prepare(batcher.take(learner.parts)).parts)
 
     single = Batch(columns(trajectory, 0, 1))
-    assert agent.gradients is not None
-    assert agent.apply is not None
-    gradients, apply = jax.jit(agent.gradients), jax.jit(agent.apply, donate_argnums=0)
+    assert agent.halves is not None
+    gradients = jax.jit(agent.halves.gradients)
+    apply = jax.jit(agent.halves.apply, donate_argnums=0)
     copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
     state = copy(learner.state)
     found = gradients(state, single)

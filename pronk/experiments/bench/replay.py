@@ -14,7 +14,8 @@ from pronk.experiments.bench.settings import Replay as Settings
 from pronk.experiments.bench.timing import median_seconds
 from pronk.replay import Replay
 from pronk.run.allocator import keep_freed_memory
-from pronk.types import Array, ReplaySpec, TimeStep, Trajectory
+from pronk.runtime.actor import StartRecorder
+from pronk.types import Array, Sequences, TimeStep, Trajectory
 
 STACK, SIZE, CORE = 4, 84, 512
 EPISODE = 1000  # steps
@@ -23,21 +24,19 @@ EPISODE = 1000  # steps
 def measure(settings: Settings) -> dict[str, Any]:
     """Observations inserted, sequences drawn and priorities set per second; bytes."""
     keep_freed_memory()
-    spec = ReplaySpec(
+    spec = Sequences(
         capacity=settings.observations,
         burn_in=40,
         length=80,
         overlap=40,
-        minimum=1,
-        samples_per_insert=1.0,
         priority_exponent=0.9,
         compress=settings.compress,
     )
-    games = _Games(settings.envs, settings.unroll)
+    games = _Games(settings.envs, settings.unroll, spec)
     example = jax.tree.map(lambda x: x[0, 0], games.trajectory()[:3])
-    games = _Games(settings.envs, settings.unroll)
+    games = _Games(settings.envs, settings.unroll, spec)
     before = _resident()
-    replay = Replay(spec, example)
+    replay = Replay(spec, example, tuple(np.zeros(CORE, np.float32) for _ in range(2)))
     seconds = 0.0
     while replay.transitions < settings.observations:
         trajectory = games.trajectory()
@@ -78,9 +77,10 @@ def _resident() -> int:
 class _Games:
     """Trajectories of stacked frames that move, and episodes that end now and then."""
 
-    def __init__(self, envs: int, unroll: int):
+    def __init__(self, envs: int, unroll: int, spec: Sequences):
         rng = np.random.default_rng(0)
         self._envs, self._unroll, self._t = envs, unroll, 0
+        self._starts = StartRecorder(spec, envs)
         # A picture much larger than what is seen of it: each step sees another part.
         self._world = np.repeat(rng.integers(0, 256, (512, 128), np.uint8), 4, axis=1)
         self._ends = rng.integers(EPISODE, size=envs)
@@ -101,7 +101,11 @@ class _Games:
         shape = ended.shape
         no, zero = np.zeros(shape, np.bool_), np.zeros(shape, np.int32)
         reward = np.zeros(shape, np.float32)
-        core = tuple(np.zeros((*shape, CORE), np.float32) for _ in range(2))
+        core = tuple(np.zeros((self._envs, CORE), np.float32) for _ in range(2))
+        for t in range(steps):
+            self._starts.advance(first[t])
+            self._starts.record(t, core)
         timestep = TimeStep(observation, reward, ended & ~first, no, first, zero)
-        extras = {"probability": reward, "core": core}
-        return Trajectory(timestep, zero, extras, (), np.zeros(self._envs, np.int32))
+        version = np.zeros(self._envs, np.int32)
+        starts = self._starts.take()
+        return Trajectory(timestep, zero, {"probability": reward}, core, version, starts)

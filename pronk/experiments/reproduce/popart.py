@@ -153,7 +153,7 @@ def _untrained(plan: Plan, seeds: int) -> dict[str, Any]:
 
 def _statistics(learners: LearnerState) -> dict[str, Array]:
     """Of all members, `[N, tasks]` each."""
-    statistics: Any = learners.aux["statistics"]
+    statistics: Any = learners.extra["statistics"]
     return {"μ": np.asarray(statistics.mean), "σ": np.asarray(statistics.deviation)}
 
 

@@ -31,11 +31,11 @@ from pronk.config.spec import Plan
 from pronk.experiments.reproduce.common import Interval, interval, once
 from pronk.experiments.reproduce.settings import Staleness
 from pronk.replay import Limiter, Replay
-from pronk.run.build import ActorFactory, build, configure_jax, initial_state, row_of
+from pronk.run.build import ActorFactory, build, configure_jax, core_of, initial_state, row_of
 from pronk.run.resolve import resolve
 from pronk.runtime.actor import Player
 from pronk.runtime.learner import Learner
-from pronk.types import Array, PyTree, Trajectory
+from pronk.types import Array, PyTree, Replayed, Sequences, Trajectory
 
 ENV, ENV_ARGS = "pronk/CartPole-v1", {"hide_velocities": True}
 BURN_IN, LENGTH = 10, 20
@@ -91,19 +91,20 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     """One run, measured as it goes: actor and learner in turns."""
     plan = _plan(strategy, seed, steps)
     spec, agent = build(plan, plan.env)
-    assert agent.replay is not None
+    assert isinstance(agent.source, Replayed)
     config = plan.agent_config
     learner = Learner(agent, initial_state(plan, agent), batch_size=config.batch_size)
-    actor = ActorFactory(plan, plan.env, 0, 1, ENVS, 0)(agent)
-    replay = Replay(agent.replay, row_of(agent, spec))
+    # The recurrent state of every row is wanted here, not only where sequences start.
+    every_row = agent.source._replace(sequences=Sequences(capacity=1, length=1))
+    actor = ActorFactory(plan, plan.env, 0, 1, ENVS, 0)(agent._replace(source=every_row))
+    replay = Replay(agent.source.sequences, row_of(agent, spec), core_of(agent))
     limiter = Limiter(
         replay,
         samples_per_insert=config.samples_per_insert,
         minimum=config.replay_minimum,
         batch_size=config.batch_size,
     )
-    _, forward = r2d2.action_values(config, spec)
-    jit_forward = jax.jit(forward)
+    jit_forward = jax.jit(r2d2.build(config, spec).forward)
     rng = np.random.default_rng([seed, 1])
     late = _Late()
     rows: list[dict[str, float]] = []
@@ -112,7 +113,7 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
         if limiter.may_sample():
             batch, keys = replay.sample(config.batch_size, rng)
             update = learner.update(learner.prepare([batch]), [])
-            replay.update(keys, np.asarray(update.feedback))
+            replay.update(keys, np.asarray(update.feedback.priorities))
             if learner.updates % EVERY == 0:
                 first, last = _delta_q(jit_forward, learner.state.params, late, config, rng)
                 rows.append(
@@ -135,6 +136,19 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     return {"strategy": strategy, "seed": seed, "rows": rows, "remembered": remembered}
 
 
+def _core_of_rows(trajectory: Trajectory) -> PyTree:
+    """The recurrent state before each row, `[T + 1, B, ...]`; zeros where an episode begins."""
+    assert trajectory.starts is not None
+    row, slot, core = trajectory.starts
+
+    def spread(x: Array) -> Array:
+        dense = np.zeros((*trajectory.timestep.first.shape, *x.shape[1:]), x.dtype)
+        dense[row, slot] = x
+        return dense
+
+    return jax.tree.map(spread, core)
+
+
 class _Episode(NamedTuple):
     timestep: PyTree  # leaves [n, ...]
     action: Array  # [n]
@@ -151,7 +165,7 @@ class _Late:
     def add(self, trajectory: Trajectory) -> None:
         """Row T comes again."""
         first = trajectory.timestep.first
-        everything = (trajectory.timestep, trajectory.action, trajectory.extras["core"])
+        everything = (trajectory.timestep, trajectory.action, _core_of_rows(trajectory))
         for b in range(ENVS):
             bounds = [0, *(np.flatnonzero(first[1:-1, b]) + 1), len(first) - 1]
             for begin, end in itertools.pairwise(bounds):

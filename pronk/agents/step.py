@@ -1,0 +1,84 @@
+"""What the agents' updates share: a new learner's state, one guarded gradient step, PBT's copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pronk.types import Array, Key, LearnerState, PyTree
+
+
+def hyperparameters(config: Any, names: Iterable[str]) -> dict[str, Array]:
+    """The configuration's fields of these names as float32 scalars, for `LearnerState.hyper`."""
+    return {name: jnp.float32(getattr(config, name)) for name in names}
+
+
+def optimiser(kind: str, hyper: dict[str, Array]) -> optax.GradientTransformation:
+    """Clips the global norm of gradients, then scales them; the learning rate is not applied.
+
+    kind: `adam`, or `rmsprop` as TensorFlow has it: ε inside the root, mean square starting at 1.
+    """
+    if kind == "adam":
+        scale = optax.scale_by_adam(eps=hyper["optimiser_epsilon"])
+    else:
+        scale = optax.scale_by_rms(
+            decay=hyper["rmsprop_decay"],
+            eps=hyper["optimiser_epsilon"],
+            initial_scale=1.0,
+            eps_in_sqrt=True,
+        )
+    return optax.chain(optax.clip_by_global_norm(hyper["max_gradient_norm"]), scale)
+
+
+def new_state(
+    kind: str, params: PyTree, hyper: dict[str, Array], key: Key, extra: PyTree = ()
+) -> LearnerState:
+    """The state before the first update; `kind` is `optimiser`'s."""
+    return LearnerState(
+        params=params,
+        opt_state=optimiser(kind, hyper).init(params),
+        hyper=hyper,
+        updates=jnp.int32(0),
+        steps=jnp.uint32(0),
+        skipped=jnp.int32(0),
+        key=key,
+        extra=extra,
+    )
+
+
+def descend(
+    kind: str, state: LearnerState, grads: PyTree, learning_rate: Array, steps: Array
+) -> tuple[LearnerState, Array]:
+    """One gradient step, and the gradient's norm; `steps` agent steps were learnt from.
+
+    A gradient that is not finite changes neither parameters nor optimiser: it is counted in
+    `skipped`, and training continues.
+    """
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimiser(kind, state.hyper).update(grads, state.opt_state)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    return state._replace(
+        params=params,
+        opt_state=opt_state,
+        updates=state.updates + 1,
+        steps=state.steps + steps.astype(jnp.uint32),
+        skipped=state.skipped + (~finite).astype(jnp.int32),
+    ), norm
+
+
+def adopt(own: LearnerState, donor: LearnerState) -> LearnerState:
+    """`Agent.adopt` of agents whose `extra` belongs to their parameters: all that was learnt is the
+    donor's; counters and key stay."""
+    return own._replace(
+        params=donor.params, opt_state=donor.opt_state, hyper=donor.hyper, extra=donor.extra
+    )
