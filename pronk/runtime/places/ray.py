@@ -86,7 +86,7 @@ class Cluster:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{wrong}nothing is to be reached there ({error}); expected 'local', 'auto', or the"
-                " HOST:PORT that `ray start --head-units` printed."
+                " HOST:PORT that `ray start --head` printed."
             ) from None
         try:
             with warnings.catch_warnings():
