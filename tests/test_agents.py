@@ -22,7 +22,7 @@ from pronk import agents, envs
 from pronk.config.registry import config_module, impala
 from pronk.maths import returns
 from pronk.runtime.actor import Actor, Player, jit_act
-from pronk.runtime.batcher import columns, concatenate
+from pronk.runtime.columns import columns, concatenate
 from pronk.storage.checkpoint import Checkpointer
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
 

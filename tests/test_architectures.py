@@ -22,7 +22,7 @@ from pronk.config.compatibility import ARCHITECTURES
 from pronk.errors import UserError
 from pronk.run import build as wiring
 from pronk.run.policy import inspect
-from pronk.runtime.a3c import A3CRuntime
+from pronk.runtime.a3c import A3CLoop
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer, _size
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep
@@ -190,7 +190,7 @@ def catch_agent() -> Agent:
 def test_a3c_applies_each_gradient_to_the_newest_parameters():
     agent, actor = catch_agent(), _Scripted()
     state = initial_state(agent)
-    runtime = A3CRuntime(agent, jax.tree.map(jnp.copy, state), [actor, actor])  # type: ignore[list-item]
+    runtime = A3CLoop(agent, jax.tree.map(jnp.copy, state), [actor, actor])  # type: ignore[list-item]
     versions = [state]
     for _ in range(6):
         while not (update := runtime.update()).metrics:
@@ -208,7 +208,7 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
     runtime.close()
     assert runtime.learner_state.steps == 6 * update.steps
     with pytest.raises(UserError, match="one gradient step"):
-        A3CRuntime(agent._replace(gradients=None), state, [])
+        A3CLoop(agent._replace(gradients=None), state, [])
 
 
 TINY: dict[str, Any] = {
@@ -287,7 +287,7 @@ def test_actors_are_closed_where_no_runtime_takes_them(
     def refuse(*_: Any) -> None:
         raise UserError("needs another agent")
 
-    monkeypatch.setattr(wiring, "A3CRuntime", refuse)
+    monkeypatch.setattr(wiring, "A3CLoop", refuse)
     monkeypatch.setattr(Actor, "close", lambda actor: closed.append(actor))
     with pytest.raises(UserError, match="another agent"):
         pronk.train(

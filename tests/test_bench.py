@@ -13,8 +13,8 @@ from pronk import cli
 from pronk.experiments import bench
 from pronk.experiments.bench import fused
 from pronk.experiments.bench.timing import forward_flops, random_batch
-from pronk.run.build import build, initial_state
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, initial_state
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from pronk.envs import jax_env_of
 from pronk.errors import UserError
 from pronk.maths import returns
 from pronk.replay import Replay
-from pronk.run.build import ActorFactory, build, initial_state, row_of
+from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, initial_state, row_spec
 from pronk.runtime import fused
 from pronk.runtime.learner import Learner
-from pronk.runtime.replaying import Memory
+from pronk.runtime.replay_source import Memory
 from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
 
 STATES, ACTIONS, LENGTH, WIDTH = 4, 3, 6, 5
@@ -298,7 +299,7 @@ def test_local_batches_are_mixed():
     plan = resolve("impala", "pronk/Catch-v0", runtime="local", **MIXED)
     spec, agent = build(plan, plan.env)
     assert agent.replay is not None
-    replay = Replay(agent.replay, row_of(agent, spec))
+    replay = Replay(agent.replay, row_spec(agent, spec))
     memory = Memory(replay, None, batch_size=8, seed=0)
     actor = ActorFactory(plan, plan.env, 0, 1, 4, 0)(agent)
     behaviour = agent.behaviour(initial_state(plan, agent))

@@ -22,7 +22,8 @@ TWO_DEVICES = """
 import contextlib, sys
 import jax
 from pronk.run.resolve import resolve
-from pronk.run.build import build, initial_state, make_runtime
+from pronk.run.setup import build, initial_state
+from pronk.run.build import make_runtime
 
 acts, learns = jax.devices()[1], jax.devices()[0]
 
@@ -85,7 +86,8 @@ import numpy as np
 from pronk.experiments.bench.timing import random_batch
 from pronk.run.resolve import resolve
 from pronk.runtime.learner import Learner
-from pronk.run.build import _devices, build, initial_state
+from pronk.run.build import _devices
+from pronk.run.setup import build, initial_state
 
 replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head_units": 4}
 plan = resolve(

@@ -40,7 +40,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pronk import agents, envs
 from pronk.agents.impala_config import Config
-from pronk.runtime.base import Devices
+from pronk.runtime.api import Devices
 from pronk.runtime.multi_learner import join
 from pronk.runtime.learner import Learner
 from test_group import UPDATES, batch, built
@@ -79,7 +79,7 @@ def built() -> Any:
 def batch(i: int, start: int, stop: int) -> Batch:
     """Columns of the i-th batch: whatever its numbers, all who learn from it see the same."""
     from pronk.experiments.bench.timing import random_batch
-    from pronk.runtime.batcher import columns
+    from pronk.runtime.columns import columns
 
     agent = built()
     state = agent.init(jax.random.key(0))

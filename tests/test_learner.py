@@ -19,8 +19,8 @@ from pronk.errors import UserError
 from pronk.experiments.bench.timing import random_batch
 from pronk.runtime import cores
 from pronk.runtime import learner as learner_module
-from pronk.runtime.batcher import Batcher
 from pronk.runtime.learner import Learner
+from pronk.runtime.source import Queue
 
 SPEC = envs.spec_of("CartPole-v1")
 SIZE = 6
@@ -40,7 +40,7 @@ def update(monkeypatch: pytest.MonkeyPatch, usable: int, *, whole: bool = False,
     )
     learner = Learner(agent, jax.tree.map(jnp.copy, state), batch_size=SIZE)
     with contextlib.closing(learner):
-        batcher = Batcher(SIZE)
+        batcher = Queue(SIZE)
         batcher.add(trajectory)
         batch = learner.prepare(batcher.take(1 if whole else learner.parts))
         report = learner.update(batch, [])

@@ -38,9 +38,10 @@ from pronk.experiments.reproduce import pbt as experiment
 from pronk.pbt import common, lives, policy, processes, vmapped
 from pronk.run import plot_population as lineage
 from pronk.run import train as training
-from pronk.run.build import ACTOR_KEY, INIT_KEY, build, fused_shape, initial_state, key_for
+from pronk.run.build import fused_shape
 from pronk.run.evaluate import Tally
 from pronk.run.resolve import resolve
+from pronk.run.setup import ACTOR_KEY, INIT_KEY, build, initial_state, key_for
 from pronk.runtime import fused
 from pronk.runtime.population import Population
 from pronk.storage.checkpoint import Checkpointer

@@ -22,8 +22,8 @@ from pronk import agents, envs
 from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.replay import Replay, SegmentLog
-from pronk.run.build import row_of
 from pronk.run.policy import inspect
+from pronk.run.setup import row_spec
 from pronk.runtime import ring
 from pronk.storage.checkpoint import Checkpointer
 from pronk.types import Batch, EnvSpec, ReplaySpec, TimeStep, Trajectory
@@ -401,7 +401,7 @@ def test_kill_9_at_any_time(tmp_path):
         tree = loaded.tree("replay")
         agent = agents.make("r2d2", Config(**{k: v for k, v in TINY.items() if k in FIELDS}),
                             envs.spec_of("CartPole-v1"), horizon=1)  # fmt: skip
-        replay = Replay(agent.replay, row_of(agent, envs.spec_of("CartPole-v1")))
+        replay = Replay(agent.replay, row_spec(agent, envs.spec_of("CartPole-v1")))
         log = SegmentLog(replay, tmp_path / "replay", 3)
         log.restore(tree, episodes=False)
         log.close()

@@ -17,17 +17,11 @@ from pronk.experiments.reproduce import popart as popart_experiment
 from pronk.experiments.reproduce import r2d2_ablations as ablations
 from pronk.experiments.reproduce import r2d2_staleness as study
 from pronk.maths import popart
-from pronk.run.build import (
-    ACTOR_KEY,
-    INIT_KEY,
-    ActorFactory,
-    build,
-    fused_shape,
-    initial_state,
-    key_for,
-)
+from pronk.run.actors import ActorFactory
+from pronk.run.build import fused_shape
 from pronk.run.evaluate import Evaluation, SuiteEvaluation
 from pronk.run.resolve import resolve
+from pronk.run.setup import ACTOR_KEY, INIT_KEY, build, initial_state, key_for
 from pronk.runtime import fused
 
 

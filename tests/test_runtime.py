@@ -13,11 +13,12 @@ from pronk import agents, envs
 from pronk.config.registry import impala
 from pronk.runtime import learner as learner_module
 from pronk.runtime.actor import Actor, Player, Unroll
-from pronk.runtime.batcher import Batcher
-from pronk.runtime.fused import FusedRuntime
+from pronk.runtime.asynchronous import AsynchronousLoop
+from pronk.runtime.fused import FusedLoop
 from pronk.runtime.learner import Learner
-from pronk.runtime.local import LocalRuntime, SynchronousRuntime
-from pronk.runtime.workers import Waits
+from pronk.runtime.rounds import RoundsLoop
+from pronk.runtime.source import Queue
+from pronk.runtime.threads import WaitTimes
 from pronk.storage.checkpoint import Checkpointer
 from pronk.types import TimeStep, Trajectory
 
@@ -39,7 +40,7 @@ def numbered(start: int, width: int) -> Trajectory:
 
 
 def test_batcher_gives_batches_in_parts_of_one_width():
-    batcher = Batcher(6)
+    batcher = Queue(6)
     for i in range(3):
         batcher.add(numbered(3 * i, 3))
     parts = batcher.take(3)
@@ -54,7 +55,7 @@ def test_batcher_gives_batches_in_parts_of_one_width():
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
 @pytest.mark.parametrize("together", [False, True])
 def test_batcher_keeps_the_order_of_columns(widths, size, together):
-    batcher, taken, start = Batcher(size), [], 0
+    batcher, taken, start = Queue(size), [], 0
     for i, width in enumerate(widths):
         batcher.add(numbered(start, width))
         start += width
@@ -81,7 +82,7 @@ def initial_state():
 
 def deterministic(
     actors: int = 2, num_envs: int = 4, seed: int = 0, in_turns: bool = True
-) -> SynchronousRuntime:
+) -> RoundsLoop:
     made = [
         Actor(
             Player(
@@ -96,13 +97,13 @@ def deterministic(
         for i in range(actors)
     ]
     learner = Learner(AGENT, initial_state(), batch_size=4)
-    return SynchronousRuntime(learner, made, batch_size=4, in_turns=in_turns)
+    return RoundsLoop(learner, made, batch_size=4, in_turns=in_turns)
 
 
-def fused() -> FusedRuntime:
+def fused() -> FusedLoop:
     env = envs.jax_env_of("pronk/Catch-v0")
     assert env is not None
-    return FusedRuntime(
+    return FusedLoop(
         AGENT, env, initial_state(), KEY, unroll=CONFIG.unroll, num_envs=4, max_steps=20 * 96
     )
 
@@ -206,7 +207,7 @@ def test_fused_data_is_on_policy():
         params=jax.tree.map(lambda x: x + np.float32(rng.normal(size=x.shape)), state.params),
         hyper=state.hyper | {"learning_rate": np.float32(0)},
     )
-    runtime = FusedRuntime(AGENT, env, state, KEY, unroll=12, num_envs=4, max_steps=1)
+    runtime = FusedLoop(AGENT, env, state, KEY, unroll=12, num_envs=4, max_steps=1)
     for _ in range(3):
         update = runtime.update()
         np.testing.assert_allclose(update.metrics["importance_ratio"], 1.0, atol=1e-5)
@@ -240,7 +241,7 @@ class _Scripted:
 
 def test_local_learns_and_closes():
     actors = [_Scripted(), _Scripted()]
-    runtime = LocalRuntime(Learner(AGENT, initial_state(), batch_size=4), actors, batch_size=4)
+    runtime = AsynchronousLoop(Learner(AGENT, initial_state(), batch_size=4), actors, batch_size=4)
     steps = [runtime.update().steps for _ in range(3)]
     assert runtime.learner_state.steps == sum(steps) == 3 * catch_steps(0, 12, 4)
     runtime.close()
@@ -255,7 +256,7 @@ def test_local_learns_and_closes():
 def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, waits):
     """And whole, which leaves the actors the cores, while it is the one that waits."""
     monkeypatch.setattr(learner_module, "usable", lambda: 2)
-    runtime = LocalRuntime(
+    runtime = AsynchronousLoop(
         Learner(AGENT, initial_state(), batch_size=4), [_Scripted()], batch_size=4
     )
     parts: list[int] = []
@@ -277,7 +278,7 @@ def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, wa
 
 def test_a_wait_of_long_ago_is_forgotten():
     """Such as for what compiles."""
-    waits = Waits(1)
+    waits = WaitTimes(1)
     waits.queue += 10.0
     assert waits.on_learner()
     answers = []
@@ -292,7 +293,7 @@ def test_a_wait_of_long_ago_is_forgotten():
 
 def test_one_broken_actor_of_two_is_noticed():
     """Though the other one keeps the queue full."""
-    runtime = LocalRuntime(
+    runtime = AsynchronousLoop(
         Learner(AGENT, initial_state(), batch_size=4),
         [_Scripted(), _Scripted(fails=2)],
         batch_size=4,

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from pronk.runtime.places.process import ActorProcess
 
 import pronk
 from pronk import agents, envs
@@ -25,9 +26,8 @@ from pronk.run import build as wiring
 from pronk.run.resolve import resolve
 from pronk.runtime import supervise, workers
 from pronk.runtime.actor import Actor, Player, misfit
+from pronk.runtime.asynchronous import AsynchronousLoop
 from pronk.runtime.learner import Learner
-from pronk.runtime.local import LocalRuntime
-from pronk.runtime.places.process import ActorProcess
 from pronk.runtime.places.supervise import Lost, Restarts, Supervised
 
 CONFIG = Config(unroll=6, batch_size=2, hidden_sizes=(8,))
@@ -176,7 +176,7 @@ def test_a_thread_that_hangs_is_given_up(restarts, wakes):
         return made[-1]
 
     actor = Supervised(make, "actor 0", restarts, make(0))
-    runtime = LocalRuntime(learner(), [actor], batch_size=2)
+    runtime = AsynchronousLoop(learner(), [actor], batch_size=2)
     told: list[str] = []
     try:
         deadline = time.monotonic() + 60
@@ -235,7 +235,7 @@ def test_closing_begins_no_life(restarts):
 
     script = Script([None])
     actor = Supervised(script, "actor 0", restarts, Fragile(fate))
-    runtime = LocalRuntime(learner(), [actor], batch_size=2)
+    runtime = AsynchronousLoop(learner(), [actor], batch_size=2)
     stuck.wait(60)
     threading.Timer(0.3, wake.set).start()
     runtime.close()
@@ -245,7 +245,7 @@ def test_closing_begins_no_life(restarts):
 
 def test_who_waits_for_the_learner_does_not_hang(restarts):
     actor = Supervised(Script([None] * 1000), "actor 0", restarts)
-    runtime = LocalRuntime(learner(), [actor], batch_size=2)
+    runtime = AsynchronousLoop(learner(), [actor], batch_size=2)
     try:
         runtime.update()
         time.sleep(1.0)  # the queue is full, and nobody takes from it

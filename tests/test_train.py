@@ -19,9 +19,10 @@ import safetensors.numpy
 
 import pronk
 from pronk.errors import UserError
-from pronk.run.build import ActorFactory, build, initial_state
+from pronk.run.actors import ActorFactory
 from pronk.run.policy import inspect
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, initial_state
 from pronk.runtime.learner import Learner
 from pronk.storage.checkpoint import Checkpointer
 

@@ -36,29 +36,11 @@ def check_together(config: RunConfig, batch_size: int) -> None:
         _check_ray(config)
     if config.learners > 1:
         _check_learners(config, batch_size)
-    if config.actor_cores is not None and (config.deterministic or config.actor_kind == "process"):
-        flag = "--deterministic" if config.deterministic else "--actor-kind process"
+    if config.actor_cores is not None and config.deterministic:
         raise UserError(
-            f"`--actor-cores` {config.actor_cores} is for threads of actors, and `{flag}` has none:"
-            " leave one of the two out."
+            f"`--actor-cores` {config.actor_cores} is for threads of actors, and `--deterministic`"
+            " has none: leave one of the two out."
         )
-    if config.actor_kind == "process":
-        if config.deterministic:
-            raise UserError(
-                "`--deterministic` has its actors take turns in one process; leave `--actor-kind"
-                " process` out (`--env-workers` may still step the environments in processes)."
-            )
-        if config.architecture != "async":
-            raise UserError(
-                f"{name} has its actors in one process; leave `--actor-kind process` out"
-                " (`--env-workers` may still step the environments in processes)."
-            )
-        if config.env_workers:
-            raise UserError(
-                f"`--env-workers` is {config.env_workers} with `--actor-kind process`; actors in"
-                " processes of their own step their environments themselves: leave one of the two"
-                " out."
-            )
     if config.deterministic and (architecture.central or architecture.gradients):
         raise UserError(
             f"{name} answers whoever comes first, so that no two runs are alike; leave"
@@ -98,7 +80,6 @@ def _check_ray(config: RunConfig) -> None:
     for flag, given, why in (
         ("--deterministic", config.deterministic, "actors on a cluster can't take turns"),
         ("--architecture", config.architecture != "async", "Ray's actors are asynchronous"),
-        ("--actor-kind", config.actor_kind != "thread", "Ray makes the actors' processes"),
         ("--env-workers", bool(config.env_workers), "its actors step their environments"),
         ("--actor-cores", config.actor_cores is not None, "it is for threads of actors"),
         ("--actor-device", config.actor_device is not None, "say --actor-gpus instead"),
@@ -155,8 +136,7 @@ def fixed_numbers(
                 f"{why}: `--actors` {num_actors} × `--envs-per-actor` {num_envs} must equal {size}."
             )
         return (1, fresh) if architecture.single else (num_actors, num_envs)
-    several = config.actor_kind == "process" or config.learners > 1
-    if not (config.deterministic or architecture.central or several):
+    if not (config.deterministic or architecture.central or config.learners > 1):
         return config.actors, config.envs_per_actor
     num_envs = config.envs_per_actor or DEFAULT_ENVS
     if config.deterministic and not only_replay and (num_actors * num_envs) % fresh:

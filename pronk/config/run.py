@@ -51,13 +51,11 @@ class RunConfig:
     """The same seed gives the same bits, and a resumed run equals an uninterrupted one."""
     actors: int | None = None
     """Actors of the local runtime, each stepping `--envs-per-actor` environments. [measured; 2 if
-    deterministic, in processes, or for another architecture than async; on a Ray cluster as many
+    deterministic, or for another architecture than async; on a Ray cluster as many
     as it has places for]"""
     envs_per_actor: int | None = None
     """Environments per actor (fused: in all). [measured; 16 where actors are not; fused and
     async-gradients: the batch size; sync: the batch size / actors]"""
-    actor_kind: Literal["thread", "process"] = "thread"
-    """Whether actors are threads of this process or processes of their own."""
     ray: str | None = None
     """Actors are on the machines of a Ray cluster: auto, the one that this machine belongs to;
     local, one of its own, for this run; or HOST:PORT of its head. [on this machine, without Ray]"""
@@ -113,11 +111,6 @@ class RunConfig:
     """Start from the parameters of this run, or of what `pronk export` wrote (fine-tuning)."""
     quiet: bool = False
     """Print messages only."""
-
-    @property
-    def actors_apart(self) -> bool:
-        """Whether each actor has a process to itself, here or on another machine."""
-        return self.actor_kind == "process" or self.ray is not None
 
 
 # Changing these does not change what is learnt, so a run may be resumed with other values.

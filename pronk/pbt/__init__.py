@@ -17,7 +17,8 @@ from pronk.errors import UserError
 from pronk.pbt import processes, vmapped
 from pronk.pbt.common import Setup, open_journal
 from pronk.pbt.policy import tuned
-from pronk.run.build import build, configure_jax, is_fused
+from pronk.run.build import is_fused
+from pronk.run.setup import build, configure_jax
 from pronk.run.train import alone_in, signals
 from pronk.storage.files import cannot_write
 

@@ -32,8 +32,10 @@ from pronk.pbt.common import (
     told,
 )
 from pronk.pbt.policy import Hyper, Score, has_diverged
-from pronk.run.build import ACTOR_KEY, INIT_KEY, find_device, fused_shape, key_for
+from pronk.run.build import fused_shape
+from pronk.run.devices import find_device
 from pronk.run.evaluate import Tally
+from pronk.run.setup import ACTOR_KEY, INIT_KEY, key_for
 from pronk.run.train import MAX_SKIPPED
 from pronk.runtime.fused import RunState
 from pronk.runtime.population import Population, Told, played

@@ -16,8 +16,8 @@ from pronk import envs
 from pronk.config.spec import Plan, run_of
 from pronk.envs.suite import common, task_number, tasks_of
 from pronk.errors import UserError
-from pronk.run.build import build, configure_jax, initial_state
 from pronk.run.evaluate import Evaluation, SuiteEvaluation, evaluate_all
+from pronk.run.setup import build, configure_jax, initial_state
 from pronk.runtime.actor import act_and_keep
 from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
 from pronk.storage.files import cannot_write

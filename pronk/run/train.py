@@ -26,18 +26,12 @@ from pronk.config.compatibility import check_together
 from pronk.config.spec import Plan, run_of
 from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
-from pronk.run.build import (
-    EVALUATION_KEY,
-    build,
-    configure_jax,
-    initial_state,
-    key_for,
-    make_runtime,
-)
+from pronk.run.build import make_runtime
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
 from pronk.run.monitor import Monitor
 from pronk.run.resolve import resolve
-from pronk.runtime.base import Runtime, Update
+from pronk.run.setup import EVALUATION_KEY, build, configure_jax, initial_state, key_for
+from pronk.runtime.api import Runtime, Update
 from pronk.runtime.multi_learner import ALONE, Group, join
 from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
 from pronk.storage.files import cannot_write, write_json_atomically
@@ -153,8 +147,8 @@ class _Run:
                     self.env,
                     self.agent,
                     state,
-                    life=self.agent_steps,
-                    tell=monitor.message,
+                    start_step=self.agent_steps,
+                    log=monitor.message,
                     stack=stack,
                 )
                 stack.callback(runtime.close)

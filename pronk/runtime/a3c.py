@@ -13,33 +13,41 @@ import jax
 import jax.numpy as jnp
 
 from pronk.errors import UserError
-from pronk.runtime.actor import Actor, Unroll
-from pronk.runtime.base import ANYWHERE, Devices, Update
-from pronk.runtime.learner import agent_steps, only_acted, report
-from pronk.runtime.workers import PATIENCE, Asynchronous
+from pronk.runtime.actor import Unroll
+from pronk.runtime.actor_threads import ActorThreads
+from pronk.runtime.api import DEFAULT_DEVICES, Devices, Update, report
+from pronk.runtime.columns import agent_steps
+from pronk.runtime.places.supervise import Supervised
+from pronk.runtime.threads import Channel, WaitTimes
+from pronk.storage.checkpoint import Loaded
 from pronk.types import Agent, Batch, LearnerState, PyTree
+
+PATIENCE = 1.0  # seconds after which an update without a gradient returns, so that a run can stop
 
 
 class Gradient(NamedTuple):
     """What an actor sends instead of its trajectory."""
 
     grads: PyTree
-    aux: PyTree
+    sums: PyTree
     unroll: Unroll
 
 
-class A3CRuntime(Asynchronous):
+class A3CLoop:
     """Asynchronous actors that send gradients of their own unrolls.
 
-    A gradient is of the parameters that acted, on-policy, and is applied to newer ones.
+    A gradient is of the parameters that acted, on-policy, and is applied to newer ones. Raises
+    UserError for an agent whose update is more than one gradient step.
     """
+
+    drained = True  # what actors are in the middle of is no part of what was committed
 
     def __init__(
         self,
         agent: Agent,
         state: LearnerState,
-        actors: Sequence[Actor],
-        devices: Devices = ANYWHERE,
+        actors: Sequence[Supervised],
+        devices: Devices = DEFAULT_DEVICES,
         actor_cores: int | None = None,
     ):
         if agent.halves is None:
@@ -57,29 +65,66 @@ class A3CRuntime(Asynchronous):
         self._behaviour = jax.jit(agent.behaviour)
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._latest = self._snapshot()
-        super().__init__(actors, self._gradient, actor_cores)
+        self._waits = WaitTimes(len(actors))
+        self._sent = Channel(1)
+        self._actors = ActorThreads(actors, self._act, self._sent.fail, actor_cores)
 
     def _snapshot(self) -> tuple[int, LearnerState, PyTree]:
         state = jax.device_put(self._copy(self.learner_state), self._devices.actor)
         return jax.block_until_ready((self._updates, state, self._behaviour(state)))
 
-    def _gradient(self, actor: Actor) -> Gradient:
+    def _act(self, actor: Supervised) -> None:
+        """One unroll and its gradient."""
         version, state, behaviour = self._latest
         unroll = actor.unroll(behaviour, version)
         self._waits.acted(unroll)
-        grads, aux = jax.block_until_ready(self._gradients(state, Batch(unroll.trajectory)))
-        return Gradient(grads, aux, unroll)
+        grads, sums = jax.block_until_ready(self._gradients(state, Batch(unroll.trajectory)))
+        with self._waits.queued():
+            self._sent.put(Gradient(grads, sums, unroll))
 
     def update(self) -> Update:
         """Apply the next gradient, waiting for one if need be, but not for ever."""
-        if (gradient := self._next(self._workers, PATIENCE)) is None:
-            return only_acted(0, [], self._warnings())
-        grads, aux, unroll = gradient
-        grads, aux = jax.device_put((grads, aux), self._devices.learner)
-        self.learner_state, metrics, _ = self._apply(self.learner_state, grads, aux)
+        with self._waits.starved():
+            gradient: Gradient | None = self._sent.get(PATIENCE)
+        if gradient is None:
+            return report([], steps=0, warnings=self._actors.messages())
+        grads, sums, unroll = gradient
+        grads, sums = jax.device_put((grads, sums), self._devices.learner)
+        self.learner_state, metrics, _ = self._apply(self.learner_state, grads, sums)
         lag = self._updates - unroll.trajectory.version
         self._updates += 1
         self._latest = self._snapshot()
-        update = report(metrics, agent_steps(unroll.trajectory), lag, [unroll])
-        warnings = [*self._warnings(), *update.warnings]
-        return update._replace(batch=[Batch(unroll.trajectory)], warnings=warnings)
+        return report(
+            [unroll],
+            steps=agent_steps(unroll.trajectory),
+            metrics=metrics,
+            lag=lag,
+            warnings=self._actors.messages(),
+            batch=[Batch(unroll.trajectory)],
+        )
+
+    def bound_by(self) -> str:
+        """Which part the others waited for: learner, environments or inference."""
+        return self._waits.bound_by()
+
+    def waits(self) -> dict[str, float]:
+        """Seconds the learner and, on average, an actor spent waiting, stepping, and inferring."""
+        return self._waits.as_dict()
+
+    def faults(self) -> dict[str, int]:
+        """Actors that were lost, and unrolls of theirs that were dropped."""
+        return self._actors.faults()
+
+    def state(self) -> dict[str, PyTree]:
+        """Nothing but the learner's: actors are in the middle of things."""
+        return {}
+
+    def restore(self, loaded: Loaded) -> list[str]:
+        """New episodes start."""
+        return ["new episodes start: only runs with --deterministic continue within episodes."]
+
+    def close(self) -> None:
+        """Stop the actors and release their environments."""
+        self._sent.close()
+        self._actors.stop()
+        self._actors.close()

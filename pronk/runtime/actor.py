@@ -217,24 +217,29 @@ class Actor:
             self._starts.advance(timestep.first)
         return self._player.act(behaviour, timestep)
 
-    def state(self) -> tuple[PyTree, PyTree | None]:
-        """Everything needed to go on between unrolls: (own state, the environment's or None)."""
-        return self._own(self._row), self.env.state()
+    def state(self, *, private: bool = True) -> tuple[PyTree, PyTree | None]:
+        """All that is needed to continue between unrolls: (own state, the environment's or None);
+        private: with the slots' private states."""
+        return self._own(self._row, private), self.env.state()
 
-    def template(self, behaviour: PyTree) -> PyTree:
+    def template(self, behaviour: PyTree, *, private: bool = True) -> PyTree:
         """Shapes and dtypes of `state()`'s first part, for restoring."""
-        return self._own(self._player.row_spec(behaviour, self.env.reset()))
+        return self._own(self._player.row_spec(behaviour, self.env.reset()), private)
 
     def restore(self, own: PyTree, env: PyTree) -> None:
         """Continue from `state()`."""
         self._row = own["row"]
-        self._player.carry, self._player.count = own["carry"], np.uint32(own["count"])
+        carry, self._player.count = own["carry"], np.uint32(own["count"])
+        if not jax.tree.leaves(carry.private):  # not saved
+            carry = carry._replace(private=self._player.carry.private)
+        self._player.carry = carry
         if self._starts is not None:
             self._starts.position = np.asarray(own["position"])
         self.env.restore(env)
 
-    def _own(self, row: Row | None) -> PyTree:
-        own = {"row": row, "carry": self._player.carry, "count": self._player.count}
+    def _own(self, row: Row | None, private: bool) -> PyTree:
+        carry = self._player.carry if private else Carry(self._player.carry.core)
+        own = {"row": row, "carry": carry, "count": self._player.count}
         return own if self._starts is None else own | {"position": self._starts.position}
 
     def close(self) -> None:

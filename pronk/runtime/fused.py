@@ -16,8 +16,8 @@ from pronk.envs.jax_env import JaxEnv
 from pronk.envs.jax_suite import JaxSuite, stepper
 from pronk.runtime import ring
 from pronk.runtime.actor import Row
-from pronk.runtime.base import Update
-from pronk.runtime.batcher import mixed
+from pronk.runtime.api import Update
+from pronk.runtime.columns import mix
 from pronk.runtime.ring import Ring
 from pronk.storage.checkpoint import Loaded
 from pronk.types import (
@@ -114,7 +114,7 @@ def build(
         key = jax.random.fold_in(run.act_key, DRAWS)
         if isinstance(source, Mixed):
             drawn = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), draws)
-            batch = mixed(trajectory, drawn.trajectory, jnp)
+            batch = mix(trajectory, drawn.trajectory, jnp)
             learner, metrics, _ = agent.learn(run.learner, batch)
             return learner, replay, metrics, jnp.bool_(True)
 
@@ -180,7 +180,7 @@ def build(
     return init, update
 
 
-class FusedRuntime:
+class FusedLoop:
     """Runs several updates per call of one compiled program: about STEPS_PER_CALL agent steps."""
 
     drained = True

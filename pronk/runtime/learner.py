@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,20 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pronk.runtime.actor import Unroll
-from pronk.runtime.base import ANYWHERE, Devices, Update
-from pronk.runtime.batcher import columns, over_axes
+from pronk.runtime.api import DEFAULT_DEVICES, Devices
+from pronk.runtime.columns import fresh_columns, over_axes
 from pronk.runtime.cpus import usable
 from pronk.runtime.multi_learner import everywhere, here
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Agent, Array, Batch, LearnerState, Learnt, PyTree, Trajectory
+from pronk.types import Agent, Array, Batch, LearnerState, Learnt, PyTree
 
 
 class Prepared(NamedTuple):
-    """A batch on the learner's device, in parts, and what a person is told of it."""
+    """A batch on the learner's device, in parts."""
 
     parts: list[Batch]
-    steps: int  # agent steps; what is replayed is not counted again
     version: Array  # int32 [B], as `Trajectory.version`, of what is not replayed
 
 
@@ -81,7 +79,7 @@ class Learner:
         self,
         agent: Agent,
         state: LearnerState,
-        devices: Devices = ANYWHERE,
+        devices: Devices = DEFAULT_DEVICES,
         *,
         batch_size: int,
         policy_lag: int = 0,
@@ -120,9 +118,7 @@ class Learner:
     def prepare(self, parts: list[Batch]) -> Prepared:
         """Bring a batch, whole or in `self.parts` parts, to the device; may be done during an
         update."""
-        fresh = [fresh_columns(part) for part in parts]
-        steps = sum(agent_steps(trajectory) for trajectory in fresh)
-        version = np.concatenate([trajectory.version for trajectory in fresh])
+        version = np.concatenate([fresh_columns(part).version for part in parts])
         if self._shared is not None:
             # What this process has is its part of the columns.
             parts = [
@@ -131,7 +127,7 @@ class Learner:
             ]
         elif self._far:
             parts = jax.device_put(parts, self._devices.learner)
-        return Prepared(parts, steps, version)
+        return Prepared(parts, version)
 
     def _sharding(self, batch: Batch) -> Batch:
         """Of a batch's arrays: every device has a part of the columns."""
@@ -140,12 +136,11 @@ class Learner:
         rows, slots = (NamedSharding(mesh, PartitionSpec(*p)) for p in ((None, "data"), ("data",)))
         return over_axes(rows, slots, batch)
 
-    def update(self, prepared: Prepared, unrolls: Sequence[Unroll]) -> Update:
-        """Learn from a batch; the report has what `unrolls`, which came meanwhile, brought.
+    def update(self, prepared: Prepared) -> Learnt:
+        """Learn from a batch. Returns when the update is under way: `publish` waits for its end.
 
-        Returns when the update has been asked for: `publish` waits until it is done.
+        The result's `state` is None: it is the learner's, and the next update reuses its memory.
         """
-        lag = self.updates - prepared.version
         if len(prepared.parts) == 1:
             learnt = self._compiled.learn(self._state, prepared.parts[0])
         else:
@@ -154,8 +149,7 @@ class Learner:
             learnt = self._compiled.apply(self._state, parts)
         self._state = learnt.state
         self.updates += 1
-        update = report(learnt.metrics, prepared.steps, lag, unrolls)
-        return update._replace(feedback=learnt.feedback, batch=prepared.parts)
+        return learnt._replace(state=None)  # type: ignore[arg-type]
 
     def _part_gradients(self, part: Batch) -> PyTree:
         return jax.block_until_ready(self._compiled.gradients(self._state, part))
@@ -200,34 +194,3 @@ class Learner:
 def _processes(sharding: NamedSharding) -> int:
     """Whose devices these are."""
     return len({device.process_index for device in sharding.device_set})
-
-
-def fresh_columns(batch: Batch) -> Trajectory:
-    """What was just acted of a batch, which is all if nothing is replayed."""
-    width = batch.trajectory.version.shape[0]
-    # What is replayed is beside it, on the right.
-    fresh = width if batch.replayed is None else width - int(batch.replayed.sum())
-    return columns(batch.trajectory, 0, fresh)
-
-
-def agent_steps(trajectory: Trajectory) -> int:
-    """Transitions in a trajectory of NumPy arrays; the dummies between episodes are none."""
-    first = trajectory.timestep.first[1:]
-    return int(first.size - first.sum())
-
-
-def only_acted(steps: int, unrolls: Sequence[Unroll], warnings: Sequence[str]) -> Update:
-    """What is reported where nothing was learnt; `warnings` beside those of `unrolls`."""
-    update = report({}, steps, np.nan, unrolls)
-    return update._replace(warnings=[*warnings, *update.warnings])
-
-
-def report(metrics: dict[str, Array], steps: int, lag: Array, unrolls: Sequence[Unroll]) -> Update:
-    """An update from `steps` agent steps whose columns lagged by `lag` `[B]` updates."""
-    return Update(
-        metrics,
-        steps=steps,
-        episodes=[episode for unroll in unrolls for episode in unroll.episodes],
-        policy_lag=float(np.mean(lag)),
-        warnings=[warning for unroll in unrolls for warning in unroll.warnings],
-    )

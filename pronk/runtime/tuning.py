@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pronk.config.run import DEFAULT_ACTORS, DEFAULT_ENVS
+from pronk.runtime.columns import agent_steps
 from pronk.runtime.cpus import settle_on
-from pronk.runtime.learner import agent_steps
-from pronk.runtime.workers import Unroller
+from pronk.runtime.places.supervise import Unroller
 from pronk.types import PyTree
 
 MAX_ACTORS = 64

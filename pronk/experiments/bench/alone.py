@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pronk.errors import UserError
-from pronk.run.build import configure_jax
+from pronk.run.setup import configure_jax
 
 
 def alone(measure: Callable[..., Any], *args: Any) -> Any:

@@ -25,12 +25,13 @@ from pronk.experiments.bench.queueing import Costs, predict
 from pronk.experiments.bench.settings import Architectures
 from pronk.experiments.bench.timing import median_seconds
 from pronk.experiments.bench.training import train_for
-from pronk.run.build import build, initial_state
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, initial_state
 from pronk.runtime.actor import Actor, Player
-from pronk.runtime.batcher import Batcher, columns
+from pronk.runtime.columns import columns
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 from pronk.runtime.learner import Learner
+from pronk.runtime.source import Queue
 from pronk.types import Agent, Batch, Trajectory
 
 PART_SECONDS = 3.0  # to measure each part for the model
@@ -151,10 +152,11 @@ def _parts(settings: Architectures) -> dict[str, float]:
     trajectory = _trajectory(agent, learner, settings)
 
     def assemble() -> None:
-        batcher = Batcher(n)
+        batcher = Queue(n)
         for i in range(n):
-            batcher.add(columns(trajectory, i, i + 1))
-        jax.block_until_ready(learner.prepare(batcher.take(learner.parts)).parts)
+            batcher.add(i, columns(trajectory, i, i + 1))
+        assert batcher.ready()
+        jax.block_until_ready(learner.prepare(batcher.take(learner.parts).parts).parts)
 
     single = Batch(columns(trajectory, 0, 1))
     assert agent.halves is not None

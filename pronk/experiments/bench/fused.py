@@ -10,8 +10,8 @@ from pronk import envs
 from pronk.envs.suite import check_slots
 from pronk.experiments.bench.settings import Fused
 from pronk.experiments.bench.timing import median_seconds
-from pronk.run.build import build, configure_jax, initial_state
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, configure_jax, initial_state
 from pronk.runtime import fused
 from pronk.types import Agent
 

@@ -9,10 +9,10 @@ import jax
 
 from pronk.experiments.bench.settings import Learner as Settings
 from pronk.experiments.bench.timing import forward_flops, matrix_flops, median_seconds, random_batch
-from pronk.run.build import build, configure_jax, initial_state
 from pronk.run.resolve import resolve
-from pronk.runtime.batcher import Batcher
+from pronk.run.setup import build, configure_jax, initial_state
 from pronk.runtime.learner import Learner
+from pronk.runtime.source import Queue
 from pronk.types import Agent, LearnerState, Trajectory
 
 ENV = "ALE/Breakout-v5"
@@ -51,12 +51,13 @@ def update_seconds(
     """Median seconds of an update from all of `trajectory`, as a runtime's learner does it."""
     width = trajectory.version.shape[0]
     learner = Learner(agent, state, batch_size=width)
-    batcher = Batcher(width)
-    batcher.add(trajectory)
-    prepared = learner.prepare(batcher.take(learner.parts))
+    queue = Queue(width)
+    queue.add(0, trajectory)
+    assert queue.ready()
+    prepared = learner.prepare(queue.take(learner.parts).parts)
 
     def update() -> None:
-        learner.update(prepared, [])
+        learner.update(prepared)
         learner.publish()
 
     with contextlib.closing(learner):

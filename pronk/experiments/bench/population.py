@@ -18,8 +18,9 @@ from pronk.config.spec import Plan
 from pronk.errors import UserError
 from pronk.experiments.bench.fused import NETWORKS
 from pronk.experiments.bench.settings import Population as Settings
-from pronk.run.build import ACTOR_KEY, INIT_KEY, build, configure_jax, fused_shape, key_for
+from pronk.run.build import fused_shape
 from pronk.run.resolve import resolve
+from pronk.run.setup import ACTOR_KEY, INIT_KEY, build, configure_jax, key_for
 from pronk.runtime import fused
 from pronk.runtime.population import Population
 from pronk.types import Agent, Array

@@ -23,11 +23,13 @@ from pronk.experiments.bench.alone import alone
 from pronk.experiments.bench.learner import update_seconds
 from pronk.experiments.bench.settings import Throughput
 from pronk.experiments.bench.timing import median_seconds, random_batch, random_rows
-from pronk.run.build import ActorFactory, build, initial_state
+from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, initial_state
 from pronk.runtime.actor import Player
 from pronk.runtime.learner import Learner
-from pronk.runtime.local import SynchronousRuntime
+from pronk.runtime.rounds import RoundsLoop
+from pronk.runtime.source import Queue
 
 
 def measure(settings: Throughput) -> dict[str, Any]:
@@ -114,7 +116,8 @@ def _in_turn(settings: Throughput) -> float:
     _, agent = build(plan, plan.env)
     learner = Learner(agent, initial_state(plan, agent), batch_size=settings.batch)
     actor = ActorFactory(plan, plan.env, 0, 1, settings.envs, 0)(agent)
-    runtime = SynchronousRuntime(learner, [actor], batch_size=settings.batch, in_turns=True)
+    runtime = RoundsLoop(learner, [actor], Queue(settings.batch), in_turns=True)
+
     with contextlib.closing(runtime):
         found = training.measure(runtime, settings.seconds / 3, warm_seconds=0.0)
     return found["end_to_end_steps_per_second"]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pronk.config.spec import Plan
-from pronk.run.build import build, configure_jax, initial_state, make_runtime
-from pronk.runtime.base import Runtime
+from pronk.run.build import make_runtime
+from pronk.run.setup import build, configure_jax, initial_state
+from pronk.runtime.api import Runtime
 
 WARM_UPDATES = 5
 
@@ -30,8 +31,8 @@ def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[
             plan.env,
             agent,
             initial_state(plan, agent),
-            life=0,
-            tell=lambda _: None,
+            start_step=0,
+            log=lambda _: None,
             stack=stack,
         )
         stack.callback(runtime.close)

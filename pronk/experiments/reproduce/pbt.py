@@ -25,8 +25,8 @@ from pronk.experiments.reproduce.common import band, chosen, digest, once
 from pronk.experiments.reproduce.settings import PBT
 from pronk.pbt.vmapped import final_returns
 from pronk.run import plot_population as lineage
-from pronk.run.build import configure_jax
 from pronk.run.resolve import resolve
+from pronk.run.setup import configure_jax
 from pronk.storage.journal import events_of
 from pronk.types import Array
 

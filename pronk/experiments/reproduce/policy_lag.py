@@ -21,7 +21,7 @@ from pronk.experiments.reproduce.vtrace_ablation import (
     TASKS,
     plan_for,
 )
-from pronk.run.build import configure_jax
+from pronk.run.setup import configure_jax
 
 LAGS = (0, 1, 5, 10, 50, 100, 500)
 HYPER = {"learning_rate": 3e-3, "entropy_cost": 1e-2}  # of the grid, what most chose

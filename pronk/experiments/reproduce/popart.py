@@ -22,8 +22,8 @@ from pronk.envs.suite import SUITES, Task
 from pronk.experiments.reproduce.common import Interval, band, interval, once, plan_identity
 from pronk.experiments.reproduce.settings import PopArt
 from pronk.experiments.reproduce.side_by_side import Curves, Member, train
-from pronk.run.build import configure_jax
 from pronk.run.resolve import resolve
+from pronk.run.setup import configure_jax
 from pronk.types import Array, LearnerState
 
 SUITE = "suite/scales-v0"

@@ -31,8 +31,9 @@ from pronk.config.spec import Plan
 from pronk.experiments.reproduce.common import Interval, interval, once
 from pronk.experiments.reproduce.settings import Staleness
 from pronk.replay import Limiter, Replay
-from pronk.run.build import ActorFactory, build, configure_jax, core_of, initial_state, row_of
+from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
+from pronk.run.setup import build, configure_jax, core_spec, initial_state, row_spec
 from pronk.runtime.actor import Player
 from pronk.runtime.learner import Learner
 from pronk.types import Array, PyTree, Replayed, Sequences, Trajectory
@@ -97,7 +98,7 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     # The recurrent state of every row is wanted here, not only where sequences start.
     every_row = agent.source._replace(sequences=Sequences(capacity=1, length=1))
     actor = ActorFactory(plan, plan.env, 0, 1, ENVS, 0)(agent._replace(source=every_row))
-    replay = Replay(agent.source.sequences, row_of(agent, spec), core_of(agent))
+    replay = Replay(agent.source.sequences, row_spec(agent, spec), core_spec(agent))
     limiter = Limiter(
         replay,
         samples_per_insert=config.samples_per_insert,
@@ -112,8 +113,8 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     while replay.transitions < steps:
         if limiter.may_sample():
             batch, keys = replay.sample(config.batch_size, rng)
-            update = learner.update(learner.prepare([batch]), [])
-            replay.update(keys, np.asarray(update.feedback.priorities))
+            learnt = learner.update(learner.prepare([batch]))
+            replay.update(keys, np.asarray(learnt.feedback.priorities))
             if learner.updates % EVERY == 0:
                 first, last = _delta_q(jit_forward, learner.state.params, late, config, rng)
                 rows.append(

@@ -12,7 +12,8 @@ import numpy as np
 
 from pronk import envs
 from pronk.config.spec import Plan
-from pronk.run.build import ACTOR_KEY, INIT_KEY, build, fused_shape, key_for
+from pronk.run.build import fused_shape
+from pronk.run.setup import ACTOR_KEY, INIT_KEY, build, key_for
 from pronk.runtime.population import Population, mean, played
 from pronk.types import Array, LearnerState
 

@@ -19,7 +19,7 @@ from pronk.experiments.reproduce.common import Interval, interval
 from pronk.experiments.reproduce.settings import TDLambda
 from pronk.maths import returns
 from pronk.maths.tabular import Walk, random_walk_values, random_walks
-from pronk.run.build import configure_jax
+from pronk.run.setup import configure_jax
 from pronk.types import Array
 
 LAMBDAS = (0.0, 0.4, 0.8, 0.9, 0.95, 0.975, 0.99, 1.0)

@@ -19,8 +19,8 @@ from pronk.config.spec import Plan
 from pronk.experiments.reproduce.common import Interval, band, chosen, interval, once, plan_identity
 from pronk.experiments.reproduce.settings import VTraceAblation
 from pronk.experiments.reproduce.side_by_side import Curves, Member, train
-from pronk.run.build import configure_jax
 from pronk.run.resolve import resolve
+from pronk.run.setup import configure_jax
 from pronk.types import Array
 
 CORRECTIONS = {

@@ -25,7 +25,7 @@ from pronk.maths.tabular import (
     random_policy,
     truncated_policy,
 )
-from pronk.run.build import configure_jax
+from pronk.run.setup import configure_jax
 from pronk.types import Array
 
 STATES, ACTIONS, DISCOUNT = 5, 3, 0.9

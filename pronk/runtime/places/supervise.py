@@ -18,16 +18,13 @@ from typing import Protocol
 
 from pronk.errors import UserError
 from pronk.runtime.actor import Unroll, misfit
+from pronk.runtime.threads import Closed
 from pronk.types import PyTree, Trajectory
 
 BACKOFF = 0.25  # seconds before the second life, doubled for each life that brought nothing
 LONGEST_BACKOFF = 5.0
 FRUITLESS = 3  # lives in a row that crashed and brought nothing: the next would, too
 STARTING = 600.0  # seconds that a life may take to its first step: it imports and compiles
-
-
-class Closed(Exception):
-    """Whoever waited for threads that were stopped, or is no more wanted, is told by this."""
 
 
 class Lost(UserError):

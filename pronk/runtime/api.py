@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from jax.sharding import NamedSharding
 
+from pronk.runtime.actor import Unroll
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Array, Batch, Device, Episode, Feedback, LearnerState, PyTree
+from pronk.types import Array, Batch, Device, Episode, LearnerState, PyTree
 
 
 class Devices(NamedTuple):
-    """Where the network acts and where it learns; None is where JAX would put it.
+    """Where the network acts and where it learns; None is JAX's default device.
 
     Several devices that share each batch are a replicated `NamedSharding` over a mesh of one axis,
     `data`.
@@ -22,18 +24,17 @@ class Devices(NamedTuple):
     learner: Device | NamedSharding | None = None
 
 
-ANYWHERE = Devices()
+DEFAULT_DEVICES = Devices()
 
 
 class Update(NamedTuple):
-    """What one call of `Runtime.update` did."""
+    """The report of one call of `Runtime.update`."""
 
     metrics: dict[str, Array]  # scalars, still on the device; {} if nothing was learnt
-    steps: int  # agent steps learnt from; with replay, those that were taken
-    episodes: list[Episode]  # games that ended meanwhile
-    policy_lag: float  # mean, in updates
-    warnings: Sequence[str] = ()  # what a person should be told
-    feedback: Feedback = Feedback()  # for the source of the batch
+    steps: int  # agent steps, without dummies
+    episodes: list[Episode]  # that ended meanwhile
+    policy_lag: float  # mean over the batch, in updates; NaN if nothing was learnt
+    warnings: Sequence[str] = ()
     batch: Sequence[Batch] = ()  # what was learnt from, in parts, where it can be had
 
 
@@ -55,11 +56,11 @@ class Runtime(Protocol):
         ...
 
     def waits(self) -> dict[str, float]:
-        """Seconds so far, by what they were spent on; empty where nobody waits for anybody."""
+        """Seconds so far, by what they were spent on; empty where nothing waits."""
         ...
 
     def faults(self) -> dict[str, int]:
-        """What was lost so far without ending the run, counted; empty where nothing can be."""
+        """Counts of what was lost without ending the run; empty where nothing can be."""
         ...
 
     def state(self) -> dict[str, PyTree]:
@@ -67,7 +68,27 @@ class Runtime(Protocol):
         ...
 
     def restore(self, loaded: Loaded) -> list[str]:
-        """Take up `state()` from a checkpoint; returns what a person should be told."""
+        """Continue from a checkpoint's `state()`; returns messages for the log."""
         ...
 
     def close(self) -> None: ...
+
+
+def report(
+    unrolls: Sequence[Unroll],
+    *,
+    steps: int,
+    metrics: dict[str, Array] | None = None,
+    lag: Array | float = np.nan,
+    warnings: Sequence[str] = (),
+    batch: Sequence[Batch] = (),
+) -> Update:
+    """An update with the episodes and warnings of `unrolls`; lag: of the batch's columns, `[B]`."""
+    return Update(
+        metrics or {},
+        steps=steps,
+        episodes=[episode for unroll in unrolls for episode in unroll.episodes],
+        policy_lag=float(np.mean(lag)),
+        warnings=[*warnings, *(warning for unroll in unrolls for warning in unroll.warnings)],
+        batch=batch,
+    )

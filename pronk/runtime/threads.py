@@ -1,0 +1,186 @@
+"""Threads that hand things to one another: channels, workers, and the time spent waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from pronk.runtime.actor import Unroll
+
+POLL = 0.2  # seconds between looks at whether a wait is still wanted
+CLOSING = 60.0  # seconds that threads have to finish what they are doing
+
+
+class Closed(Exception):
+    """The thread that this is raised in is no longer wanted."""
+
+
+class Channel:
+    """A queue between threads that passes on errors and can be closed.
+
+    size: items that may wait before `put` blocks; 0: any number.
+    """
+
+    def __init__(self, size: int):
+        self._queue: queue.Queue[Any] = queue.Queue(size)
+        self._closed = threading.Event()
+        self._error: BaseException | None = None
+
+    def put(self, item: Any) -> None:
+        """Append an item, waiting for room. Raises Closed."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._queue.put(item, timeout=POLL)
+        raise Closed
+
+    def get(self, timeout: float = math.inf) -> Any:
+        """The next item, or None if there is none for `timeout` seconds. Raises as `check`."""
+        end = time.monotonic() + timeout
+        while True:
+            self.check()
+            left = end - time.monotonic()
+            try:
+                return self._queue.get(timeout=min(POLL, max(left, 0.001)))
+            except queue.Empty:
+                if left <= 0:
+                    return None
+
+    def get_all(self) -> list[Any]:
+        """The items that are there now. Raises as `check`."""
+        self.check()
+        items = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                items.append(self._queue.get_nowait())
+        return items
+
+    def fail(self, error: BaseException) -> None:
+        """Have the receiver raise `error`."""
+        self._error = error
+
+    def check(self) -> None:
+        """Raise the error passed to `fail`, or Closed."""
+        if self._error is not None:
+            raise self._error
+        if self._closed.is_set():
+            raise Closed
+
+    def close(self) -> None:
+        """Let waiting threads raise Closed."""
+        self._closed.set()
+
+
+class Worker(NamedTuple):
+    """A thread, and whether it was abandoned."""
+
+    thread: threading.Thread
+    abandoned: threading.Event
+
+
+class Workers:
+    """Threads that call their function again and again until they are closed.
+
+    fail: receives what a function raises, and that thread ends. begin: called first in each thread.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Callable[[], None]],
+        name: str,
+        fail: Callable[[BaseException], None],
+        begin: Callable[[], None] = lambda: None,
+    ):
+        self._name, self._fail, self._begin = name, fail, begin
+        self._closed = threading.Event()
+        self.dropped = 0  # results of abandoned threads
+        self._workers = [self._start(i, function) for i, function in enumerate(functions)]
+
+    def _start(self, i: int, function: Callable[[], None]) -> Worker:
+        abandoned = threading.Event()
+        thread = threading.Thread(
+            target=self._run, args=(function, abandoned), name=f"{self._name}-{i}", daemon=True
+        )
+        thread.start()
+        return Worker(thread, abandoned)
+
+    def replace(self, i: int, function: Callable[[], None]) -> None:
+        """Abandon thread i, which hangs, and start another in its place. If it ever wakes up, it
+        ends, and what it was doing is counted as dropped."""
+        self._workers[i].abandoned.set()
+        self._workers[i] = self._start(i, function)
+
+    def _run(self, function: Callable[[], None], abandoned: threading.Event) -> None:
+        try:
+            self._begin()
+            while not (self._closed.is_set() or abandoned.is_set()):
+                function()
+        except Closed:
+            self.dropped += abandoned.is_set()
+        except BaseException as error:
+            if not abandoned.is_set():
+                self._fail(error)
+
+    def close(self) -> None:
+        """Wait until the threads have finished what they are doing, but not for ever."""
+        self._closed.set()
+        deadline = time.monotonic() + CLOSING
+        for worker in self._workers:
+            worker.thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+
+class WaitTimes:
+    """Seconds spent waiting and working, from which `bound_by` is read; an actor's are the mean."""
+
+    def __init__(self, actors: int) -> None:
+        self._actors = actors
+        self.learner = self.queue = self.env = self.act = 0.0
+        self._lead = self._balance = 0.0
+
+    def acted(self, unroll: Unroll) -> None:
+        """Count the time that an actor spent on an unroll."""
+        self.env += unroll.env_seconds / self._actors
+        self.act += unroll.act_seconds / self._actors
+
+    @contextlib.contextmanager
+    def queued(self) -> Iterator[None]:
+        """Count the time within as an actor's wait for the learner."""
+        start = time.perf_counter()
+        yield
+        self.queue += (time.perf_counter() - start) / self._actors
+
+    @contextlib.contextmanager
+    def starved(self) -> Iterator[None]:
+        """Count the time within as the learner's wait for actors."""
+        start = time.perf_counter()
+        yield
+        self.learner += time.perf_counter() - start
+
+    def as_dict(self) -> dict[str, float]:
+        """Seconds, by name."""
+        return {
+            "learner_waits": self.learner,
+            "actor_waits": self.queue,
+            "actor_steps": self.env,
+            "actor_infers": self.act,
+        }
+
+    def on_learner(self) -> bool:
+        """Whether actors have recently waited longer than the learner; ask once per update.
+
+        The memory fades within some ten updates, because all wait for the first ones to compile.
+        """
+        balance = self.queue - self.learner
+        self._lead = 0.9 * self._lead + balance - self._balance
+        self._balance = balance
+        return self._lead > 0
+
+    def bound_by(self) -> str:
+        """The part that the others waited for: learner, environments or inference."""
+        if self.queue >= self.learner:
+            return "learner"
+        return "environments" if self.env >= self.act else "inference"
