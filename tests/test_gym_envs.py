@@ -651,7 +651,7 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
         ({"num_envs": 0}, "`num_envs` is 0, expected at least 1"),
         ({"workers": -1}, "`workers` is -1"),
         ({"seed": -1}, "`seed` is -1"),
-        ({"env": never_made}, "'never_made' cannot be made: RuntimeError: out of tigers"),
+        ({"env": never_made}, "'never_made' cannot be created: RuntimeError: out of tigers"),
         ({"env": lambda: 3}, "returned a int, expected a gymnasium.Env"),
         ({"env": lambda: Counting(trouble="reset")}, "first reset: RuntimeError: no reset today"),
         ({"env": lambda: Counting(), "workers": 1}, "cannot be sent.*top level.*workers=0"),

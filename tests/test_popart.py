@@ -337,7 +337,7 @@ def test_a_shared_value_has_one_statistic():
 
 
 def test_actors_that_send_gradients_are_refused(tmp_path):
-    with pytest.raises(UserError, match="a3c"):
+    with pytest.raises(UserError, match="async-gradients"):
         pronk.train(
             "impala",
             "pronk/Catch-v0",

@@ -21,8 +21,9 @@ from pronk import cli, envs, pbt
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
 from pronk.envs import jax_suite, suite
+from pronk.envs.common_spaces import common_spaces
 from pronk.envs.jax_env import JaxVectorEnv
-from pronk.envs.suite import Task, assignment, common, tasks_of
+from pronk.envs.suite import Task, assignment, tasks_of
 from pronk.errors import UserError
 from pronk.maths import scores
 from pronk.pbt.policy import Score
@@ -78,12 +79,12 @@ def test_suites_name_what_there_is(name):
         ("CartPole-v1,suite/scales-v0", "which is a suite"),
         ("suite/scales-v0?reward_scale=2", "which is a suite"),
         ("suite/scales-v1", "did you mean 'suite/scales-v0'"),
-        ("CartPole-v1,,Acrobot-v1", "empty name"),
+        ("CartPole-v1,,Acrobot-v1", "a task without an environment"),
         ("CartPole-v1,CartPole-v1", "2 times"),
-        ("pronk/Catch-v0?delay", "expected ENV or ENV.NAME=VALUE"),
-        ("pronk/Catch-v0?weight=0", "expected a number above zero"),
-        ("pronk/Catch-v0?reward_scale=1e20", "expected a number above zero, and below 1e.15"),
-        ("pronk/Catch-v0?reward_scale=true", "expected a number above zero"),
+        ("pronk/Catch-v0?delay", "is 'delay'; expected NAME=VALUE, as in delay=20"),
+        ("pronk/Catch-v0?weight=0", "expected a number above 0"),
+        ("pronk/Catch-v0?reward_scale=1e20", "expected a number above 0 and below 1e.15"),
+        ("pronk/Catch-v0?reward_scale=true", "expected a number above 0"),
         ("pronk/Catch-v0?dela=1,pronk/Breakout-v0", "does not accept"),
         ("CartPole-v1,Acrobt-v1", "did you mean 'Acrobot-v1'"),
         ("CartPole-v1,Pendulum-v1", "have no common space"),
@@ -158,7 +159,7 @@ def test_observations_are_padded_and_flattened(xp):
     discrete, several = spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3])
     vector, memory = spaces.Box(-1, 1, (2, 2)), spaces.Box(0, 255, (4,), np.uint8)
     all_of = [small, large, discrete, several, vector, memory]
-    shared = common([spec(s) for s in all_of])
+    shared = common_spaces([spec(s) for s in all_of])
     assert shared.kinds == ("image", "image", "vector", "vector", "vector", "vector")
     assert shared.observation_space["image"] == spaces.Box(0, 255, (6, 8, 2), np.uint8)
     assert shared.observation_space["vector"].shape == (5,)
@@ -188,7 +189,7 @@ def test_observations_are_padded_and_flattened(xp):
 
 def test_spaces_that_are_the_same_are_left_alone():
     nested = spaces.Dict({"a": spaces.Discrete(2)})
-    shared = common([spec(nested), spec(nested)])
+    shared = common_spaces([spec(nested), spec(nested)])
     assert shared.observation_space == nested
     assert not shared.has_action_mask
 
@@ -196,14 +197,14 @@ def test_spaces_that_are_the_same_are_left_alone():
 def test_what_has_no_common_space_is_said():
     first = spaces.Box(0, 255, (4, 9, 9), np.uint8)
     with pytest.raises(UserError, match="channels at different ends"):
-        common([spec(IMAGE), spec(first)])
+        common_spaces([spec(IMAGE), spec(first)])
     with pytest.raises(UserError, match="no common space"):
-        common([spec(IMAGE), spec(spaces.Dict({"a": IMAGE}))])
+        common_spaces([spec(IMAGE), spec(spaces.Dict({"a": IMAGE}))])
 
 
 def test_actions_are_masked():
     masked = spec(IMAGE, spaces.Discrete(3, start=1), has_action_mask=True)
-    shared = common([masked, spec(IMAGE, spaces.Discrete(5))])
+    shared = common_spaces([masked, spec(IMAGE, spaces.Discrete(5))])
     assert shared.action_space == spaces.Discrete(5)
     mask = np.array([[True, False, True]])
     found = shared.action_mask(masked.action_space, mask, 1, np)
@@ -317,7 +318,7 @@ def test_state_goes_on_exactly():
         action = random_actions(row.action_mask, rng)
         row, theirs = env.step(action), other.step(action)
         jax.tree.map(np.testing.assert_array_equal, row, theirs)
-    with pytest.raises(UserError, match="of other tasks"):
+    with pytest.raises(UserError, match=r"the saved state has task_0, .*, expected task_0 of"):
         envs.make(CLASSIC, 1, replayable=True).restore(env.state())
 
 
@@ -505,7 +506,7 @@ def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
                 break
         assert len(set(taken)) > 1
         vector.close()
-    with pytest.raises(UserError, match=r"`task` is not given; 'Acrobot-v1,.*: choose one"):
+    with pytest.raises(UserError, match=r"`task` is not given; expected one of 'Acrobot-v1,.*'"):
         policy.act(np.zeros(6, np.float32), policy.initial_carry())
 
 

@@ -81,7 +81,7 @@ def test_episodes_of_the_uneven_task():
     ("env_args", "message"),
     [
         ({"task": "evn"}, "did you mean 'even'"),
-        ({"scale": -1.0}, "expected zero or more"),
+        ({"scale": -1.0}, "expected at least 0"),
         ({"speed": 2}, "does not accept"),
     ],
 )
