@@ -84,7 +84,7 @@ def test_a_large_mean_leaves_the_deviation_its_digits():
     assert found.deviation[0] == pytest.approx(1.0, rel=0.1)
 
 
-def test_debiased_statistics_forget_what_they_began_with():
+def test_debiased_statistics_do_not_depend_on_their_initial_values():
     """Of t equal batches they are that batch's from the first one on."""
     targets, task, weight = batch_of_targets(1)
     mean, second = by_the_paper(np.zeros(3), np.zeros(3), targets, task, weight, 1.0)

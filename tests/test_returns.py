@@ -44,7 +44,7 @@ class Rows(NamedTuple):
 
 
 def rows(rng: np.random.Generator, length: int, end: str = "", first: bool = True) -> Rows:
-    """One episode of `length` rows that ends in the last one as told."""
+    """One episode of `length` rows whose last one has the flag `end`."""
     flags = np.zeros(length, bool)
     result = Rows(
         rng.normal(size=length),
@@ -408,7 +408,7 @@ def test_two_episodes_equal_each_alone(end, last, lengths):
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated", ""])
-def test_nothing_of_the_next_episode_is_in_an_n_step_return(end):
+def test_n_step_returns_do_not_depend_on_the_next_episode(end):
     """Which has no ratio that a dummy could be left out by; nor where no flag announces it."""
     rng = np.random.default_rng(3)
     a = rows(rng, 5, end)
@@ -421,7 +421,7 @@ def test_nothing_of_the_next_episode_is_in_an_n_step_return(end):
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated", ""])
-def test_nothing_of_the_next_episode_is_seen(end):
+def test_targets_do_not_depend_on_the_next_episode(end):
     rng = np.random.default_rng(3)
     a = rows(rng, 5, end)
     one, other = (vtrace(join(a, rows(rng, 6))) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Suites: how tasks are named and brought together, who gets which slot, and what is reported."""
+"""Suites: parsing tasks, common spaces, the assignment of slots, and what is reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
 MIXED = "pronk/Catch-v0?reward_scale=100,pronk/Breakout-v0,pronk/MemoryCue-v0?delay=3&cues=2"
 
 
-def test_a_single_environment_is_no_suite():
+def test_a_single_environment_is_not_a_suite():
     assert tasks_of("CartPole-v1") is None
     assert tasks_of(lambda: gym.make("CartPole-v1")) is None
 
@@ -66,7 +66,7 @@ def test_games_share_the_meaning_of_their_actions():
 
 
 @pytest.mark.parametrize("name", suite.SUITES)
-def test_suites_name_what_there_is(name):
+def test_tasks_of_named_suites_exist(name):
     known = envs.names()
     for task in suite.SUITES[name]:
         assert task.env in known
@@ -91,17 +91,17 @@ def test_suites_name_what_there_is(name):
         ("ALE/Pong-v5,pronk/Breakout-v0", "for different numbers of frames"),
     ],
 )
-def test_what_is_no_suite_is_said(env, message):
+def test_invalid_suites_are_errors(env, message):
     with pytest.raises(UserError, match=message):
         envs.spec_of(env)
 
 
-# Who gets which slot.
+# The assignment of slots.
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=7), st.integers(1, 40), st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
-def test_slots_are_given_in_proportion_and_do_not_depend_on_who_asks(weights, num, first):
+def test_slots_are_assigned_in_proportion_to_weights_from_any_first_slot(weights, num, first):
     whole = assignment(weights, first + num)
     np.testing.assert_array_equal(assignment(weights, num, first), whole[first:])
     share = np.array(weights) / sum(weights) * len(whole)
@@ -128,8 +128,8 @@ def test_a_task_without_slots_is_an_error(tmp_path):
             )
 
 
-def test_the_slots_of_each_learner_are_looked_at():
-    """Two of them, wherever they begin: of weights 3 and 1 some pairs have both tasks, some one."""
+def test_the_slots_of_each_learner_are_checked():
+    """With weights 3 and 1 some pairs of neighbouring slots have both tasks, and some have one."""
     env, passed = "CartPole-v1?weight=3,Acrobot-v1", []
     for first in range(8):
         whole = set(assignment([3, 1], 2, first).tolist()) == {0, 1}
@@ -187,14 +187,14 @@ def test_observations_are_padded_and_flattened(xp):
     np.testing.assert_allclose(memory_of, [[0, 0.2, 0.4, 1, 0]], rtol=1e-6)
 
 
-def test_spaces_that_are_the_same_are_left_alone():
+def test_equal_spaces_are_not_changed():
     nested = spaces.Dict({"a": spaces.Discrete(2)})
     shared = common_spaces([spec(nested), spec(nested)])
     assert shared.observation_space == nested
     assert not shared.has_action_mask
 
 
-def test_what_has_no_common_space_is_said():
+def test_tasks_without_a_common_space_are_an_error():
     first = spaces.Box(0, 255, (4, 9, 9), np.uint8)
     with pytest.raises(UserError, match="channels at different ends"):
         common_spaces([spec(IMAGE), spec(first)])
@@ -221,7 +221,7 @@ def random_actions(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.parametrize("env", [CLASSIC, MIXED])
 def test_each_slot_is_its_task(env):
-    """A suite's slots are what environments of each task would be that are given its actions."""
+    """A suite's slots equal environments of each task alone that execute the same actions."""
     n, tasks, rng = 7, tasks_of(env), np.random.default_rng(0)
     whole = envs.make(env, n, seed=3, first_env_id=2)
     given_to = assignment([1, 1, 1], n, 2)
@@ -338,7 +338,7 @@ def tally(total: list[float], count: list[int]) -> Tally:
 
 
 def test_one_number_for_a_suite():
-    """By hand: capped where references are known; none while a task is without a game."""
+    """By hand: capped if references are known; None while a task has no episode."""
     known = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), (-1.0, 1.0)))
     assert Score.of(known, tally([8.0, -1.0], [2, 2])) == ((1.0 + 0.25) / 2, 0.0)
     assert Score.of(known, tally([8.0, 0.0], [8, 0])) is None
@@ -352,7 +352,7 @@ def test_one_number_for_a_suite():
     assert found == pytest.approx(((0.5 + 0.5) / 2, 0.5 / 2))
 
 
-def test_games_add_up():
+def test_episodes_of_tasks_add_up():
     games = Tally.of({}, 2)
     games.add(Episode(3.0, 10, 0, task=1))
     games.add(Episode(-1.0, 10, 0, task=1))
@@ -369,7 +369,7 @@ REFERENCED = (
 
 
 @pytest.mark.parametrize("runtime", ["fused", "local"])
-def test_each_task_is_told_of(
+def test_each_task_is_reported(
     runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setitem(suite.SUITES, "suite/test", REFERENCED)
@@ -452,7 +452,7 @@ class OnFire(gym.Env):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
-def test_a_fault_is_told_with_its_task() -> None:
+def test_a_fault_is_reported_with_its_task() -> None:
     gym.register("OnFire-v0", entry_point=OnFire)
     try:
         env = envs.make("OnFire-v0,OnFire-v0?heat=1", 4, workers=0)

@@ -85,7 +85,7 @@ def test_episodes_of_the_uneven_task():
         ({"speed": 2}, "does not accept"),
     ],
 )
-def test_what_is_not_known_is_said(env_args, message):
+def test_invalid_arguments_are_errors(env_args, message):
     for make in (lambda: envs.spec_of("pronk/Waiting-v0", env_args), lambda: envs.make(
         "pronk/Waiting-v0", 1, env_args=env_args
     )):  # fmt: skip
