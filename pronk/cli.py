@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
+from pronk.config.assignments import parse_assignments
 from pronk.config.pbt import PBTConfig
 from pronk.config.registry import AGENTS, config_module
 from pronk.config.run import RunConfig
@@ -169,25 +170,12 @@ def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
 
     # Once to learn which environment and preset are meant, then with that preset's defaults.
     parsed = parse(preset_config(agent, "atari"))
-    env_args = with_defaults(agent, parsed.env, _env_args(parsed.env_arg))
+    env_args = with_defaults(agent, parsed.env, parse_assignments(parsed.env_arg, "`--env-arg`"))
     preset = parsed.preset
     if preset == "auto":
         preset = default_preset(agent, parsed.env, env_args)
     parsed = parse(preset_config(agent, preset))
     return Plan(agent, parsed.env, parsed.run, parsed.agent_config, env_args), parsed
-
-
-def _env_args(pairs: Sequence[str]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UserError(f"`--env-arg` is '{pair}'; expected NAME=VALUE, as in delay=20.")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
-    return parsed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +213,7 @@ def evaluate(args: list[str]) -> None:
         sample=parsed.sample,
         seed=parsed.seed,
         env=parsed.env,
-        env_args=_env_args(parsed.env_arg),
+        env_args=parse_assignments(parsed.env_arg, "`--env-arg`"),
     )
     if parsed.json:
         print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))

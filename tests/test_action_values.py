@@ -150,7 +150,7 @@ def test_without_traces_it_is_expected_sarsa(case):
     close(TRACES["tree backup"](p, p), p)
 
 
-def test_nothing_of_the_next_episode_is_seen():
+def test_targets_do_not_depend_on_the_next_episode():
     rng = np.random.default_rng(0)
     for discount in (0.0, 0.9):  # terminated, truncated
         case = []

@@ -198,7 +198,7 @@ def test_restore_right_after_an_end_and_right_after_a_lost_life():
     assert checked == {"life", "game"}
 
 
-def test_a_game_that_does_not_replay_is_begun_anew_and_said():
+def test_an_inexact_replay_warns_and_begins_a_new_game():
     a = breakout(2, replayable=True)
     a.reset()
     play(a, 20)
@@ -236,7 +236,7 @@ def test_an_action_that_does_not_exist_is_refused(replayable, action):
         ({"env_args": {"frameskip": 0}}, "Invalid frameskip of 0"),
     ],
 )
-def test_what_cannot_be_made_is_said(given, message):
+def test_errors_of_make(given, message):
     with pytest.raises(UserError) as e:
         envs.make(**{"env": "ALE/Pong-v5", "num_envs": 1, **given})
     assert message in str(e.value)

@@ -158,7 +158,8 @@ def test_density_integrates_to_one(squash, params):
     """On the scale where ±1 are the bounds: of tanh(raw) if squashed, else of raw itself."""
     d = DiagonalGaussian((-3.0,), (7.0,), squash=squash)
     raw = np.linspace(-12, 12, 40_001, dtype=np.float64)[:, None]
-    density = np.exp(d.log_prob(jnp.asarray(params), raw.astype(np.float32)), dtype=np.float64)
+    many = jnp.broadcast_to(jnp.asarray(params), (len(raw), 2))
+    density = np.exp(d.log_prob(many, raw.astype(np.float32)), dtype=np.float64)
     y = np.tanh(raw[:, 0]) if squash else raw[:, 0]
     np.testing.assert_allclose(np.trapezoid(density, y), 1.0, atol=1e-3)
 
@@ -171,7 +172,7 @@ def test_squashed_entropy_and_its_gradient():
     x = np.linspace(-10, 10, 20_001, dtype=np.float32)[:, None]
 
     def exact(params):
-        log_p = d.log_prob(params, x)
+        log_p = d.log_prob(jnp.broadcast_to(params, (len(x), 2)), x)
         return -jnp.trapezoid(jnp.exp(log_p) * log_p * (1 - jnp.tanh(x[:, 0]) ** 2), x[:, 0])
 
     def sampled(params):
@@ -277,3 +278,22 @@ def test_an_agent_sees_the_action_that_was_executed(squash):
 def test_unsupported_spaces_are_named(space: gym.Space, squash):
     with pytest.raises(UserError, match="the action space"):
         distributions.for_space(space, squash=squash)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [Categorical(3), MultiCategorical((2, 3)), DiagonalGaussian((-1.0, 0.0), (1.0, 2.0))],
+)
+def test_wrong_shapes_are_named(distribution):
+    params = np.zeros((4, distribution.num_params), np.float32)
+    raw = np.asarray(distribution.mode(params))
+    for wrong in (params[:, :-1], np.pad(params, ((0, 0), (0, 1)))):
+        with pytest.raises(ValueError, match=r"`params` has shape .* parameters per element"):
+            distribution.sample(wrong, KEY)
+        for pair in (distribution.kl, lambda *x: distribution.implied(*x, 1.0)):
+            with pytest.raises(ValueError, match="has shape"):
+                pair(params, wrong)
+    with pytest.raises(ValueError, match=r"`raw` has shape .*, expected"):
+        distribution.log_prob(params, raw[..., None])
+    with pytest.raises(ValueError, match=r"`raw` has shape .*, expected"):
+        distribution.log_prob(params, raw[:1])

@@ -614,7 +614,7 @@ def test_state_is_numpy_and_survives_a_fault():
     assert same(trace(env, 2, reset=False), trace(other, 2, reset=False))
 
 
-def test_an_episode_that_does_not_replay_is_begun_anew_and_said():
+def test_an_inexact_replay_warns_and_begins_a_new_episode():
     env = serial(Amnesiac, 2, replayable=True)
     trace(env, 3)
     other = serial(Amnesiac, 2, replayable=True)
@@ -651,19 +651,19 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
         ({"num_envs": 0}, "`num_envs` is 0, expected at least 1"),
         ({"workers": -1}, "`workers` is -1"),
         ({"seed": -1}, "`seed` is -1"),
-        ({"env": never_made}, "'never_made' cannot be made: RuntimeError: out of tigers"),
+        ({"env": never_made}, "'never_made' cannot be created: RuntimeError: out of tigers"),
         ({"env": lambda: 3}, "returned a int, expected a gymnasium.Env"),
         ({"env": lambda: Counting(trouble="reset")}, "first reset: RuntimeError: no reset today"),
         ({"env": lambda: Counting(), "workers": 1}, "cannot be sent.*top level.*workers=0"),
         ({"env": lambda: Shapes(spaces.Text(3)), "workers": 0}, "not supported"),
     ],
 )
-def test_what_cannot_be_made_is_said(given, message):
+def test_errors_of_make(given, message):
     with pytest.raises(UserError, match=message):
         envs.make(**{"env": "CartPole-v1", "num_envs": 2, **given})
 
 
-def test_a_missing_package_is_said(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     def absent(*args: Any, **kwargs: Any) -> gym.Env:
         raise gym.error.DependencyNotInstalled('run `pip install "gymnasium[mujoco]"`')
 

@@ -552,7 +552,7 @@ def test_a_lost_life_is_restored():
     jax.tree.map(np.testing.assert_array_equal, after, b.step(np.ones(8, np.int32)))
 
 
-def test_orchard_as_scored_has_no_ends_but_the_games():
+def test_a_lost_life_does_not_end_an_episode_in_evaluation():
     args = {"life_loss": True}
     scored = pronk.envs.make("pronk/Orchard-v0", 8, env_args=args, evaluate=True)
     taught = pronk.envs.make("pronk/Orchard-v0", 8, env_args=args)
@@ -645,7 +645,7 @@ def test_bad_values_are_named(make, wrong):
 
 
 @pytest.mark.parametrize("name", pronk.envs._JAX)
-def test_each_is_what_its_id_says(name: str):
+def test_each_id_makes_its_environment(name: str):
     env = pronk.envs.jax_env_of(name)
     assert env is not None
     assert env.spec.name == name

@@ -12,7 +12,7 @@ import pytest
 
 from pronk.envs import breakout, space_invaders
 from pronk.envs.jax_env import JaxEnv, advance, start
-from pronk.nn.networks import is_image
+from pronk.maths.spaces import is_image
 
 Cell = tuple[int, int]  # row, column
 

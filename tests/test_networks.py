@@ -1,9 +1,10 @@
-"""Networks: every kind of observation, the torsos, and cores that forget at the right moment."""
+"""Networks: every kind of observation, the torsos, and cores that are reset at the right moment."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
+import flax.linen as nn
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ import pytest
 from gymnasium import spaces
 
 from pronk.errors import UserError
-from pronk.nn import networks
+from pronk.maths import spaces as pronk_spaces
+from pronk.maths.spaces import as_vector, leaf_spaces
+from pronk.nn import cores, networks
 
 KEY = jax.random.key(0)
 PICTURE = spaces.Box(0, 255, (12, 10, 3), np.uint8)
@@ -53,7 +56,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_every_observation_is_seen(name):
+def test_every_leaf_of_an_observation_matters(name):
     """Shape, and that each leaf of the observation reaches the features."""
     space = SPACES[name]
     module = encoder(space)
@@ -64,7 +67,7 @@ def test_every_observation_is_seen(name):
     assert y.shape == (2, 6)
     assert np.isfinite(y).all()
     leaves, tree = jax.tree.flatten(x)
-    for i, space_i in enumerate(networks.leaf_spaces(space)):
+    for i, space_i in enumerate(leaf_spaces(space)):
         assert space_i.shape == leaves[i].shape[1:]
         other = list(leaves)
         rng = np.random.default_rng(0)
@@ -74,22 +77,24 @@ def test_every_observation_is_seen(name):
         assert np.abs(changed - y).max() > 1e-6
 
 
-def test_one_hot_starts_where_the_space_does():
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_one_hot_starts_where_the_space_does(xp):
     x = np.array([-2, 1])
     np.testing.assert_array_equal(
-        networks._as_vector(spaces.Discrete(4, start=-2), x), [[1, 0, 0, 0], [0, 0, 0, 1]]
+        as_vector(spaces.Discrete(4, start=-2), x, xp), [[1, 0, 0, 0], [0, 0, 0, 1]]
     )
     space = spaces.MultiDiscrete([2, 3], start=[1, -1])
     np.testing.assert_array_equal(
-        networks._as_vector(space, np.array([[1, -1], [2, 1]])), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
+        as_vector(space, np.array([[1, -1], [2, 1]]), xp), [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
     )
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
 @pytest.mark.parametrize("shape", [(16,), (6, 6), (4, 9, 3)])
-def test_bytes_are_scaled(shape):
+def test_bytes_are_scaled(shape, xp):
     space = spaces.Box(0, 255, shape, np.uint8)
     x = batch_of(space, 2)
-    np.testing.assert_allclose(networks._as_vector(space, x), x.reshape(2, -1) / 255.0, rtol=1e-6)
+    np.testing.assert_allclose(as_vector(space, x, xp), x.reshape(2, -1) / 255.0, rtol=1e-6)
 
 
 def test_dict_order_does_not_matter():
@@ -102,7 +107,7 @@ def test_dict_order_does_not_matter():
     np.testing.assert_array_equal(module.apply(params, dict(reversed(x.items()))), y)
     other = encoder(spaces.Dict({"a": a, "b": b}))
     np.testing.assert_array_equal(other.apply(params, x), y)
-    assert networks.leaf_spaces(spaces.Dict(OrderedDict([("b", b), ("a", a)]))) == [a, b]
+    assert leaf_spaces(spaces.Dict(OrderedDict([("b", b), ("a", a)]))) == [a, b]
 
 
 @pytest.mark.parametrize("size", [(7, 7), (36, 44)])
@@ -137,7 +142,7 @@ def test_torsos(torso):
 
 
 @pytest.mark.parametrize("size", [12, 36])
-def test_brightness_is_not_seen(size):
+def test_brightness_does_not_matter(size):
     """Pixels are centred: all of them brighter by the same amount is the same picture."""
     x = np.random.default_rng(0).integers(0, 200, (2, size, size, 3)).astype(np.uint8)
     module = networks.Shallow()
@@ -163,19 +168,19 @@ def test_paper_sized_shallow_torso():
 )
 def test_unsupported_spaces_are_named(space):
     with pytest.raises(UserError, match="the observation space"):
-        networks.leaf_spaces(space)
+        leaf_spaces(space)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_a_core_forgets_at_first(kind):
+def test_a_core_is_reset_at_first(kind):
     """Two episodes in one sequence equal each alone, whatever state came before."""
     size, batch, split, steps = 3, 2, 3, 7
-    core = networks.ResettableCore(kind, size)
+    core = cores.make_core(kind, size)
     x = jax.random.normal(KEY, (steps, batch, 4))
     first = np.zeros((steps, batch), bool)
     first[0] = True
     first[split, 0] = True  # only in one column
-    zero = networks.initial_state(kind, size, batch)
+    zero = core.initial_state(batch)
     params = jax.jit(core.init)(KEY, x, first, zero)
     apply = jax.jit(core.apply)
     stale = jax.tree.map(lambda s: s + 5.0, zero)
@@ -198,7 +203,7 @@ def test_a_core_forgets_at_first(kind):
 
 def test_reset_leaves_other_slots_alone():
     state = (jnp.ones((3, 2)), jnp.ones((3, 2, 2)), jnp.ones(3))
-    for leaf in networks.reset(state, jnp.array([True, False, True])):
+    for leaf in cores.reset(state, jnp.array([True, False, True])):
         assert not leaf[::2].any()
         assert leaf[1].all()
 
@@ -213,8 +218,7 @@ def test_actor_critic(core, separate):
         torso="auto",
         hidden_sizes=(6,),
         activation="relu",
-        core=core,
-        recurrent_units=4,
+        core=cores.make_core(core, 4),
         separate_value=separate,
     )
     steps, batch = 3, 2
@@ -224,7 +228,7 @@ def test_actor_critic(core, separate):
     reward = jax.random.normal(KEY, (steps, batch))
     last_action = jax.random.normal(KEY, (steps, batch, 3))
     first = jnp.zeros((steps, batch), bool).at[1, 0].set(True)
-    state = networks.initial_state(core, 4, batch)
+    state = cores.initial_state(module.core, batch)
     params = jax.jit(module.init)(KEY, x, reward, last_action, first, state)
     apply = jax.jit(module.apply)
     policy, value, end, _ = apply(params, x, reward, last_action, first, state)
@@ -253,3 +257,68 @@ def test_actor_critic(core, separate):
     ]
     shared = touched[0] & touched[1]
     assert shared == (set() if separate else {"encoder"} | ({"core"} if core == "lstm" else set()))
+
+
+class Accumulator(nn.Module):
+    """A core from outside the package: the sum of its inputs since the episode's beginning."""
+
+    width: int
+
+    def __call__(self, inputs, first, state):
+        def step(total, x):
+            total = cores.reset(total, x[1]) + x[0]
+            return total, total
+
+        state, outputs = jax.lax.scan(step, state, (inputs, first))
+        return outputs, state
+
+    @nn.nowrap
+    def initial_state(self, batch):
+        return jnp.zeros((batch, self.width))
+
+
+@pytest.mark.parametrize("network", [networks.ActorCritic, networks.DuelingQ])
+def test_a_custom_core(network):
+    """Without parameters; the output depends on the rows of the episode so far, and no other."""
+    space = spaces.Box(-1, 1, (2,))
+    core = Accumulator(6 + 1 + 3)  # features, reward, last action
+    heads = {"num_actions": 3, "head_units": 0}
+    if network is networks.ActorCritic:
+        heads = {"num_params": 3}
+    module = network(
+        space=space, torso="auto", hidden_sizes=(6,), activation="tanh", core=core, **heads
+    )
+    steps, batch = 4, 2
+    x = jax.random.normal(KEY, (steps, batch, 2))
+    reward, last_action = jnp.zeros((steps, batch)), jnp.zeros((steps, batch, 3))
+    first = jnp.zeros((steps, batch), bool).at[2, 0].set(True)
+    state = cores.initial_state(module.core, batch)
+    params = module.init(KEY, x, reward, last_action, first, state)
+    assert "core" not in params["params"]
+    before, after = (
+        module.apply(params, y, reward, last_action, first, state)[0] for y in (x, x.at[1].add(1))
+    )
+    changed = np.abs(after - before).max(-1) > 1e-6
+    np.testing.assert_array_equal(changed, [[0, 0], [1, 1], [0, 1], [0, 1]])
+
+
+def test_leaves_and_back():
+    """In the order of `jax.tree`, also of keys that are not sorted."""
+    nested = spaces.Dict(
+        OrderedDict([("b", PICTURE), ("a", spaces.Tuple([SPACES["ram"], PICTURE]))])
+    )
+    nested.seed(0)
+    value = nested.sample()
+    leaves = pronk_spaces.leaf_values(nested, value)
+    assert [leaf.shape for leaf in leaves] == [s.shape for s in leaf_spaces(nested)]
+    jax.tree.map(np.testing.assert_array_equal, leaves, jax.tree.leaves(dict(value)))
+    back = pronk_spaces.from_leaves(nested, leaves)
+    jax.tree.map(np.testing.assert_array_equal, back, dict(value))
+
+
+def test_float64_boxes_become_float32():
+    box = spaces.Box(-1e300, 1, (2,), np.float64)
+    found = pronk_spaces.as_float32(spaces.Dict({"a": spaces.Tuple([box, spaces.Discrete(2)])}))
+    assert found == spaces.Dict(
+        {"a": spaces.Tuple([spaces.Box(-np.inf, 1, (2,), np.float32), spaces.Discrete(2)])}
+    )

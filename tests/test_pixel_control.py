@@ -85,7 +85,6 @@ def test_the_loss_is_its_formula():
 
     network = networks.ActorCritic(
         space=LAST, num_params=ACTIONS, torso="minatar", hidden_sizes=(8,), activation="relu",
-        recurrent_core="none", recurrent_units=256, separate_value=False,
         pixel_control=networks.PixelControl((3, 2), ACTIONS),
     )  # fmt: skip
     zeros = np.zeros((LENGTH + 1, WIDTH))

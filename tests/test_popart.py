@@ -53,7 +53,7 @@ def test_statistics_are_the_papers(seed):
     """After several batches, μ and √(ν − μ²) of each task; those that never come stay as they
     were."""
     found, mean, second = popart.init(3), np.zeros(3), np.ones(3)
-    update = jax.jit(popart.updated)
+    update = jax.jit(popart.update_statistics)
     for i in range(20):
         batch = batch_of_targets(100 * seed + i)
         found = update(found, *batch, BETA)
@@ -66,8 +66,8 @@ def test_statistics_are_the_papers(seed):
 
 def test_a_batch_counts_once_whatever_its_size():
     targets, task, weight = batch_of_targets(0)
-    once = popart.updated(popart.init(3), targets, task, weight, BETA)
-    thrice = popart.updated(
+    once = popart.update_statistics(popart.init(3), targets, task, weight, BETA)
+    thrice = popart.update_statistics(
         popart.init(3), *(np.concatenate([x] * 3) for x in (targets, task, weight)), BETA
     )
     np.testing.assert_allclose(once.mean, thrice.mean, rtol=1e-5)
@@ -79,18 +79,18 @@ def test_a_large_mean_leaves_the_deviation_its_digits():
     rng, found = np.random.default_rng(0), popart.init(1)
     for _ in range(200):
         targets = (1e5 + rng.normal(size=64)).astype(np.float32)
-        found = popart.updated(found, targets, np.zeros(64, np.int32), np.ones(64), 0.2)
+        found = popart.update_statistics(found, targets, np.zeros(64, np.int32), np.ones(64), 0.2)
     assert found.mean[0] == pytest.approx(1e5, rel=1e-4)
     assert found.deviation[0] == pytest.approx(1.0, rel=0.1)
 
 
-def test_debiased_statistics_forget_what_they_began_with():
+def test_debiased_statistics_do_not_depend_on_their_initial_values():
     """Of t equal batches they are that batch's from the first one on."""
     targets, task, weight = batch_of_targets(1)
     mean, second = by_the_paper(np.zeros(3), np.zeros(3), targets, task, weight, 1.0)
     found = popart.init(3)
     for _ in range(3):
-        found = popart.updated(found, targets, task, weight, 3e-4, debias=True)
+        found = popart.update_statistics(found, targets, task, weight, 3e-4, debias=True)
         np.testing.assert_allclose(found.mean[:2], mean[:2], rtol=1e-4)
         deviation = np.sqrt(second - mean**2)
         np.testing.assert_allclose(found.deviation[:2], deviation[:2], rtol=1e-4)
@@ -101,16 +101,18 @@ def test_debiased_weights_have_their_digits(beta):
     """Of targets a and then b, the mean is (a (1 − β) + b) / (2 − β)."""
     found = popart.init(1)
     for x in (1.0, 3.0):
-        found = popart.updated(found, np.float32([x]), np.int32([0]), np.ones(1), beta, debias=True)
+        found = popart.update_statistics(
+            found, np.float32([x]), np.int32([0]), np.ones(1), beta, debias=True
+        )
     assert found.mean[0] == pytest.approx(((1 - beta) + 3) / (2 - beta), rel=1e-5)
 
 
 def test_the_deviation_is_bounded():
     zeros = np.zeros(8, np.float32)
-    found = popart.updated(popart.init(1), zeros, zeros.astype(np.int32), np.ones(8), 1.0)
+    found = popart.update_statistics(popart.init(1), zeros, zeros.astype(np.int32), np.ones(8), 1.0)
     assert found.deviation[0] == np.float32(popart.LOWEST)
     huge = np.array([-1e9, 1e9], np.float32)
-    found = popart.updated(popart.init(1), huge, np.zeros(2, np.int32), np.ones(2), 1.0)
+    found = popart.update_statistics(popart.init(1), huge, np.zeros(2, np.int32), np.ones(2), 1.0)
     assert found.deviation[0] == np.float32(popart.HIGHEST)
 
 
@@ -134,7 +136,7 @@ def test_outputs_are_preserved_by_updates_of_any_size(old, new, seed):
         return np.float64(units.deviation)[task] * n[:, 0] + np.float64(units.mean)[task]
 
     before = value(kernel, bias, old)
-    after = value(*popart.preserved(kernel, bias, old, new), new)
+    after = value(*popart.rescale_head(kernel, bias, old, new), new)
     largest = (
         np.abs(old.mean).max() + np.abs(new.mean).max() + 4 * float(old.deviation[0])
     ) * np.abs(features).max(axis=1).clip(1)
@@ -144,9 +146,24 @@ def test_outputs_are_preserved_by_updates_of_any_size(old, new, seed):
 def test_normalising_is_undone():
     units = statistics([3.0, -100.0], [0.5, 20.0])
     task, v = np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0], np.float32)
-    n = popart.normalised(units, v, task)
+    n = popart.normalize(units, v, task)
     np.testing.assert_allclose(n, [-4, 5.1, 5.15], rtol=1e-5)
-    np.testing.assert_allclose(popart.unnormalised(units, n, task), v, rtol=1e-5)
+    np.testing.assert_allclose(popart.denormalize(units, n, task), v, rtol=1e-5)
+
+
+def test_wrong_shapes_are_named():
+    units, four = popart.init(3), np.zeros(4, np.int32)
+    with pytest.raises(ValueError, match=r"`task` has shape \(4, 1\), expected \(4,\)"):
+        popart.update_statistics(units, np.ones(4), four[:, None], np.ones(4), 0.1)
+    with pytest.raises(ValueError, match="`beta`"):
+        popart.update_statistics(units, np.ones(4), four, np.ones(4), np.ones(3))
+    with pytest.raises(ValueError, match=r"`bias` has shape \(2,\), expected \(3,\)"):
+        popart.rescale_head(np.ones((5, 3)), np.ones(2), units, units)
+    with pytest.raises(ValueError, match=r"`new_mean` has shape \(2,\), expected \(3,\)"):
+        popart.rescale_head(np.ones((5, 3)), np.ones(3), units, popart.init(2))
+    for function in (popart.normalize, popart.denormalize):
+        with pytest.raises(ValueError, match="`task` has shape"):
+            function(units, np.ones((4, 1)), four)
 
 
 # In the agent.
@@ -320,7 +337,7 @@ def test_a_shared_value_has_one_statistic():
 
 
 def test_actors_that_send_gradients_are_refused(tmp_path):
-    with pytest.raises(UserError, match="a3c"):
+    with pytest.raises(UserError, match="async-gradients"):
         pronk.train(
             "impala",
             "pronk/Catch-v0",

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pronk.maths import losses, returns
+from pronk.maths.td_lambda import td_lambda
 from pronk.types import TimeStep
 
 GAMMA = np.float64(0.93)
@@ -43,7 +44,7 @@ class Rows(NamedTuple):
 
 
 def rows(rng: np.random.Generator, length: int, end: str = "", first: bool = True) -> Rows:
-    """One episode of `length` rows that ends in the last one as told."""
+    """One episode of `length` rows whose last one has the flag `end`."""
     flags = np.zeros(length, bool)
     result = Rows(
         rng.normal(size=length),
@@ -286,7 +287,7 @@ def test_a_return_has_a_reward(name):
 
 # TD(λ): the backward view is the forward view.
 
-jit_td = jax.jit(returns.td_lambda, static_argnames=("trace", "online"))
+jit_td = jax.jit(td_lambda, static_argnames=("trace", "online"))
 
 
 def random_walk(seed: int, states: int = 19) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -353,7 +354,7 @@ def test_online_td_is_the_forward_view_nearly():
 def test_an_unknown_trace():
     features, reward, discount = random_walk(0)
     with pytest.raises(ValueError, match="`trace` is 'replacing'; expected 'accumulating'"):
-        returns.td_lambda(
+        td_lambda(
             np.zeros(19), features, reward, discount, step_size=0.1, lambda_=0.5, trace="replacing"
         )
 
@@ -407,7 +408,7 @@ def test_two_episodes_equal_each_alone(end, last, lengths):
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated", ""])
-def test_nothing_of_the_next_episode_is_in_an_n_step_return(end):
+def test_n_step_returns_do_not_depend_on_the_next_episode(end):
     """Which has no ratio that a dummy could be left out by; nor where no flag announces it."""
     rng = np.random.default_rng(3)
     a = rows(rng, 5, end)
@@ -420,7 +421,7 @@ def test_nothing_of_the_next_episode_is_in_an_n_step_return(end):
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated", ""])
-def test_nothing_of_the_next_episode_is_seen(end):
+def test_targets_do_not_depend_on_the_next_episode(end):
     rng = np.random.default_rng(3)
     a = rows(rng, 5, end)
     one, other = (vtrace(join(a, rows(rng, 6))) for _ in range(2))
@@ -549,3 +550,90 @@ def test_losses():
     close(jax.grad(lambda a, b: losses.policy_gradient(a, b).sum(), (0, 1))(a, b), (-b, 0 * a))
     close(jax.grad(lambda a, b: losses.squared_error(a, b).sum(), (0, 1))(a, b), (a - b, 0 * a))
     close(losses.squared_error(a, b), [4.5, 8.0])
+
+
+# Shapes are checked where a function is called.
+
+T = 4
+SHAPES = {"values": (T + 1,), "reward": (T,), "discount": (T,), "continuation": (T,)}
+TAKES_RATIO = ("vtrace", "vtrace_as_control_variate", "importance_sampled", "control_variate")
+TAKES_LAMBDA = ("lambda_return", "gae")
+
+
+def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    if name in TAKES_RATIO:
+        return SHAPES | {"ratio": (T,)}
+    if name == "off_policy_lambda":
+        return SHAPES | {"ratio": (T,), "lambda_": (T,)}
+    return SHAPES | ({"lambda_": (T,)} if name in TAKES_LAMBDA else {})
+
+
+@pytest.mark.parametrize("name", ["n_step", *TAKES_RATIO, *TAKES_LAMBDA, "off_policy_lambda"])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_wrong_shapes_are_named(name, batch):
+    """Sequences may lie side by side, but nothing is broadcast along time or between sequences."""
+    right = {k: np.ones((*shape, *batch)) for k, shape in shapes_of(name).items()}
+    jax.block_until_ready(getattr(returns, name)(**right))
+    for k, x in right.items():
+        for wrong in (np.concatenate([x, x[:1]]), x[..., None]):
+            given, other = right | {k: wrong}, "reward" if k == "values" else k
+            with pytest.raises(ValueError) as error:
+                getattr(returns, name)(**given)
+            shape = np.shape(given[other])
+            assert f"`{other}` has shape {shape}, expected" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: returns.n_step(np.ones(()), np.ones(4), np.ones(4), np.ones(4)),
+            r"`values` has shape \(\), expected \[T \+ 1, ...\]",
+        ),
+        (
+            lambda: returns.from_td_errors(np.ones(5), np.ones(4), np.ones(5)),
+            r"`decay` has shape \(5,\), expected \(4,\) \(`values`: \(5,\), T \+ 1 rows\)",
+        ),
+        (
+            lambda: returns.off_policy(*[np.ones(n) for n in (5, 5, 4, 4, 4, 4)]),
+            r"`q` has shape \(5,\), expected \(4,\)",
+        ),
+        (
+            lambda: returns.vtrace(*[np.ones(n) for n in (5, 4, 4, 4, 4)], rho_bar=np.ones(4)),
+            r"`rho_bar` has shape \(4,\), expected 0 axes, not 1",
+        ),
+        (
+            lambda: returns.retrace_trace(np.ones(3), np.ones(4)),
+            r"`mu` has shape \(4,\), expected \(3,\) \(that of `pi`\)",
+        ),
+        (lambda: returns.double_q(np.ones((3, 2)), np.ones((3, 1))), "`target` has shape"),
+        (
+            lambda: returns.transitions(TimeStep((), *[np.ones(4)] * 3, np.ones(3), ()), 0.9),
+            r"`reward` has shape \(4,\), expected \(3,\) \(that of `first`\)",
+        ),
+        (
+            lambda: returns.transitions(TimeStep((), *[np.ones((4, 2))] * 4, ()), np.ones(3)),
+            r"`gamma` has shape \(3,\), expected \(2,\) \(one per sequence\)",
+        ),
+        (
+            lambda: td_lambda(
+                np.ones(2), np.ones((5, 3)), *np.ones((2, 4)), step_size=1, lambda_=1
+            ),
+            r"`weights` has shape \(2,\), expected \(3,\) \(the width of `features`\)",
+        ),
+        (lambda: losses.squared_error(np.ones((3, 1)), np.ones(3)), "`target` has shape"),
+        (lambda: losses.policy_gradient(np.ones((3, 1)), np.ones(3)), "`advantage` has shape"),
+    ],
+)
+def test_messages_about_shapes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_shapes_are_checked_while_tracing():
+    """So that they cost nothing at run time, and see what `vmap` leaves of a batch."""
+    with pytest.raises(ValueError, match="`ratio`"):
+        jax.eval_shape(
+            returns.vtrace, *[jax.ShapeDtypeStruct((n,), float) for n in (5, 4, 4, 4, 5)]
+        )
+    jax.vmap(returns.vtrace, in_axes=1)(*[np.ones((n, 3)) for n in (5, 4, 4, 4, 4)])

@@ -1,4 +1,4 @@
-"""Suites: how tasks are named and brought together, who gets which slot, and what is reported."""
+"""Suites: parsing tasks, common spaces, the assignment of slots, and what is reported."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from pronk import cli, envs, pbt
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
 from pronk.envs import jax_suite, suite
+from pronk.envs.common_spaces import common_spaces
 from pronk.envs.jax_env import JaxVectorEnv
-from pronk.envs.suite import Task, assignment, common, tasks_of
+from pronk.envs.suite import Task, assignment, tasks_of
 from pronk.errors import UserError
 from pronk.maths import scores
 from pronk.pbt.policy import Score
@@ -37,7 +38,7 @@ CLASSIC = "CartPole-v1,Acrobot-v1,MountainCar-v0"
 MIXED = "pronk/Catch-v0?reward_scale=100,pronk/Breakout-v0,pronk/MemoryCue-v0?delay=3&cues=2"
 
 
-def test_a_single_environment_is_no_suite():
+def test_a_single_environment_is_not_a_suite():
     assert tasks_of("CartPole-v1") is None
     assert tasks_of(lambda: gym.make("CartPole-v1")) is None
 
@@ -65,7 +66,7 @@ def test_games_share_the_meaning_of_their_actions():
 
 
 @pytest.mark.parametrize("name", suite.SUITES)
-def test_suites_name_what_there_is(name):
+def test_tasks_of_named_suites_exist(name):
     known = envs.names()
     for task in suite.SUITES[name]:
         assert task.env in known
@@ -78,29 +79,29 @@ def test_suites_name_what_there_is(name):
         ("CartPole-v1,suite/scales-v0", "which is a suite"),
         ("suite/scales-v0?reward_scale=2", "which is a suite"),
         ("suite/scales-v1", "did you mean 'suite/scales-v0'"),
-        ("CartPole-v1,,Acrobot-v1", "empty name"),
+        ("CartPole-v1,,Acrobot-v1", "a task without an environment"),
         ("CartPole-v1,CartPole-v1", "2 times"),
-        ("pronk/Catch-v0?delay", "expected ENV or ENV.NAME=VALUE"),
-        ("pronk/Catch-v0?weight=0", "expected a number above zero"),
-        ("pronk/Catch-v0?reward_scale=1e20", "expected a number above zero, and below 1e.15"),
-        ("pronk/Catch-v0?reward_scale=true", "expected a number above zero"),
+        ("pronk/Catch-v0?delay", "is 'delay'; expected NAME=VALUE, as in delay=20"),
+        ("pronk/Catch-v0?weight=0", "expected a number above 0"),
+        ("pronk/Catch-v0?reward_scale=1e20", "expected a number above 0 and below 1e.15"),
+        ("pronk/Catch-v0?reward_scale=true", "expected a number above 0"),
         ("pronk/Catch-v0?dela=1,pronk/Breakout-v0", "does not accept"),
         ("CartPole-v1,Acrobt-v1", "did you mean 'Acrobot-v1'"),
         ("CartPole-v1,Pendulum-v1", "have no common space"),
         ("ALE/Pong-v5,pronk/Breakout-v0", "for different numbers of frames"),
     ],
 )
-def test_what_is_no_suite_is_said(env, message):
+def test_invalid_suites_are_errors(env, message):
     with pytest.raises(UserError, match=message):
         envs.spec_of(env)
 
 
-# Who gets which slot.
+# The assignment of slots.
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=7), st.integers(1, 40), st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
-def test_slots_are_given_in_proportion_and_do_not_depend_on_who_asks(weights, num, first):
+def test_slots_are_assigned_in_proportion_to_weights_from_any_first_slot(weights, num, first):
     whole = assignment(weights, first + num)
     np.testing.assert_array_equal(assignment(weights, num, first), whole[first:])
     share = np.array(weights) / sum(weights) * len(whole)
@@ -127,8 +128,8 @@ def test_a_task_without_slots_is_an_error(tmp_path):
             )
 
 
-def test_the_slots_of_each_learner_are_looked_at():
-    """Two of them, wherever they begin: of weights 3 and 1 some pairs have both tasks, some one."""
+def test_the_slots_of_each_learner_are_checked():
+    """With weights 3 and 1 some pairs of neighbouring slots have both tasks, and some have one."""
     env, passed = "CartPole-v1?weight=3,Acrobot-v1", []
     for first in range(8):
         whole = set(assignment([3, 1], 2, first).tolist()) == {0, 1}
@@ -158,7 +159,7 @@ def test_observations_are_padded_and_flattened(xp):
     discrete, several = spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3])
     vector, memory = spaces.Box(-1, 1, (2, 2)), spaces.Box(0, 255, (4,), np.uint8)
     all_of = [small, large, discrete, several, vector, memory]
-    shared = common([spec(s) for s in all_of])
+    shared = common_spaces([spec(s) for s in all_of])
     assert shared.kinds == ("image", "image", "vector", "vector", "vector", "vector")
     assert shared.observation_space["image"] == spaces.Box(0, 255, (6, 8, 2), np.uint8)
     assert shared.observation_space["vector"].shape == (5,)
@@ -186,24 +187,24 @@ def test_observations_are_padded_and_flattened(xp):
     np.testing.assert_allclose(memory_of, [[0, 0.2, 0.4, 1, 0]], rtol=1e-6)
 
 
-def test_spaces_that_are_the_same_are_left_alone():
+def test_equal_spaces_are_not_changed():
     nested = spaces.Dict({"a": spaces.Discrete(2)})
-    shared = common([spec(nested), spec(nested)])
+    shared = common_spaces([spec(nested), spec(nested)])
     assert shared.observation_space == nested
     assert not shared.has_action_mask
 
 
-def test_what_has_no_common_space_is_said():
+def test_tasks_without_a_common_space_are_an_error():
     first = spaces.Box(0, 255, (4, 9, 9), np.uint8)
     with pytest.raises(UserError, match="channels at different ends"):
-        common([spec(IMAGE), spec(first)])
+        common_spaces([spec(IMAGE), spec(first)])
     with pytest.raises(UserError, match="no common space"):
-        common([spec(IMAGE), spec(spaces.Dict({"a": IMAGE}))])
+        common_spaces([spec(IMAGE), spec(spaces.Dict({"a": IMAGE}))])
 
 
 def test_actions_are_masked():
     masked = spec(IMAGE, spaces.Discrete(3, start=1), has_action_mask=True)
-    shared = common([masked, spec(IMAGE, spaces.Discrete(5))])
+    shared = common_spaces([masked, spec(IMAGE, spaces.Discrete(5))])
     assert shared.action_space == spaces.Discrete(5)
     mask = np.array([[True, False, True]])
     found = shared.action_mask(masked.action_space, mask, 1, np)
@@ -220,7 +221,7 @@ def random_actions(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.parametrize("env", [CLASSIC, MIXED])
 def test_each_slot_is_its_task(env):
-    """A suite's slots are what environments of each task would be that are given its actions."""
+    """A suite's slots equal environments of each task alone that execute the same actions."""
     n, tasks, rng = 7, tasks_of(env), np.random.default_rng(0)
     whole = envs.make(env, n, seed=3, first_env_id=2)
     given_to = assignment([1, 1, 1], n, 2)
@@ -317,7 +318,7 @@ def test_state_goes_on_exactly():
         action = random_actions(row.action_mask, rng)
         row, theirs = env.step(action), other.step(action)
         jax.tree.map(np.testing.assert_array_equal, row, theirs)
-    with pytest.raises(UserError, match="of other tasks"):
+    with pytest.raises(UserError, match=r"the saved state has task_0, .*, expected task_0 of"):
         envs.make(CLASSIC, 1, replayable=True).restore(env.state())
 
 
@@ -337,7 +338,7 @@ def tally(total: list[float], count: list[int]) -> Tally:
 
 
 def test_one_number_for_a_suite():
-    """By hand: capped where references are known; none while a task is without a game."""
+    """By hand: capped if references are known; None while a task has no episode."""
     known = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), (-1.0, 1.0)))
     assert Score.of(known, tally([8.0, -1.0], [2, 2])) == ((1.0 + 0.25) / 2, 0.0)
     assert Score.of(known, tally([8.0, 0.0], [8, 0])) is None
@@ -351,7 +352,7 @@ def test_one_number_for_a_suite():
     assert found == pytest.approx(((0.5 + 0.5) / 2, 0.5 / 2))
 
 
-def test_games_add_up():
+def test_episodes_of_tasks_add_up():
     games = Tally.of({}, 2)
     games.add(Episode(3.0, 10, 0, task=1))
     games.add(Episode(-1.0, 10, 0, task=1))
@@ -368,7 +369,7 @@ REFERENCED = (
 
 
 @pytest.mark.parametrize("runtime", ["fused", "local"])
-def test_each_task_is_told_of(
+def test_each_task_is_reported(
     runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setitem(suite.SUITES, "suite/test", REFERENCED)
@@ -451,7 +452,7 @@ class OnFire(gym.Env):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
-def test_a_fault_is_told_with_its_task() -> None:
+def test_a_fault_is_reported_with_its_task() -> None:
     gym.register("OnFire-v0", entry_point=OnFire)
     try:
         env = envs.make("OnFire-v0,OnFire-v0?heat=1", 4, workers=0)
@@ -505,7 +506,7 @@ def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
                 break
         assert len(set(taken)) > 1
         vector.close()
-    with pytest.raises(UserError, match=r"`task` is not given; 'Acrobot-v1,.*: choose one"):
+    with pytest.raises(UserError, match=r"`task` is not given; expected one of 'Acrobot-v1,.*'"):
         policy.act(np.zeros(6, np.float32), policy.initial_carry())
 
 

@@ -55,6 +55,16 @@ def test_the_fixed_point_and_the_contraction(seed, rho_bar, c_bar):
         assert np.abs(value - mdp.value(pi)).max() > 1e-3
 
 
+def test_wrong_shapes_are_named():
+    mdp, pi, mu = problem(0)
+    with pytest.raises(ValueError, match=r"`policy` has shape \(3, 4\), expected \(4, 3\)"):
+        mdp.value(pi.T)
+    with pytest.raises(ValueError, match=r"`mu` has shape \(4, 2\), expected \(4, 3\)"):
+        truncated_policy(pi, mu[:, :2], 1.0)
+    with pytest.raises(ValueError, match="`pi` has shape"):
+        VTraceOperator(mdp, pi[:1], mu, rho_bar=1.0, c_bar=1.0)
+
+
 def test_a_larger_c_bar_is_faster():
     mdp, pi, mu = problem(0)
     operators = [VTraceOperator(mdp, pi, mu, rho_bar=2.0, c_bar=c) for c in (0.0, 0.5, 1.0, 2.0)]

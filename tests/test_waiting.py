@@ -81,11 +81,11 @@ def test_episodes_of_the_uneven_task():
     ("env_args", "message"),
     [
         ({"task": "evn"}, "did you mean 'even'"),
-        ({"scale": -1.0}, "expected zero or more"),
+        ({"scale": -1.0}, "expected at least 0"),
         ({"speed": 2}, "does not accept"),
     ],
 )
-def test_what_is_not_known_is_said(env_args, message):
+def test_invalid_arguments_are_errors(env_args, message):
     for make in (lambda: envs.spec_of("pronk/Waiting-v0", env_args), lambda: envs.make(
         "pronk/Waiting-v0", 1, env_args=env_args
     )):  # fmt: skip

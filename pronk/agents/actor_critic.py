@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pronk.maths import distributions, transforms
-from pronk.nn import networks
+from pronk.nn import cores, networks
 from pronk.types import Array, Batch, Carry, EnvSpec, Key, PyTree, TimeStep
 
 
@@ -54,9 +54,7 @@ class ActorCritic:
 
     def initial_core(self, batch: int) -> Core:
         """The memory at an episode's start, `[B, ...]`."""
-        state = networks.initial_state(
-            self.config.recurrent_core, self.config.recurrent_units, batch
-        )
+        state = cores.initial_state(self.network.core, batch)
         return Core(state, jnp.zeros((batch, self.distribution.num_features), jnp.float32))
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
@@ -96,7 +94,7 @@ class ActorCritic:
 
     def decide(self, params: PyTree, carry: Carry, timestep: TimeStep, key: Key) -> Action:
         """Sample an action for each slot, or take the likeliest where the slot is greedy."""
-        core = Core(carry.core.state, networks.reset(carry.core.last_action, timestep.first))
+        core = Core(carry.core.state, cores.reset(carry.core.last_action, timestep.first))
         row = jax.tree.map(lambda x: x[None], timestep)
         output = self.forward(params, row, core.last_action[None], core.state)
         policy, state = output.policy[0], output.state
@@ -151,8 +149,7 @@ def make(
         torso=config.torso,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
-        core=config.recurrent_core,
-        recurrent_units=config.recurrent_units,
+        core=cores.make_core(config.recurrent_core, config.recurrent_units),
         separate_value=config.separate_value,
         encoder_dtype=jnp.dtype(config.encoder_dtype),
         num_values=num_values,

@@ -128,7 +128,7 @@ class Impala:
         task = model.value_task(rows)
         values = normalized = model.select_value(output.values, task)
         if self.normalizes:
-            values = popart.unnormalised(extra["statistics"], normalized, task)
+            values = popart.denormalize(extra["statistics"], normalized, task)
         scaled = rows._replace(reward=model.scale_reward(rows.reward))
         transitions = returns.transitions(scaled, hyper["discount"])
         log_prob = model.distribution.log_prob(output.policy[:-1], model.raw_actions(batch)[:-1])
@@ -159,7 +159,7 @@ class Impala:
         targets, advantages = outputs.vtrace.targets, outputs.vtrace.advantages
         if self.normalizes:
             task = outputs.task[:-1]
-            targets = popart.normalised(extra["statistics"], targets, task)
+            targets = popart.normalize(extra["statistics"], targets, task)
             advantages = advantages / extra["statistics"].deviation[task]
         log_prob = off_policy.policy_log_prob(config.correction, outputs.log_prob)
         terms = {

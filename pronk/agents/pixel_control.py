@@ -55,7 +55,8 @@ def loss(
     # The task's discount is 0 where the episode terminates, and nowhere else.
     own_discount = hyper["pixel_control_discount"] * (transitions.discount > 0)
     weight, own_discount, continuation = (
-        x[..., None, None] for x in (transitions.weight, own_discount, transitions.continuation)
+        jnp.broadcast_to(x[..., None, None], change.shape)
+        for x in (transitions.weight, own_discount, transitions.continuation)
     )
     targets = returns.n_step(
         jax.lax.stop_gradient(greedy), change * weight, own_discount, continuation

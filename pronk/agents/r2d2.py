@@ -19,7 +19,7 @@ from pronk.agents.actor_critic import Core
 from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.maths import distributions, returns, transforms
-from pronk.nn import networks
+from pronk.nn import cores, networks
 from pronk.types import (
     Agent,
     Array,
@@ -53,9 +53,7 @@ class R2D2:
 
     def initial_core(self, batch: int) -> Core:
         """The memory at an episode's start, `[B, ...]`."""
-        state = networks.initial_state(
-            self.config.recurrent_core, self.config.recurrent_units, batch
-        )
+        state = cores.initial_state(self.network.core, batch)
         return Core(state, jnp.zeros((batch, self.num_actions), jnp.float32))
 
     def init(self, key: Key) -> LearnerState:
@@ -104,7 +102,7 @@ class R2D2:
         self, behaviour: PyTree, carry: Carry, timestep: TimeStep, key: Key
     ) -> tuple[Array, Carry, dict[str, Array]]:
         """ε-greedy actions for slots `[B]`, and the probability with which each was taken."""
-        last_action = networks.reset(carry.core.last_action, timestep.first)
+        last_action = cores.reset(carry.core.last_action, timestep.first)
         row = jax.tree.map(lambda x: x[None], timestep)
         q, state = self.forward(behaviour, row, last_action[None], carry.core.state)
         epsilon = carry.private["epsilon"][:, None]
@@ -231,8 +229,7 @@ def build(config: Config, spec: EnvSpec) -> R2D2:
         hidden_sizes=config.hidden_sizes,
         head_units=config.head_units,
         activation=config.activation,
-        core=config.recurrent_core,
-        recurrent_units=config.recurrent_units,
+        core=cores.make_core(config.recurrent_core, config.recurrent_units),
         encoder_dtype=jnp.dtype(config.encoder_dtype),
     )
     rescaling = {

@@ -34,7 +34,7 @@ def renormalize(
     """
     old = state.extra["statistics"]
     beta = state.hyper["popart_beta"]
-    new = popart.updated(old, targets, task, weight, beta, debias=config.popart_debias)
+    new = popart.update_statistics(old, targets, task, weight, beta, debias=config.popart_debias)
     extra = state.extra | {"statistics": new}
     if config.value_normalisation == "art":
         return state._replace(extra=extra)
@@ -45,7 +45,7 @@ def renormalize(
 
 def _rescale(params: PyTree, old: popart.Statistics, new: popart.Statistics) -> PyTree:
     head = params["params"]["value"]
-    kernel, bias = popart.preserved(head["kernel"], head["bias"], old, new)
+    kernel, bias = popart.rescale_head(head["kernel"], head["bias"], old, new)
     return {"params": params["params"] | {"value": {"kernel": kernel, "bias": bias}}}
 
 

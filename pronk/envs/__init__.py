@@ -1,5 +1,4 @@
-"""Environments by name or factory: Gymnasium's, ALE's Atari games, pronk's own in JAX, and suites
-of several of them."""
+"""Environments by id or factory: Gymnasium's, ALE's Atari games, pronk's own in JAX, and suites."""
 
 from __future__ import annotations
 
@@ -24,7 +23,8 @@ from pronk.envs.episodes import derived_seed
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
-from pronk.envs.suite import SUITES, SuiteEnvs, Task, suite_spec, tasks_of
+from pronk.envs.suite import SUITES, Task, suite_spec, tasks_of
+from pronk.envs.suite_env import SuiteEnvs
 from pronk.errors import UserError, nearest
 from pronk.types import EnvSpec, VectorEnv
 
@@ -49,9 +49,9 @@ _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth
 
 @dataclass(frozen=True)
 class GymFactory:
-    """Makes one Gymnasium environment; picklable where `source` is.
+    """Creates one Gymnasium environment; picklable if `source` is.
 
-    `source` is a registered environment's entry, so that a worker process needn't register it, or
+    `source` is a registered environment's entry, so that a worker process needs not register it, or
     a function of `kwargs`.
     """
 
@@ -60,7 +60,7 @@ class GymFactory:
 
     def __call__(self) -> gym.Env:
         if isinstance(self.source, GymEntry):
-            # pronk checks what environments return itself, all along and not only at first.
+            # `Slot` checks every observation and reward itself.
             return gym.make(self.source, disable_env_checker=True, **self.kwargs)
         return self.source(**self.kwargs)
 
@@ -71,6 +71,25 @@ class GymFactory:
         return getattr(self.source, "__name__", type(self.source).__name__)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a vector of environments is stepped, and how it handles failures."""
+
+    workers: int | None = None
+    """Worker processes of Gymnasium environments; 0 steps them in the caller's thread, None decides
+    by timing one of them."""
+    threads: int = 1
+    """Threads of Atari games."""
+    replayable: bool = False
+    """Declares that the same seed and actions repeat an episode, which makes `state()` exact."""
+    fault_log: Path | None = None
+    """The file that faults of Gymnasium environments are appended to."""
+    max_faults: int = 10
+    """Faults of Gymnasium environments after which stepping raises UserError."""
+    hang_after: float = math.inf
+    """Seconds without a result after which a worker process is replaced."""
+
+
 def make(
     env: EnvLike,
     num_envs: int,
@@ -78,35 +97,28 @@ def make(
     seed: int = 0,
     first_env_id: int = 0,
     env_args: Mapping[str, Any] | None = None,
-    workers: int | None = None,
-    threads: int = 1,
-    replayable: bool = False,
-    evaluate: bool = False,
-    fault_log: Path | None = None,
-    max_faults: int = 10,
-    hang_after: float = math.inf,
     task: int | None = None,
+    evaluate: bool = False,
+    **options: Any,
 ) -> VectorEnv:
     """`num_envs` environments stepped together, numbered from `first_env_id`.
 
-    `env` is an id (`names()`), a suite (`pronk.envs.suite`), or a function of `env_args` that
-    returns a `gymnasium.Env`. `task` has all slots play that one of a suite. Gymnasium
-    environments are stepped by `workers` processes, 0 for the caller's thread; None decides by
-    timing one of them, and `placement` says what was decided. `threads` is for Atari.
-    `replayable` declares that episodes can be repeated from their seed and actions, which makes
-    `state()` exact. `evaluate` makes a lost life no end. For `fault_log` and `max_faults` see
-    `SerialVectorEnv`; `hang_after` is of worker processes, in seconds.
+    env: an id (`names()`), a suite (`pronk.envs.suite`), or a function of `env_args` that returns a
+    `gymnasium.Env`. task: the number of a suite's task that all slots get. evaluate: a lost life
+    does not end an episode. options: the fields of `Options`. The vector's `placement` says how it
+    is stepped.
 
-    Raises `UserError` for what can't be made: an unknown id, arguments that the environment does
-    not accept, a package that is missing, a space that isn't supported.
+    Raises `UserError` for an unknown id, arguments that the environment does not accept, a missing
+    package, or a space that is not supported.
     """
+    settings = Options(**options)
     for name, value, least in (
         ("num_envs", num_envs, 1),
         ("seed", seed, 0),
         ("first_env_id", first_env_id, 0),
-        ("workers", 0 if workers is None else workers, 0),
-        ("threads", threads, 1),
-        ("max_faults", max_faults, 0),
+        ("workers", settings.workers or 0, 0),
+        ("threads", settings.threads, 1),
+        ("max_faults", settings.max_faults, 0),
     ):
         if value < least:
             raise UserError(f"`{name}` is {value}, expected at least {least}")
@@ -114,25 +126,20 @@ def make(
     if tasks is not None:
         specs = task_specs(tasks, env_args)
 
-        def part(k: int, num_envs: int, first_env_id: int) -> VectorEnv:
+        def make_part(k: int, num_envs: int, first_env_id: int) -> VectorEnv:
             return make(
                 tasks[k].env,
                 num_envs,
                 seed=derived_seed(seed, k),
                 first_env_id=first_env_id,
                 env_args=tasks[k].args(env_args),
-                workers=workers,
-                threads=threads,
-                replayable=replayable,
                 evaluate=evaluate,
-                fault_log=fault_log,
-                max_faults=max_faults,
-                hang_after=hang_after,
+                **options,
             )
 
-        spec = suite_spec(env, tasks, specs)  # type: ignore[arg-type]
-        return SuiteEnvs(tasks, spec, specs, part, num_envs, first_env_id, only=task)
-    args = as_scored(env, env_args) if evaluate else dict(env_args or {})
+        spec = suite_spec(str(env), tasks, specs)
+        return SuiteEnvs(tasks, spec, specs, make_part, num_envs, first_env_id, only=task)
+    args = evaluation_args(env, env_args) if evaluate else dict(env_args or {})
     if _is_game(env):
         from pronk.envs.atari import AtariEnvs
 
@@ -141,74 +148,80 @@ def make(
             num_envs,
             seed=seed,
             first_env_id=first_env_id,
-            num_threads=threads,
-            replayable=replayable,
+            num_threads=settings.threads,
+            replayable=settings.replayable,
             **args,
         )
     if env == waiting.NAME:
-        return _accepting(waiting.NAME, waiting.make, num_envs, seed, first_env_id, **args)
-    own = _own(env, args)
-    if own is not None:
+        return _call_with_args(waiting.NAME, waiting.make, num_envs, seed, first_env_id, **args)
+    jax_env = _single_jax_env(env, args)
+    if jax_env is not None:
         from pronk.envs.jax_env import JaxVectorEnv
 
-        return JaxVectorEnv(own, num_envs, seed, first_env_id)
-    factory = gym_factory(env, args)
+        return JaxVectorEnv(jax_env, num_envs, seed, first_env_id)
+    return _make_gym(gym_factory(env, args), num_envs, seed, first_env_id, settings)
+
+
+def _make_gym(
+    factory: GymFactory, num_envs: int, seed: int, first_env_id: int, options: Options
+) -> VectorEnv:
+    """Gymnasium environments, in worker processes if requested or if steps are slow."""
     spec = gym_spec(factory, factory.name)
-    note = ""
+    workers, note = options.workers, ""
     if workers is None:
         step_seconds = _step_seconds(factory, spec)
         note = f" ({step_seconds * 1e3:.2g} ms a step)"
         slow = step_seconds > _SLOW_STEP and num_envs > 1
         workers = min(os.cpu_count() or 1, num_envs) if slow and _picklable(factory) else 0
     common: dict[str, Any] = {
-        "replayable": replayable,
-        "fault_log": fault_log,
-        "max_faults": max_faults,
-        "hang_after": hang_after,
+        "replayable": options.replayable,
+        "fault_log": options.fault_log,
+        "max_faults": options.max_faults,
+        "hang_after": options.hang_after,
     }
     if workers:
-        made = ProcessVectorEnv(
+        vector = ProcessVectorEnv(
             factory, spec, num_envs, seed, first_env_id, workers=workers, **common
         )
     else:
-        made = SerialVectorEnv(factory, spec, num_envs, seed, first_env_id, **common)
-    made.placement += note
-    return made
+        vector = SerialVectorEnv(factory, spec, num_envs, seed, first_env_id, **common)
+    vector.placement += note
+    return vector
 
 
 def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
-    """What an agent may know of `env`; raises the errors of `make`."""
+    """The spec of `env`; raises the errors of `make`."""
     args = dict(env_args or {})
     tasks = tasks_of(env)
     if tasks is not None:
-        return suite_spec(env, tasks, task_specs(tasks, args))  # type: ignore[arg-type]
+        return suite_spec(str(env), tasks, task_specs(tasks, args))
     if _is_game(env):
         from pronk.envs.atari import atari_spec
 
         return atari_spec(env, args)
     if env == waiting.NAME:
-        return _accepting(waiting.NAME, waiting.spec, **args)
-    own = _own(env, args)
-    if own is not None:
-        return own.spec
+        return _call_with_args(waiting.NAME, waiting.spec, **args)
+    jax_env = _single_jax_env(env, args)
+    if jax_env is not None:
+        return jax_env.spec
     factory = gym_factory(env, args)
     return gym_spec(factory, factory.name)
 
 
 def task_specs(tasks: Sequence[Task], env_args: Mapping[str, Any] | None) -> list[EnvSpec]:
-    """What an agent may know of each task of a suite, apart from the others."""
+    """The spec of each task of a suite, in its own spaces."""
     return [_task_spec(t.env, json.dumps(t.args(env_args), sort_keys=True)) for t in tasks]
 
 
 @functools.lru_cache(256)
 def _task_spec(env: str, env_args: str) -> EnvSpec:
-    """Kept, because it takes making the environment, and every task's is asked for each time that
-    environments of one are made."""
+    """Cached, because it creates the environment, and `make` needs the specs of all tasks for each
+    of them."""
     return spec_of(env, json.loads(env_args))
 
 
-def as_scored(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`env_args` with which games are counted and filmed: a lost life is no end."""
+def evaluation_args(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`env_args` for evaluation and films, in which a lost life does not end an episode."""
     args = dict(env_args or {})
     if _is_game(env) or "life_loss" in args:
         args["life_loss"] = False
@@ -216,7 +229,7 @@ def as_scored(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def is_atari(env: EnvLike) -> bool:
-    """Whether `env` is the id of one of ALE's games, or a suite of nothing else."""
+    """Whether `env` is the id of an ALE game, or a suite of ALE games only."""
     tasks = tasks_of(env)
     return _is_game(env) if tasks is None else all(_is_game(task.env) for task in tasks)
 
@@ -226,28 +239,28 @@ def _is_game(env: EnvLike) -> TypeGuard[str]:
 
 
 def jax_env_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | JaxSuite | None:
-    """The pure functions of one of pronk's own environments, or of a suite of nothing else; None
-    where `env` is no such one."""
+    """The pure functions of one of pronk's own environments, or of a suite of these only; None for
+    any other environment."""
     tasks = tasks_of(env)
     if tasks is not None:
         from pronk.envs import jax_suite
 
-        parts = [_own(task.env, task.args(env_args)) for task in tasks]
-        own = tuple(part for part in parts if part is not None)
-        return jax_suite.make(str(env), tasks, own) if len(own) == len(parts) else None
-    return _own(env, env_args)
+        parts = [_single_jax_env(task.env, task.args(env_args)) for task in tasks]
+        jax_envs = tuple(part for part in parts if part is not None)
+        return jax_suite.make(str(env), tasks, jax_envs) if len(jax_envs) == len(parts) else None
+    return _single_jax_env(env, env_args)
 
 
-def _own(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
+def _single_jax_env(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> JaxEnv | None:
     if not isinstance(env, str) or not env.startswith("pronk/") or env == waiting.NAME:
         return None
     if env not in _JAX:
         raise _unregistered(env)
     module = importlib.import_module(f"pronk.envs.{_JAX[env]}")
-    return _accepting(env, module.make, **(env_args or {}))
+    return _call_with_args(env, module.make, **(env_args or {}))
 
 
-def _accepting(env: str, make: Callable[..., Any], *args: Any, **env_args: Any) -> Any:
+def _call_with_args(env: str, make: Callable[..., Any], *args: Any, **env_args: Any) -> Any:
     try:
         return make(*args, **env_args)
     except TypeError as e:
@@ -255,7 +268,7 @@ def _accepting(env: str, make: Callable[..., Any], *args: Any, **env_args: Any) 
 
 
 def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
-    """What makes one Gymnasium environment; raises UserError for an id that isn't registered."""
+    """The factory of a Gymnasium environment; raises UserError for an id that isn't registered."""
     if not isinstance(env, str):
         return GymFactory(env, args)
     module, _, name = env.rpartition(":")
@@ -270,8 +283,7 @@ def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
 
 
 def names() -> list[str]:
-    """The known ids: pronk's, suites, ALE's, and what is registered with Gymnasium, sorted in
-    each."""
+    """The known ids: pronk's, suites, ALE's, and Gymnasium's registry, each sorted."""
     from pronk.envs.atari import atari_ids
 
     own = sorted([*_JAX, waiting.NAME])

@@ -1,8 +1,8 @@
-"""Atari games: ALE's C++ vector environment as a `VectorEnv`, with IMPALA's preprocessing."""
+"""Atari games: ALE's C++ vector environment as a `VectorEnv`, preprocessed as in IMPALA."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ale_py import roms
@@ -34,7 +34,7 @@ def atari_ids() -> list[str]:
 
 
 def atari_spec(name: str, env_args: dict[str, Any] | None = None) -> EnvSpec:
-    """What an agent may know of the game; raises the errors of `AtariEnvs`."""
+    """The spec of a game; raises the errors of `AtariEnvs`."""
     settings = _settings(name, env_args or {})
     settings.pop("life_loss")
     return _spec(name, _vector(name, 1, 1, settings), settings)
@@ -44,15 +44,15 @@ def _id(rom: str) -> str:
     return f"ALE/{''.join(w[0].upper() + w[1:] for w in rom.split('_')).replace('3d', '3D')}-v5"
 
 
-def _settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _settings(name: str, env_args: dict[str, Any]) -> dict[str, Any]:
     known = {"life_loss": True, **_SETTINGS}
-    for key in given:
+    for key in env_args:
         if key not in known:
             raise UserError(
                 f"`env_args` of '{name}' has no '{key}'{nearest(key, known)} "
                 f"(known: {', '.join(sorted(known))})"
             )
-    return known | given
+    return known | env_args
 
 
 def _vector(name: str, num_envs: int, num_threads: int, settings: dict[str, Any]) -> AtariVectorEnv:
@@ -64,7 +64,7 @@ def _vector(name: str, num_envs: int, num_threads: int, settings: dict[str, Any]
             rom, num_envs, num_threads=num_threads, reward_clipping=False, **settings
         )
     except Exception as e:
-        raise UserError(f"`env` '{name}' cannot be made with {settings}: {e}") from e
+        raise UserError(f"`env` '{name}' cannot be created with {settings}: {e}") from e
 
 
 def _spec(name: str, vector: AtariVectorEnv, settings: dict[str, Any]) -> EnvSpec:
@@ -76,19 +76,29 @@ def _spec(name: str, vector: AtariVectorEnv, settings: dict[str, Any]) -> EnvSpe
     )
 
 
-# Both forms below have `reset() -> observation, lives` and `step(action) -> observation, reward,
-# terminated, truncated, lives`, arrays [B, ...], with NEXT_STEP autoreset.
+class _Games(Protocol):
+    """Games stepped together, with NEXT_STEP autoreset; arrays are `[B, ...]`."""
+
+    vector: AtariVectorEnv
+
+    def reset(self) -> tuple[Array, Array]:
+        """observation, lives"""
+        ...
+
+    def step(self, action: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """observation, reward, terminated, truncated, lives"""
+        ...
 
 
-class _OneVector:
-    """All games in one C++ vector, which resets them itself; the fast form, without replay."""
+class _OneVector(_Games):
+    """All games in one C++ vector, which resets them itself: fast, but without replay."""
 
     def __init__(self, name: str, env_ids: range, seed: int, threads: int, settings: dict):
         self.vector = _vector(name, len(env_ids), threads, settings)
         self._seeds: Array | None = np.array([episode_seed(seed, e, 0) for e in env_ids])
 
     def reset(self) -> tuple[Array, Array]:
-        # Only the first games are seeded: later ones go on with their game's random numbers.
+        # Only the first episodes are seeded; later ones continue the game's random numbers.
         observation, info = self.vector.reset(seed=self._seeds)
         self._seeds = None
         return observation, info["lives"]
@@ -98,9 +108,9 @@ class _OneVector:
         return observation, reward, terminated, truncated, info["lives"]
 
 
-class _Singles:
-    """Each game in a C++ vector of its own, so that every episode has its own seed and a log of
-    its actions, from which it can be repeated. At most `threads` games compute at a time."""
+class _Singles(_Games):
+    """Each game in its own C++ vector, so that every episode has its own seed and a log of its
+    actions, from which it can be replayed. At most `threads` games are stepped at a time."""
 
     def __init__(self, name: str, env_ids: range, seed: int, threads: int, settings: dict):
         self._name, self._env_ids, self._seed, self._threads = name, env_ids, seed, threads
@@ -123,11 +133,11 @@ class _Singles:
 
     def step(self, action: Array) -> tuple[Array, Array, Array, Array, Array]:
         running = [i for i, done in enumerate(self._done) if not done]
-        begins = [i for i, done in enumerate(self._done) if done]
+        ended = [i for i, done in enumerate(self._done) if done]
         self._play(running, action)
         for i in running:
             self._actions[i].append(int(action[i]))
-        for i in begins:
+        for i in ended:
             self._begin(i)
         return (
             self._observation,
@@ -146,7 +156,7 @@ class _Singles:
         }
 
     def restore(self, states: list[dict[str, PyTree]]) -> list[str | None]:
-        """Replay the games together; a warning for each that is not as it was."""
+        """Replay the games together; a warning for each that does not replay exactly."""
         warnings: list[str | None] = [None] * len(states)
         logs = [s["actions"] for s in states]
         for i, state in enumerate(states):
@@ -166,7 +176,9 @@ class _Singles:
                 warnings[i] = replay_warning(self._name, self._env_ids[i], "it ended early")
             elif not np.array_equal(self._observation[i], state["observation"]):
                 self._done[i] = True
-                warnings[i] = replay_warning(self._name, self._env_ids[i], "another observation")
+                warnings[i] = replay_warning(
+                    self._name, self._env_ids[i], "the observation differs"
+                )
         return warnings
 
     def lives(self) -> Array:
@@ -204,20 +216,20 @@ class AtariEnvs:
 
     Observations are uint8 `[B, stack_num, img_height, img_width]` (channel-first), rewards raw;
     the defaults are the IMPALA paper's. `settings` are `life_loss` and the keywords of `_SETTINGS`,
-    which mean what ale_py says of them; a frame is one of the console's. Game i is environment
-    `first_env_id + i`, which with `seed` decides all its episodes.
+    documented by ale_py; frames are the console's. Game i is environment `first_env_id + i`, which
+    with `seed` determines all its episodes.
 
-    With `life_loss` a lost life ends the return, not the game: its row is `terminated`, and the
-    next one, which the action brings about as ever, is `first` and shows no reward. A game that
-    ends on that very row is `first` and `terminated` at once. With `life_loss="roll"` the next row
-    is an ordinary one: recurrent states go on (R2D2's `roll`, Kapturowski et al. 2019, section 5).
+    With `life_loss` a lost life ends the return, but not the game: its row is `terminated`, and the
+    next row, the result of an ordinary step, is `first` and has reward 0. If the game ends on that
+    next row, the row is both `first` and `terminated`. With `life_loss="roll"` the next row is an
+    ordinary one, and recurrent states are kept (R2D2's `roll`, Kapturowski et al. 2019, section 5).
     `episodes()` counts whole games.
 
-    With `replayable` an interrupted game can be continued exactly (`state`), at the price of about
-    80 ms of the caller's time per game, which ALE needs to seed a reset.
+    With `replayable` an interrupted game can be continued exactly (`state`); each reset then costs
+    about 80 ms of the caller's time, which ALE needs to seed it.
 
-    Raises `UserError` for an unknown game or setting, and ValueError for an action that doesn't
-    exist (ALE would never return from it).
+    Raises `UserError` for an unknown game or setting, and ValueError for an invalid action (ALE
+    would never return from it).
     """
 
     def __init__(
@@ -240,7 +252,7 @@ class AtariEnvs:
             )
         env_ids = range(first_env_id, first_env_id + num_envs)
         self._singles = _Singles(name, env_ids, seed, num_threads, settings) if replayable else None
-        self._games: _OneVector | _Singles = self._singles or _OneVector(
+        self._games: _Games = self._singles or _OneVector(
             name, env_ids, seed, num_threads, settings
         )
         self.spec = _spec(name, self._games.vector, settings)
@@ -258,27 +270,27 @@ class AtariEnvs:
         """Begin new games everywhere; `first` is set throughout."""
         observation, lives = self._games.reset()
         n = self.num_envs
-        no, yes = np.zeros(n, np.bool_), np.ones(n, np.bool_)
-        return self._say(observation, np.zeros(n), no, no.copy(), lives, begins=yes)
+        false, true = np.zeros(n, np.bool_), np.ones(n, np.bool_)
+        return self._timestep(observation, np.zeros(n), false, false.copy(), lives, new_game=true)
 
     def step(self, action: Array) -> TimeStep:
-        """Execute `action`, integers `[B]`; games that have ended begin anew instead."""
+        """Execute `action`, integers `[B]`; slots whose game has ended begin another instead."""
         action = np.ascontiguousarray(action)
         if action.shape != (self.num_envs,) or action.dtype.kind not in "iu":
             raise ValueError(
                 f"`action` is {action.dtype} {action.shape}, expected integers ({self.num_envs},)"
             )
         if action.min() < 0 or action.max() >= self._num_actions:
-            raise ValueError(f"`action` {action} is not within 0 and {self._num_actions - 1}")
-        return self._say(*self._games.step(action.astype(np.int32)), begins=self._over)
+            raise ValueError(f"`action` is {action}, expected 0 to {self._num_actions - 1}")
+        return self._timestep(*self._games.step(action.astype(np.int32)), new_game=self._over)
 
     def episodes(self) -> list[Episode]:
         """The games finished since the last call: raw rewards, all lives, agent steps."""
         return self._counter.episodes()
 
     def state(self) -> PyTree | None:
-        """`{"slot_0": {...}, ...}`, NumPy: the running games' indices and actions; None where
-        `replayable` wasn't asked for."""
+        """`{"slot_0": {...}, ...}`, NumPy: the running games' indices and actions; None without
+        `replayable`."""
         if self._singles is None:
             return None
         return {
@@ -291,14 +303,14 @@ class AtariEnvs:
         }
 
     def restore(self, state: PyTree) -> None:
-        """Reseed and replay the games of `state()`, and check that they look the same.
+        """Reseed and replay the games of `state()`, and compare their observations.
 
-        Where one doesn't, the next step begins a new game and `warnings()` says so. Takes about
+        Where one differs, the next step begins a new game, and `warnings()` has a line. Takes about
         0.3 ms per step of each unfinished game.
         """
         if self._singles is None:
             raise UserError(
-                f"the saved state of '{self.spec.name}' needs environments made with "
+                f"the saved state of '{self.spec.name}' needs environments created with "
                 "replayable=True"
             )
         states = slot_states(state, self.num_envs)
@@ -311,14 +323,14 @@ class AtariEnvs:
         self._lives = self._singles.lives()
 
     def warnings(self) -> list[str]:
-        """What went otherwise than asked for since the last call, a line each."""
+        """One line for each inexact replay since the last call."""
         warnings, self._warnings = self._warnings, []
         return warnings
 
     def close(self) -> None:
         """Nothing to do: ALE's threads end with the object."""
 
-    def _say(
+    def _timestep(
         self,
         observation: Array,
         reward: Array,
@@ -326,13 +338,13 @@ class AtariEnvs:
         truncated: Array,
         lives: Array,
         *,
-        begins: Array,
+        new_game: Array,
     ) -> TimeStep:
         over = np.logical_or(terminated, truncated)
-        self._counter.update(reward, begins, over)
-        first = np.logical_or(begins, self._lost)
-        lost = (lives < self._lives) & np.logical_not(begins) & bool(self._life_loss)
+        self._counter.update(reward, new_game, over)
+        first = np.logical_or(new_game, self._lost)
+        lost = (lives < self._lives) & np.logical_not(new_game) & bool(self._life_loss)
         self._lives, self._over = lives, over
         self._lost = lost & (self._life_loss is True)
-        shown = np.where(first, 0, reward).astype(np.float32)
-        return TimeStep(observation, shown, terminated | lost, truncated, first, self._task)
+        reward = np.where(first, 0, reward).astype(np.float32)
+        return TimeStep(observation, reward, terminated | lost, truncated, first, self._task)

@@ -36,28 +36,28 @@ def make(hide_velocities: bool = False, max_steps: int = 500) -> JaxEnv:
     """Balance a pole on a cart that is pushed left (0) or right (1).
 
     Reward 1 at every step. Terminated when the cart leaves ±2.4 m or the pole ±12°, truncated after
-    `max_steps`; both are set where both happen, as in Gymnasium. Observation: float32 `[4]`
-    `x, ẋ, θ, θ̇`, or `[2]` `x, θ` with `hide_velocities`, which makes a memory necessary. Raises
-    UserError if `max_steps` < 1. Source: Gymnasium's CartPole-v1 (Euler), in float32.
+    `max_steps`; both may be set at once, as in Gymnasium. Observation: float32 `[4]` `x, ẋ, θ, θ̇`,
+    or `[2]` `x, θ` with `hide_velocities`, which makes a memory necessary. Raises UserError if
+    `max_steps` < 1. Source: Gymnasium's CartPole-v1 (Euler), in float32.
     """
     if max_steps < 1:
-        raise UserError(f"CartPole was given max_steps={max_steps}; it needs at least 1.")
-    shown = slice(0, None, 2) if hide_velocities else slice(None)
-    high = np.array([2 * X_LIMIT, np.inf, 2 * THETA_LIMIT, np.inf], np.float32)[shown]
+        raise UserError(f"CartPole has max_steps={max_steps}; expected at least 1.")
+    visible = slice(0, None, 2) if hide_velocities else slice(None)
+    high = np.array([2 * X_LIMIT, np.inf, 2 * THETA_LIMIT, np.inf], np.float32)[visible]
     spec = EnvSpec(
         "pronk/CartPole-v1", spaces.Box(-high, high, dtype=np.float32), spaces.Discrete(2)
     )
 
     def reset(key: Key) -> tuple[State, Array]:
         physics = jax.random.uniform(key, (4,), jnp.float32, -0.05, 0.05)
-        return State(physics, jnp.int32(0)), physics[shown]
+        return State(physics, jnp.int32(0)), physics[visible]
 
     def step(state: State, action: Array, key: Key) -> tuple[State, Array, Array, Array, Array]:
         del key
         physics = _euler(state.physics, jnp.where(action == 1, FORCE, -FORCE))
         state = State(physics, state.t + 1)
         terminated = (jnp.abs(physics[0]) > X_LIMIT) | (jnp.abs(physics[2]) > THETA_LIMIT)
-        return state, physics[shown], jnp.float32(1), terminated, state.t >= max_steps
+        return state, physics[visible], jnp.float32(1), terminated, state.t >= max_steps
 
     return JaxEnv(spec, reset, step, render=_render)
 
@@ -76,7 +76,7 @@ def _euler(physics: Array, force: Array) -> Array:
 
 
 def _render(state: State) -> np.ndarray:
-    """Cart and pole on a dark ground, 120 pixels per metre; the pole is drawn dot by dot."""
+    """Cart and pole on a dark background, 120 pixels per metre."""
     picture = np.full((240, 600, 3), 30, np.uint8)
     x, _, theta, _ = state.physics
     centre = int(300 + 120 * x)

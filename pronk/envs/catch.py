@@ -15,12 +15,12 @@ from pronk.types import Array, EnvSpec, Key, PyTree
 
 
 class State(NamedTuple):
-    """Where ball and paddle are, int32 []; the paddle is always in the bottom row."""
+    """Positions of ball and paddle, int32 []; the paddle is always in the bottom row."""
 
-    ball_row: Array  # counts on, below the screen, once the ball has landed
+    ball_row: Array  # keeps counting below the screen once the ball has landed
     ball_column: Array
     paddle: Array
-    caught: PyTree = ()  # bool, with a delay only: what the landed ball will be paid
+    caught: PyTree = ()  # bool, with a delay only: whether the landed ball was caught
 
 
 def make(rows: int = 10, columns: int = 5, delay: int = 0) -> JaxEnv:
@@ -30,18 +30,17 @@ def make(rows: int = 10, columns: int = 5, delay: int = 0) -> JaxEnv:
     (caught) or -1 at the last of the `rows - 1` steps, 0 before. Observation: float32
     `[rows, columns]`, 1 at ball and paddle.
 
-    With a `delay` the reward comes that many steps after the ball has landed, and so does the end.
-    The ball is gone from the observation in which it lands, and where the paddle goes from then on
-    changes nothing: while it waits, the environment is partially observed, and what was caught is
-    known only to those who remember.
+    With a `delay` the reward and the end come that many steps after the ball has landed. The ball
+    is invisible from the observation in which it lands, and later actions do not affect the reward:
+    the environment is partially observed, because nothing shows whether the ball was caught.
 
     Raises UserError if `rows` < 2, `columns` < 1 or `delay` < 0. Source: `Catch` in
     deepmind/bsuite; the delay is ours.
     """
     if rows < 2 or columns < 1 or delay < 0:
         raise UserError(
-            f"Catch was given rows={rows}, columns={columns} and delay={delay}; "
-            "it needs at least 2 rows and 1 column, and no negative delay."
+            f"Catch has rows={rows}, columns={columns} and delay={delay}; expected at least 2 rows,"
+            " 1 column and a delay of 0."
         )
     spec = EnvSpec(
         "pronk/Catch-v0", spaces.Box(0, 1, (rows, columns), np.float32), spaces.Discrete(3)

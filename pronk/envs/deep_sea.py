@@ -15,7 +15,7 @@ from pronk.types import Array, EnvSpec, Key
 
 
 class State(NamedTuple):
-    """Where the diver is, int32 []; the row is also the number of steps taken."""
+    """The position of the diver, int32 []; the row is also the number of steps taken."""
 
     row: Array
     column: Array
@@ -27,15 +27,15 @@ def make(
     randomize_actions: bool = True,
     mapping_seed: int = 42,
 ) -> JaxEnv:
-    """A diver sinks one row per step from the top left, and the treasure is at the bottom right.
+    """A diver sinks one row per step from the top left; the treasure is at the bottom right.
 
-    Actions: 0 and 1, of which one leads a column to the left and the other to the right, never
-    beyond the walls; which is which is drawn for each cell from `mapping_seed`, once for all
-    episodes (1 is right everywhere without `randomize_actions`). Each move to the right costs
-    `unscaled_move_cost / size`, and the one from the bottom right cell is also paid 1: only `size`
-    moves to the right lead there, and that is the only way to a return above 0, by default 0.99.
-    The episode ends after `size` steps; nothing is random. Observation: float32 `[size, size]`, 1
-    at the diver; the terminal one, below the last row, is all zeros.
+    Actions: 0 and 1, one of which moves a column to the left and the other to the right, never
+    beyond the walls; which one moves right is drawn for each cell from `mapping_seed`, once for all
+    episodes (always 1 without `randomize_actions`). Each move to the right costs
+    `unscaled_move_cost / size`, and the one from the bottom right cell also has a reward of 1: it
+    takes `size` moves to the right, the only way to a return above 0, by default 0.99. The episode
+    ends after `size` steps; nothing is random. Observation: float32 `[size, size]`, 1 at the diver;
+    the terminal one, below the last row, is all zeros.
 
     Raises UserError if `size` < 1, `unscaled_move_cost` is negative or not finite, or
     `mapping_seed` is not within 0 and 2³² − 1. Source: `DeepSea` in deepmind/bsuite, deterministic,
@@ -43,8 +43,8 @@ def make(
     """
     if size < 1 or not 0 <= unscaled_move_cost < math.inf or not 0 <= mapping_seed < 2**32:
         raise UserError(
-            f"DeepSea was given size={size}, unscaled_move_cost={unscaled_move_cost} and"
-            f" mapping_seed={mapping_seed}; it needs a size of at least 1, a finite cost of at"
+            f"DeepSea has size={size}, unscaled_move_cost={unscaled_move_cost} and"
+            f" mapping_seed={mapping_seed}; expected a size of at least 1, a finite cost of at"
             " least 0 and a seed within 0 and 2³² − 1."
         )
     spec = EnvSpec(
@@ -71,8 +71,8 @@ def make(
         # Comparisons rather than an indexed read: a vmapped gather is slow on the CPU.
         right = (at(state) & (rightward == action)).any()
         cost = unscaled_move_cost / size
-        found = state.column == size - 1
-        reward = jnp.where(right, jnp.where(found, 1 - cost, -cost), 0.0)
+        treasure = state.column == size - 1
+        reward = jnp.where(right, jnp.where(treasure, 1 - cost, -cost), 0.0)
         column = jnp.clip(state.column + jnp.where(right, 1, -1), 0, size - 1)
         state = State(state.row + 1, column)
         ended = state.row == size

@@ -1,4 +1,4 @@
-"""One environment that can be watched: a vector of size 1, and a picture of its present moment."""
+"""One environment to film: a vector of size 1, and a function that renders its current state."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import gymnasium
 import numpy as np
 
 from pronk import envs
-from pronk.envs.suite import SuiteEnvs, Task, suite_spec, task_number, tasks_of
+from pronk.envs.suite import Task, suite_spec, task_number, tasks_of
+from pronk.envs.suite_env import SuiteEnvs
 from pronk.errors import UserError
 from pronk.types import Array, Episode, TimeStep
 
 
-class Game(Protocol):
-    """What filming needs of a `VectorEnv` of size 1."""
+class FilmedEnv(Protocol):
+    """The part of a `VectorEnv` of size 1 that filming needs."""
 
     def reset(self) -> TimeStep: ...
     def step(self, action: Array) -> TimeStep: ...
@@ -24,9 +25,9 @@ class Game(Protocol):
 
 
 class Film(NamedTuple):
-    """A vector of one environment; `picture()` is uint8 `[H, W, 3]` of what it shows now."""
+    """A vector of one environment; `picture()` renders its current state, uint8 `[H, W, 3]`."""
 
-    env: Game
+    env: FilmedEnv
     picture: Callable[[], Array]
     frames_per_second: float
 
@@ -34,15 +35,15 @@ class Film(NamedTuple):
 def make(
     env: Any, *, seed: int = 0, env_args: Mapping[str, Any] | None = None, task: str | None = None
 ) -> Film:
-    """A game to film, played as in evaluation; of a suite, this `task`.
+    """An environment to film, as in evaluation; `task` names one task of a suite.
 
-    Raises UserError where it can't be rendered, and for a task that there is not.
+    Raises UserError if it cannot be rendered, and for an unknown task.
     """
     tasks = tasks_of(env)
     k = task_number(env, tasks, task)
     if tasks is not None:
-        return _of_suite(str(env), tasks, k, seed, env_args or {})
-    args = envs.as_scored(env, env_args)
+        return _film_task(str(env), tasks, k, seed, env_args or {})
+    args = envs.evaluation_args(env, env_args)
     if envs.is_atari(env):
         return _atari(env, seed, args)
     own = envs.jax_env_of(env, args)
@@ -54,52 +55,52 @@ def make(
         vector = JaxVectorEnv(own, 1, seed)
         render = own.render
         if render is None:
-            raise UserError(f"'{env}' has no picture to film.")
+            raise UserError(f"`env` '{env}' cannot be filmed: it has no render function.")
         return Film(vector, lambda: np.asarray(render(vector.first_state())), 8)
     return _gymnasium(env, seed, args)
 
 
-def _of_suite(
+def _film_task(
     env: str, tasks: tuple[Task, ...], k: int, seed: int, args: Mapping[str, Any]
 ) -> Film:
     specs = envs.task_specs(tasks, args)
-    game = make(tasks[k].env, seed=seed, env_args=tasks[k].args(args))
-    vector: Any = game.env
-    seen = SuiteEnvs(tasks, suite_spec(env, tasks, specs), specs, lambda *_: vector, 1, only=k)
-    return game._replace(env=seen)
+    film = make(tasks[k].env, seed=seed, env_args=tasks[k].args(args))
+    vector: Any = film.env
+    spec = suite_spec(env, tasks, specs)
+    return film._replace(env=SuiteEnvs(tasks, spec, specs, lambda *_: vector, 1, only=k))
 
 
 class _Twins:
-    """Two Atari games with the same seed and actions: as the agent sees it, and as people do."""
+    """Two Atari games with the same seed and actions: one as the agent sees it, one in colour."""
 
     def __init__(self, env: str, seed: int, args: dict[str, Any]):
         from pronk.envs.atari import AtariEnvs
 
-        whole = {**args, "grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
-        # One seed per episode, so that the two stay together from episode to episode.
-        self._seen = AtariEnvs(env, 1, seed=seed, replayable=True, **args)
-        self._shown = AtariEnvs(env, 1, seed=seed, replayable=True, **whole)
+        colour = {**args, "grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
+        # One seed per episode (`replayable`), so that the two are the same in every episode.
+        self._agent_env = AtariEnvs(env, 1, seed=seed, replayable=True, **args)
+        self._colour_env = AtariEnvs(env, 1, seed=seed, replayable=True, **colour)
         self.placement = "filmed"
-        self.frames_per_second = 60 / self._seen.spec.frames_per_step
+        self.frames_per_second = 60 / self._agent_env.spec.frames_per_step
         self.frame: Array = np.zeros((210, 160, 3), np.uint8)
 
-    def _look(self, observation: Array) -> None:
+    def _set_frame(self, observation: Array) -> None:
         self.frame = np.array(observation[0, 0])
 
     def reset(self) -> TimeStep:
-        self._look(self._shown.reset().observation)
-        return self._seen.reset()
+        self._set_frame(self._colour_env.reset().observation)
+        return self._agent_env.reset()
 
     def step(self, action: Array) -> TimeStep:
-        self._look(self._shown.step(action).observation)
-        return self._seen.step(action)
+        self._set_frame(self._colour_env.step(action).observation)
+        return self._agent_env.step(action)
 
     def episodes(self) -> list[Episode]:
-        return self._seen.episodes()
+        return self._agent_env.episodes()
 
     def close(self) -> None:
-        self._seen.close()
-        self._shown.close()
+        self._agent_env.close()
+        self._colour_env.close()
 
 
 def _atari(env: str, seed: int, args: dict[str, Any]) -> Film:
@@ -108,22 +109,25 @@ def _atari(env: str, seed: int, args: dict[str, Any]) -> Film:
 
 
 def _gymnasium(env: Any, seed: int, args: dict[str, Any]) -> Film:
-    shown: list[Any] = []
+    current: list[Any] = []  # the environment, which is replaced after a fault
 
     def factory() -> Any:
         made = envs.gym_factory(env, {**args, "render_mode": "rgb_array"})()
-        shown[:] = [made]
+        current[:] = [made]
         return made
 
     vector = envs.make(factory, 1, seed=seed, workers=0)
 
     def picture() -> Array:
         try:
-            frame = shown[0].render()
+            frame = current[0].render()
         except gymnasium.error.DependencyNotInstalled as error:
-            raise UserError(f"'{env}' can't be filmed: {error}") from None
+            raise UserError(f"`env` '{env}' cannot be filmed: {error}") from None
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-            raise UserError(f"'{env}' returned no picture from render(); it can't be filmed.")
+            raise UserError(
+                f"`env` '{env}' cannot be filmed: render() returned {type(frame).__name__},"
+                " expected an array [H, W, 3]."
+            )
         return frame
 
-    return Film(vector, picture, shown[0].metadata.get("render_fps", 30))
+    return Film(vector, picture, current[0].metadata.get("render_fps", 30))

@@ -1,7 +1,7 @@
 """Gymnasium environments as a `VectorEnv`, stepped in the caller's thread.
 
-What is common to that and to the form with worker processes (`process_env`) is here too. Neither
-imports jax, so that workers start quickly.
+The base class `SlotVectorEnv` is shared with `process_env`, which steps them in worker processes.
+Neither module imports jax, so that workers start quickly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,24 @@ from pronk.envs.slot import Factory, Fault, Rows, Slot
 from pronk.errors import UserError
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep
 
+Method = Literal["step", "reset", "recover", "abandon", "state", "restore"]  # of `Slots`
+
+
+class SlotConfig(NamedTuple):
+    """Settings that all slots of a vector share."""
+
+    factory: Factory
+    spec: EnvSpec
+    num_envs: int
+    seed: int
+    first_env_id: int
+    replayable: bool
+    max_faults: int
+    hang_after: float  # seconds without a result after which a worker process is replaced
+
 
 class Slots:
-    """A contiguous chunk of slots, `rows[lo:hi]`, and the commands they obey."""
+    """A contiguous range of slots, `rows[lo:hi]`; its methods return one result per slot."""
 
     def __init__(self, config: SlotConfig, rows: Rows, lo: int, hi: int):
         self._faults: list[Fault] = []
@@ -40,50 +55,54 @@ class Slots:
         ]
         self._done = rows.done[lo:hi]
 
-    def run(self, command: str, payload: Any) -> tuple[list[Any], list[Fault]]:
-        """One answer per slot, and the faults met on the way."""
-        slots = self._slots
-        if command == "step":
-            answers = [slot.step() for slot in slots]
-        elif command == "reset":
-            answers = [slot.begin() for slot in slots]
-        elif command == "recover":
-            answers = [
-                slot.begin() if done else slot.abandon()
-                for slot, done in zip(slots, self._done, strict=True)
-            ]
-        elif command == "abandon":
-            answers = [slot.abandon() for slot in slots]
-        elif command == "state":
-            answers = [slot.state() for slot in slots]
-        elif command == "restore":
-            answers = [slot.restore(p) for slot, p in zip(slots, payload, strict=True)]
-        else:
-            raise ValueError(command)
+    def call(
+        self, method: Method, states: list[Any] | None = None
+    ) -> tuple[list[Any], list[Fault]]:
+        """The results of a method, and the faults that occurred in it."""
+        call = getattr(self, method)
+        results = call() if states is None else call(states)
         faults = list(self._faults)
         self._faults.clear()
-        return answers, faults
+        return results, faults
+
+    def step(self) -> list[None]:
+        """Execute the rows' actions; slots whose episode has ended begin the next one."""
+        return [slot.step() for slot in self._slots]
+
+    def reset(self) -> list[None]:
+        """Begin new episodes."""
+        return [slot.begin() for slot in self._slots]
+
+    def recover(self) -> list[None]:
+        """Complete the step in which a worker died: truncate the episodes that were running."""
+        return [
+            slot.begin() if done else slot.abandon()
+            for slot, done in zip(self._slots, self._done, strict=True)
+        ]
+
+    def abandon(self) -> list[None]:
+        """Truncate all episodes."""
+        return [slot.abandon() for slot in self._slots]
+
+    def state(self) -> list[dict[str, PyTree]]:
+        """The arguments of `restore`."""
+        return [slot.state() for slot in self._slots]
+
+    def restore(self, states: list[dict[str, PyTree]]) -> list[str | None]:
+        """Replay the episodes of `states`; a warning for each that does not replay exactly."""
+        return [slot.restore(state) for slot, state in zip(self._slots, states, strict=True)]
 
     def close(self) -> None:
+        """Close the environments; safe to call twice."""
         for slot in self._slots:
             slot.close()
 
 
-class SlotConfig(NamedTuple):
-    """What all slots of a vector have in common."""
-
-    factory: Factory
-    spec: EnvSpec
-    num_envs: int
-    seed: int
-    first_env_id: int
-    replayable: bool
-    max_faults: int
-    hang_after: float  # seconds without an answer after which a worker process is replaced
-
-
 class SlotVectorEnv:
-    """What the serial and the process form share: `_run` and `close` are theirs."""
+    """The part of a `VectorEnv` that does not depend on where the slots are stepped.
+
+    Subclasses define `_start`, `_call` and `close`.
+    """
 
     def __init__(
         self,
@@ -117,10 +136,10 @@ class SlotVectorEnv:
         return self._advance("reset")
 
     def step(self, action: Array) -> TimeStep:
-        """Execute `action` `[B, ...]`, where a discrete one counts from 0 whatever the space's
-        `start`; slots whose episode has ended begin the next one instead.
+        """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead.
 
-        Raises `UserError` when the environments have failed more than `max_faults` times.
+        Discrete actions count from 0 whatever the space's `start`. Raises ValueError for an action
+        of another shape, and `UserError` after more than `max_faults` faults.
         """
         action = np.asarray(action)
         if action.shape != self._rows.action.shape:
@@ -131,34 +150,34 @@ class SlotVectorEnv:
         return self._advance("step")
 
     def episodes(self) -> list[Episode]:
-        """The games finished since the last call; not those that ended by a fault."""
+        """The episodes finished since the last call, except those that ended by a fault."""
         return self._counter.episodes()
 
     def state(self) -> PyTree | None:
-        """`{"slot_0": {...}, ...}`, NumPy: the running episodes' indices and actions; None where
-        the environment isn't declared replayable."""
+        """`{"slot_0": {...}, ...}`, NumPy: the running episodes' indices and actions; None if the
+        environment isn't declared replayable."""
         if not self._config.replayable:
             return None
         return {
             f"slot_{i}": {**state, **self._counter.state(i)}
-            for i, state in enumerate(self._run("state"))
+            for i, state in enumerate(self._call("state"))
         }
 
     def restore(self, state: PyTree) -> None:
-        """Reseed and replay the episodes of `state()`, and check that they look the same.
+        """Reseed and replay the episodes of `state()`, and compare their observations.
 
-        Where one doesn't, the next step begins a new episode and `warnings()` says so.
+        Where one differs, the next step begins a new episode, and `warnings()` has a line.
         """
         states = slot_states(state, self.num_envs)
         for i, (saved, warning) in enumerate(
-            zip(states, self._run("restore", states), strict=True)
+            zip(states, self._call("restore", states), strict=True)
         ):
             self._counter.restore(i, saved)
             if warning is not None:
                 self._warnings.append(warning)
 
     def warnings(self) -> list[str]:
-        """What went otherwise than asked for since the last call, a line each."""
+        """One line for each fault and inexact replay since the last call."""
         warnings, self._warnings = self._warnings, []
         return warnings
 
@@ -170,17 +189,18 @@ class SlotVectorEnv:
         """Make the slots."""
         raise NotImplementedError
 
-    def _run(self, command: str, payload: list[Any] | None = None) -> list[Any]:
-        """The answers of all slots."""
+    def _call(self, method: Method, states: list[Any] | None = None) -> list[Any]:
+        """Call a method of `Slots`; the results of all slots."""
         raise NotImplementedError
 
-    def _advance(self, command: str) -> TimeStep:
-        self._run(command)
+    def _advance(self, method: Method) -> TimeStep:
+        self._call(method)
         rows = self._rows
         self._counter.update(rows.reward, rows.first, rows.done & ~rows.faulted)
         return rows.timestep()
 
-    def _note(self, faults: list[Fault]) -> None:
+    def _record_faults(self, faults: list[Fault]) -> None:
+        """Count and log faults; raises `UserError` after more than `max_faults`."""
         if not faults:
             return
         self._num_faults += len(faults)
@@ -198,8 +218,9 @@ class SlotVectorEnv:
         self.close()
         log = f"; all are in {self._fault_log}" if self._fault_log is not None else ""
         raise UserError(
-            f"`env` '{self.spec.name}' failed {self._num_faults} times, and `max_faults` is "
-            f"{self._config.max_faults}. The last: {faults[-1].where}: {faults[-1].cause}{log}"
+            f"`env` '{self.spec.name}' failed {self._num_faults} times, and `max_faults` is"
+            f" {self._config.max_faults}. The last fault: {faults[-1].where}:"
+            f" {faults[-1].cause}{log}"
         )
 
 
@@ -207,10 +228,10 @@ class SerialVectorEnv(SlotVectorEnv):
     """Gymnasium environments stepped one after the other in the caller's thread.
 
     `factory` makes one environment, `spec` is its `gym_spec`. Slot i is environment
-    `first_env_id + i`, which with `seed` decides all its episodes. `replayable` declares that
-    reseeding and repeating the actions repeats an episode, and keeps the actions. Faults (see
-    `Slot`) are appended to `fault_log`. Raises `UserError` where an environment can't be made,
-    and from `step` and `reset` after more than `max_faults` faults.
+    `first_env_id + i`, which with `seed` determines all its episodes. `replayable` declares that
+    the same seed and actions repeat an episode, and keeps the actions. Faults (see `Slot`) are
+    appended to `fault_log`. Raises `UserError` if an environment cannot be created, and from `step`
+    and `reset` after more than `max_faults` faults.
     """
 
     placement = "stepped in the actor's thread"
@@ -222,7 +243,7 @@ class SerialVectorEnv(SlotVectorEnv):
         """Close the environments; safe to call twice."""
         self._slots.close()
 
-    def _run(self, command: str, payload: list[Any] | None = None) -> list[Any]:
-        answers, faults = self._slots.run(command, payload)
-        self._note(faults)
-        return answers
+    def _call(self, method: Method, states: list[Any] | None = None) -> list[Any]:
+        results, faults = self._slots.call(method, states)
+        self._record_faults(faults)
+        return results

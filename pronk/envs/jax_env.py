@@ -1,7 +1,7 @@
-"""Environments written in JAX as pure functions, and what the runtimes need to step many of them.
+"""Environments written in JAX as pure functions, and functions that step many of them.
 
 The fused runtime uses `start` and `advance` inside its jitted scan; the local one uses
-`JaxVectorEnv`, which wraps the same two functions, so both see the same episodes.
+`JaxVectorEnv`, which wraps the same two functions, so both have the same episodes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pronk.types import Array, EnvSpec, Episode, Key, PyTree, TimeStep
 class JaxEnv(NamedTuple):
     """One environment as pure, unbatched, jittable functions; the state is any pytree of arrays.
 
-    `step` is also called on the states of ended episodes, and what it returns there is discarded.
-    An environment whose `step` uses its key must say `stochastic=True`: otherwise no keys are made
-    and the one that `step` receives is the same at every step.
+    `step` is also called on the states of ended episodes; its result is then discarded. An
+    environment whose `step` uses its key must set `stochastic=True`: otherwise `step` receives the
+    same key at every step, which saves computing new ones.
     """
 
     spec: EnvSpec
@@ -34,8 +34,8 @@ class JaxEnv(NamedTuple):
     action_mask: Callable[[PyTree], Array] | None = None  # (state) -> bool [actions]
     stochastic: bool = False
     render: Callable[[PyTree], Array] | None = None  # (state) -> uint8 [H, W, 3]
-    # (state) -> bool []: the step that led here cost a life. What that ends is as in `AtariEnvs`:
-    # nothing, the return and the memory (True), or the return alone ("roll").
+    # (state) -> bool []: the step that led here cost a life. As in `AtariEnvs` it ends nothing
+    # (False), the return and the recurrent state (True), or the return alone ("roll").
     life_lost: Callable[[PyTree], Array] | None = None
     life_loss: bool | Literal["roll"] = False
 
@@ -47,10 +47,10 @@ class Slots(NamedTuple):
     """
 
     state: PyTree
-    key: Key  # typed key [B], the slot's own for its whole life
+    key: Key  # typed key [B], one per slot, which never changes
     episode: Array  # int32 [B], 0 for the first
     done: Array  # bool [B], the episode has ended: the next `advance` begins another
-    lost: Array  # bool [B], a life was lost and the next row shall be `first`
+    lost: Array  # bool [B], a life was lost, so the next row is `first`
     episode_return: Array  # float32 [B], raw
     episode_length: Array  # int32 [B], steps taken, which is also the step within the episode
 
@@ -58,8 +58,8 @@ class Slots(NamedTuple):
 def start(env: JaxEnv, key: Key, env_ids: Array) -> tuple[Slots, TimeStep]:
     """Begin the first episode in each of the slots `env_ids` (int32 [B]).
 
-    A slot's course depends on `key`, its id and its actions, never on the other slots; `key` must
-    serve nothing else.
+    A slot's episodes depend on `key`, its id and its actions, but not on the other slots; `key`
+    must not be used for anything else.
     """
     keys = jax.vmap(lambda env_id: jax.random.fold_in(key, env_id))(jnp.asarray(env_ids))
     num = keys.shape[0]
@@ -75,40 +75,40 @@ def advance(env: JaxEnv, slots: Slots, action: Array) -> tuple[Slots, TimeStep]:
 
     This is NEXT_STEP autoreset as `TimeStep` describes it.
     """
-    begins = slots.done
+    new = slots.done
     keys = _step_keys(slots) if env.stochastic else slots.key
     state, observation, reward, terminated, truncated = jax.vmap(env.step)(
         slots.state, action, keys
     )
-    reward = jnp.where(begins, 0, reward).astype(jnp.float32)
-    terminated = jnp.asarray(terminated, bool) & ~begins
-    truncated = jnp.asarray(truncated, bool) & ~begins
-    episode = slots.episode + begins
+    reward = jnp.where(new, 0, reward).astype(jnp.float32)
+    terminated = jnp.asarray(terminated, bool) & ~new
+    truncated = jnp.asarray(truncated, bool) & ~new
+    episode = slots.episode + new
 
     def with_resets() -> tuple[PyTree, PyTree]:
-        return _select(begins, _reset(env, slots.key, episode), (state, observation))
+        return _select(new, _reset(env, slots.key, episode), (state, observation))
 
     # Most steps end no episode, and the random bits of a reset can cost more than the step.
-    state, observation = jax.lax.cond(jnp.any(begins), with_resets, lambda: (state, observation))
-    lost, first = jnp.zeros_like(begins), jnp.logical_or(begins, slots.lost)
+    state, observation = jax.lax.cond(jnp.any(new), with_resets, lambda: (state, observation))
+    lost, first = jnp.zeros_like(new), jnp.logical_or(new, slots.lost)
     if env.life_lost is not None and env.life_loss:
-        lost = jax.vmap(env.life_lost)(state) & ~begins
+        lost = jax.vmap(env.life_lost)(state) & ~new
     slots = Slots(
         state,
         slots.key,
         episode,
         terminated | truncated,
         lost if env.life_loss is True else slots.lost,
-        jnp.where(begins, 0, slots.episode_return + reward),
-        jnp.where(begins, 0, slots.episode_length + 1),
+        jnp.where(new, 0, slots.episode_return + reward),
+        jnp.where(new, 0, slots.episode_length + 1),
     )
-    shown = jnp.where(first, 0, reward)
-    return slots, _timestep(env, state, observation, shown, terminated | lost, truncated, first)
+    reward = jnp.where(first, 0, reward)
+    return slots, _timestep(env, state, observation, reward, terminated | lost, truncated, first)
 
 
 # An episode's key is fold_in(slot key, episode). Its reset uses child 0 and its steps children
-# 1, 2, …, not the episode's key itself, because split(key)[i] equals fold_in(key, i): a reset that
-# splits its key would otherwise share random numbers with the steps.
+# 1, 2, …. The reset must not use the episode's key itself: split(key)[i] equals fold_in(key, i), so
+# that a reset that splits its key would share random numbers with the steps.
 
 
 def _reset(env: JaxEnv, keys: Key, episode: Array) -> tuple[PyTree, PyTree]:
@@ -159,7 +159,7 @@ class JaxVectorEnv:
 
     def __init__(self, env: JaxEnv, num_envs: int, seed: int, first_env_id: int = 0):
         if num_envs < 1:
-            raise UserError(f"`num_envs` is {num_envs}; at least 1 environment is needed.")
+            raise UserError(f"`num_envs` is {num_envs}, expected at least 1.")
         self.spec: EnvSpec = env.spec
         self.num_envs = num_envs
         self._env_ids = range(first_env_id, first_env_id + num_envs)
@@ -169,12 +169,12 @@ class JaxVectorEnv:
         begin = jax.jit(partial(start, env))
         with jax.default_device(self._cpu):
             self._slots, timestep = begin(jax.random.key(seed), np.asarray(self._env_ids, np.int32))
-        # The beginning of the first episodes, until `reset` returns it.
-        self._unseen: TimeStep | None = timestep
+        # The first rows of the first episodes, until `reset` returns them.
+        self._pending: TimeStep | None = timestep
 
     def reset(self) -> TimeStep:
-        """Begin new episodes everywhere; unfinished ones are given up and not reported."""
-        timestep, self._unseen = self._unseen, None
+        """Begin new episodes everywhere; unfinished ones are dropped and not reported."""
+        timestep, self._pending = self._pending, None
         if timestep is None:
             self._slots = self._slots._replace(done=np.ones(self.num_envs, bool))
             ignored = create_empty_array(self.spec.action_space, self.num_envs, np.zeros)
@@ -183,7 +183,7 @@ class JaxVectorEnv:
 
     def step(self, action: Array) -> TimeStep:
         """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead."""
-        self._unseen = None
+        self._pending = None
         timestep = jax.tree.map(np.asarray, self._execute(action))
         ended = np.flatnonzero(self._slots.done)
         if ended.size:
@@ -205,7 +205,7 @@ class JaxVectorEnv:
         Finished episodes that `episodes` has not returned yet are not part of it.
         """
         leaves = jax.tree.leaves(self._slots)
-        # Numbers of equal width, so that their order as strings is their order.
+        # Numbers of equal width, so that they sort as strings.
         return {f"{i:04d}": np.array(_key_data(leaf)) for i, leaf in enumerate(leaves)}
 
     def restore(self, state: PyTree) -> None:
@@ -216,17 +216,17 @@ class JaxVectorEnv:
         expected = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in map(_key_data, old)]
         if given != expected:
             raise UserError(
-                f"The saved environment state does not fit {self.num_envs} environments "
-                f"'{self.spec.name}': it has arrays {given}, expected {expected}. Restore it into "
-                "the environment and number of environments it was saved from."
+                f"the saved state does not fit {self.num_envs} environments '{self.spec.name}': it"
+                f" has arrays {given}, expected {expected}; restore it into the environment and"
+                " number of environments it was saved from."
             )
         with jax.default_device(self._cpu):
             leaves = [_like(leaf, data) for leaf, data in zip(old, saved, strict=True)]
         self._slots = jax.tree.unflatten(structure, leaves)
-        self._episodes, self._unseen = [], None
+        self._episodes, self._pending = [], None
 
     def warnings(self) -> list[str]:
-        """None: these environments don't fail."""
+        """Always empty: these environments don't fail."""
         return []
 
     def first_state(self) -> PyTree:

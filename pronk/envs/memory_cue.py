@@ -1,4 +1,4 @@
-"""MemoryCue: the smallest task that needs a memory, with one number for how long it must last."""
+"""MemoryCue: the smallest task that needs a memory, for an adjustable number of steps."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ class State(NamedTuple):
 
 
 def make(delay: int = 20, cues: int = 4) -> JaxEnv:
-    """A cue is shown once and asked for `delay` steps later.
+    """A cue is shown once and queried `delay` steps later.
 
-    Observation 0 shows the cue and observation `delay` the query, so `delay` is the number of steps
-    from the one to the other and at 1 they are neighbours. The action taken at the query ends the
-    episode, after `delay + 1` steps, with reward 1 if it equals the cue, else 0; the actions before
-    it do nothing. A policy without memory scores `1 / cues`. Observation: float32 `[cues + 1]`, the
-    cue as one-hot (zeros after observation 0), then the query flag; the terminal one is all zeros.
-    Actions: `cues`. Raises UserError if `delay` < 1 or `cues` < 2.
+    Observation 0 shows the cue and observation `delay` the query; with a delay of 1 they are
+    consecutive. The action taken at the query ends the episode, after `delay + 1` steps, with
+    reward 1 if it equals the cue, else 0; earlier actions have no effect. A policy without memory
+    scores `1 / cues`. Observation: float32 `[cues + 1]`, the cue as one-hot (zeros after
+    observation 0), then the query flag; the terminal one is all zeros. Actions: `cues`. Raises
+    UserError if `delay` < 1 or `cues` < 2.
     """
     if delay < 1 or cues < 2:
         raise UserError(
-            f"MemoryCue was given delay={delay} and cues={cues}; "
-            "it needs a delay of at least 1 step and at least 2 cues."
+            f"MemoryCue has delay={delay} and cues={cues}; expected a delay of at least 1 step and"
+            " at least 2 cues."
         )
     spec = EnvSpec(
         "pronk/MemoryCue-v0", spaces.Box(0, 1, (cues + 1,), np.float32), spaces.Discrete(cues)
     )
 
     def observe(state: State) -> Array:
-        shown = (jnp.arange(cues) == state.cue) & (state.t == 0)
-        return jnp.append(shown, state.t == delay).astype(jnp.float32)
+        cue = (jnp.arange(cues) == state.cue) & (state.t == 0)
+        return jnp.append(cue, state.t == delay).astype(jnp.float32)
 
     def reset(key: Key) -> tuple[State, Array]:
         state = State(jax.random.randint(key, (), 0, cues, jnp.int32), jnp.int32(0))
@@ -50,9 +50,9 @@ def make(delay: int = 20, cues: int = 4) -> JaxEnv:
 
     def step(state: State, action: Array, key: Key) -> tuple[State, Array, Array, Array, Array]:
         del key
-        asked = state.t == delay
-        reward = (asked & (action == state.cue)).astype(jnp.float32)
+        query = state.t == delay
+        reward = (query & (action == state.cue)).astype(jnp.float32)
         state = State(state.cue, state.t + 1)
-        return state, observe(state), reward, asked, jnp.zeros_like(asked)
+        return state, observe(state), reward, query, jnp.zeros_like(query)
 
     return JaxEnv(spec, reset, step)

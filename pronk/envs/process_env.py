@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pronk.envs.gym_env import SlotConfig, Slots, SlotVectorEnv
+from pronk.envs.gym_env import Method, SlotConfig, Slots, SlotVectorEnv
 from pronk.envs.slot import Factory, Fault, Rows
 from pronk.errors import UserError
 from pronk.storage import shared_memory
 from pronk.types import EnvSpec
 
 _CLOSE_SECONDS = 2.0
-_SLICE = 1.0  # seconds of waiting at a time
+_POLL_SECONDS = 1.0
 
 
 class _Worker:
@@ -31,17 +31,20 @@ class _Worker:
     def __init__(self, config: SlotConfig, memory: str, lo: int, hi: int):
         context = multiprocessing.get_context("spawn")  # fork deadlocks once jax has started
         self.lo, self.hi = lo, hi
-        self._patience = config.hang_after
+        self._hang_after = config.hang_after
         self._hung = False
         self._sent = 0
-        self._connection, theirs = context.Pipe()
+        self._connection, child_end = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, config, memory, lo, hi), name=f"pronk-env-{lo}", daemon=True
+            target=_worker_main,
+            args=(child_end, config, memory, lo, hi),
+            name=f"pronk-env-{lo}",
+            daemon=True,
         )
         try:
             self._process.start()
         finally:
-            theirs.close()  # so that its end closes with the process
+            child_end.close()  # so that only the process holds it, and it closes with the process
 
     @property
     def pid(self) -> int | None:
@@ -52,29 +55,29 @@ class _Worker:
         self._process.join(_CLOSE_SECONDS)
         return self._process.exitcode
 
-    def fate(self) -> str:
-        """What became of the process."""
+    def failure(self) -> str:
+        """Why the process ended."""
         if self._hung:
-            return f"their worker process did not answer for {self._patience:g} s and was killed"
+            return f"their worker process did not answer for {self._hang_after:g} s and was killed"
         return f"their worker process ended with exit code {self.exitcode}"
 
-    def send(self, command: str, payload: Any = None) -> None:
-        """A dead worker is noticed by `receive`."""
+    def send(self, method: Method, states: list[Any] | None = None) -> None:
+        """Request a call of `Slots.call`; a dead worker is detected by `receive`."""
         self._sent += 1
         with contextlib.suppress(OSError):
-            self._connection.send((self._sent, command, payload))
+            self._connection.send((self._sent, method, states))
 
     def receive(self, deadline: float = math.inf) -> Any | None:
-        """The answer to the last command, or None where the process has ended, or has not answered
-        by the `deadline` (`time.monotonic`) and was killed."""
+        """The result of the last request; None if the process has ended, or has been killed because
+        it did not answer before the `deadline` (`time.monotonic`)."""
         while True:
             before = time.monotonic()
-            # The sentinel too: a child of the environment's may hold the pipe open.
-            ready = wait([self._connection, self._process.sentinel], _SLICE)
+            # The sentinel too: a child process of the environment may hold the pipe open.
+            ready = wait([self._connection, self._process.sentinel], _POLL_SECONDS)
             if not ready:
-                slept = time.monotonic() - before
-                if slept > 5 * _SLICE:  # this process was stopped itself, and perhaps all of them
-                    deadline += slept
+                waited = time.monotonic() - before
+                if waited > 5 * _POLL_SECONDS:  # this process, and perhaps all, were suspended
+                    deadline += waited
                 if time.monotonic() < deadline:
                     continue
                 self._hung = True
@@ -82,13 +85,13 @@ class _Worker:
             if self._connection not in ready:
                 return None
             try:
-                number, answer = self._connection.recv()
+                number, result = self._connection.recv()
             except (EOFError, OSError):
                 return None
-            if number == self._sent:  # else to a command whose sender was interrupted
-                return answer
+            if number == self._sent:  # others answer a request that was interrupted
+                return result
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Ask the process to end."""
         self._connection.close()
 
@@ -101,20 +104,21 @@ class _Worker:
             self._process.join()
 
 
-def _work(connection: Connection, config: SlotConfig, memory: str, lo: int, hi: int) -> None:
-    """A worker process: obeys commands until the other end of the pipe closes."""
-    # Ctrl-C, and a SIGTERM to the whole group, are the parent's to handle: it hangs up.
+def _worker_main(connection: Connection, config: SlotConfig, memory: str, lo: int, hi: int) -> None:
+    """The worker process: serves requests until the other end of the pipe closes."""
+    # The parent handles Ctrl-C, and a SIGTERM to the whole group, by closing the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     block = shared_memory.attach(memory)
     try:
-        _obey(connection, config, Rows(config.spec, config.num_envs, block.buf), lo, hi)
+        _serve(connection, config, Rows(config.spec, config.num_envs, block.buf), lo, hi)
     finally:
-        with contextlib.suppress(BufferError):  # an environment kept a view; the end is near
+        with contextlib.suppress(BufferError):  # an environment kept a view; the process ends
             block.close()
 
 
-def _obey(connection: Connection, config: SlotConfig, rows: Rows, lo: int, hi: int) -> None:
+def _serve(connection: Connection, config: SlotConfig, rows: Rows, lo: int, hi: int) -> None:
+    # Message 0 reports the start: an error message, or the empty string.
     try:
         slots = Slots(config, rows, lo, hi)
     except UserError as e:
@@ -123,13 +127,13 @@ def _obey(connection: Connection, config: SlotConfig, rows: Rows, lo: int, hi: i
     with contextlib.suppress(EOFError, OSError):
         connection.send((0, ""))
         while True:
-            number, command, payload = connection.recv()
-            connection.send((number, slots.run(command, payload)))
+            number, method, states = connection.recv()
+            connection.send((number, slots.call(method, states)))
     slots.close()
 
 
 class _Processes:
-    """What must be released: the workers and the shared memory they write."""
+    """The resources to release: the workers and the shared memory they write."""
 
     def __init__(self, config: SlotConfig):
         self.workers: list[_Worker] = []
@@ -138,23 +142,23 @@ class _Processes:
         self.rows: Rows | None = Rows(config.spec, config.num_envs, self._memory.buf)
 
     def release(self) -> None:
-        """Runs once, at `close`, when the environment is garbage, or at exit."""
+        """Runs once: at `close`, at garbage collection, or at exit."""
         self._memory.unlink()
         for worker in self.workers:
-            worker.hang_up()
+            worker.disconnect()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for worker in self.workers:
             worker.end(deadline)
         self.rows = None  # its views forbid unmapping
-        with contextlib.suppress(BufferError):  # interrupted amid a copy; unmapped at exit
+        with contextlib.suppress(BufferError):  # interrupted during a copy; unmapped at exit
             self._memory.close()
 
 
 class ProcessVectorEnv(SlotVectorEnv):
-    """Gymnasium environments stepped by `workers` processes, each with a contiguous chunk.
+    """Gymnasium environments stepped by `workers` processes, each with a contiguous range of slots.
 
     Arguments, episodes and errors are those of `SerialVectorEnv`; `factory` must be picklable. A
-    worker that dies, or hangs, is replaced and counts as one fault; its episodes are truncated.
+    worker that dies or hangs is replaced, which counts as one fault; its episodes are truncated.
     """
 
     def __init__(
@@ -190,11 +194,11 @@ class ProcessVectorEnv(SlotVectorEnv):
             for lo, hi in pairwise(bounds):
                 self._processes.workers.append(_Worker(config, self._processes.name, lo, hi))
             for worker in self._processes.workers:
-                if not self._greeted(worker):
+                if not self._has_started(worker):
                     raise UserError(
                         f"a worker process of `env` '{config.spec.name}' ended while starting "
-                        f"(exit code {worker.exitcode}; what it said is above). A script needs "
-                        "`if __name__ == '__main__':` around what it runs; or pass workers=0"
+                        f"(exit code {worker.exitcode}; its output is above). A script needs "
+                        "`if __name__ == '__main__':` around its top-level code; or pass workers=0"
                     )
         except BaseException:
             self.close()
@@ -211,72 +215,73 @@ class ProcessVectorEnv(SlotVectorEnv):
         return self._processes.rows
 
     @staticmethod
-    def _greeted(worker: _Worker) -> bool:
-        """Whether it started; `UserError` where its environments can't be made."""
-        # Before any command a worker answers number 0, with what is wrong or nothing.
-        wrong = worker.receive()
-        if wrong:
-            raise UserError(wrong)
-        return wrong is not None
+    def _has_started(worker: _Worker) -> bool:
+        """Wait for the worker's start; raises `UserError` if it cannot create its environments."""
+        error = worker.receive()
+        if error:
+            raise UserError(error)
+        return error is not None
 
-    def _run(self, command: str, payload: list[Any] | None = None) -> list[Any]:
+    def _call(self, method: Method, states: list[Any] | None = None) -> list[Any]:
         np.copyto(self._shared.action, self._rows.action)
         np.copyto(self._shared.done, self._rows.done)
         workers = self._processes.workers
-        deadline = self._deadline(command)
+        deadline = self._deadline(method)
         for worker in workers:
-            worker.send(command, payload and payload[worker.lo : worker.hi])
-        answers: list[Any] = []
+            worker.send(method, states and states[worker.lo : worker.hi])
+        results: list[Any] = []
         for k, worker in enumerate(workers):
-            result = worker.receive(deadline)
-            if result is None:
-                result = self._revive(k, command, payload)
-            answers.extend(result[0])
-            self._note(result[1])
-        # A copy, because memory that the caller can see must outlive `close`; and what a dying
-        # worker leaves half-written is repaired from it.
+            answer = worker.receive(deadline)
+            if answer is None:
+                answer = self._replace_worker(k, method, states)
+            results.extend(answer[0])
+            self._record_faults(answer[1])
+        # A copy, because memory that the caller can see must outlive `close`, and because the rows
+        # that a dying worker leaves half-written are repaired from it.
         np.copyto(self._rows.memory, self._shared.memory)
-        return answers
+        return results
 
-    def _revive(self, k: int, command: str, payload: list[Any] | None) -> Any:
-        """Replace worker `k`, which died of `command`; the answer of its successor."""
+    def _replace_worker(self, k: int, method: Method, states: list[Any] | None) -> Any:
+        """Replace worker `k`, which died during `method`; returns the new worker's answer."""
         workers = self._processes.workers
-        dead = workers[k]
-        chunk = slice(dead.lo, dead.hi)
-        # The episodes it had begun, though the parent hasn't heard of them; and at least 0, since a
-        # successor makes its environments lazily, so that their failure is a fault.
+        worker = workers[k]
+        chunk = slice(worker.lo, worker.hi)
+        # The shared indices count episodes that the dead worker began without reporting them. At
+        # least 0, so that a new worker creates its environments lazily and a failure is a fault.
         episodes = np.maximum(self._shared.episode[chunk], 0)
         while True:
-            first = self._config.first_env_id + dead.lo
-            where = f"slots {dead.lo} to {dead.hi - 1} (environments from {first})"
-            cause = dead.fate()
-            dead.end(time.monotonic())
-            self._note([Fault(where, cause, "")])
-            self._repair(chunk)
+            first = self._config.first_env_id + worker.lo
+            where = f"slots {worker.lo} to {worker.hi - 1} (environments from {first})"
+            cause = worker.failure()
+            worker.end(time.monotonic())
+            self._record_faults([Fault(where, cause, "")])
+            self._copy_rows_to_shared(chunk)
             self._shared.episode[chunk] = episodes
-            workers[k] = dead = _Worker(self._config, self._processes.name, dead.lo, dead.hi)
-            if not self._greeted(dead):
+            workers[k] = worker = _Worker(self._config, self._processes.name, worker.lo, worker.hi)
+            if not self._has_started(worker):
                 continue
-            if command in ("state", "restore"):
-                if not self._ask(dead, "abandon"):
+            if method in ("state", "restore"):
+                if not self._request(worker, "abandon"):
                     continue
-                self._warnings.append(f"{where}: {cause}; new episodes are begun there")
-                result = self._ask(dead, command, payload and payload[chunk])
+                self._warnings.append(f"{where}: {cause}; they begin new episodes")
+                answer = self._request(worker, method, states and states[chunk])
             else:
-                result = self._ask(dead, "recover")
-            if result is not None:
-                return result
+                answer = self._request(worker, "recover")
+            if answer is not None:
+                return answer
 
-    def _repair(self, chunk: slice) -> None:
-        for theirs, ours in zip(self._shared.arrays, self._rows.arrays, strict=True):
-            theirs[chunk] = ours[chunk]
+    def _copy_rows_to_shared(self, chunk: slice) -> None:
+        for shared, own in zip(self._shared.arrays, self._rows.arrays, strict=True):
+            shared[chunk] = own[chunk]
 
-    def _deadline(self, command: str) -> float:
-        # Restoring repeats whole episodes, and may take its time.
-        if command in ("state", "restore"):
+    def _deadline(self, method: Method) -> float:
+        # Restoring replays whole episodes and has no time limit.
+        if method in ("state", "restore"):
             return math.inf
         return time.monotonic() + self._config.hang_after
 
-    def _ask(self, worker: _Worker, command: str, payload: Any = None) -> Any | None:
-        worker.send(command, payload)
-        return worker.receive(self._deadline(command))
+    def _request(
+        self, worker: _Worker, method: Method, states: list[Any] | None = None
+    ) -> Any | None:
+        worker.send(method, states)
+        return worker.receive(self._deadline(method))

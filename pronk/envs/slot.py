@@ -1,14 +1,13 @@
-"""One Gymnasium environment and everything that happens to it.
+"""One Gymnasium environment: seeding, autoreset, checks, fault handling and replay.
 
-A `Slot` owns its seeds, its autoreset, the checks of what it returns, its faults, and its replay
-after an interruption; it writes into `Rows`, which may lie in shared memory.
+A `Slot` writes its results into `Rows`, which may lie in shared memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,64 +16,22 @@ from gymnasium import spaces
 
 from pronk.envs.episodes import episode_seed, replay_warning
 from pronk.errors import UserError
+from pronk.maths.spaces import LEAVES, as_float32, from_leaves, leaf_spaces, leaf_values
 from pronk.types import Array, EnvSpec, PyTree, TimeStep
 
 Factory = Callable[[], gym.Env]
 
-_LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)
 _ALIGNMENT = 64  # bytes; a cache line, so that no two arrays of a block share one
 
 
-def _leaves(space: gym.Space) -> list[gym.Space]:
-    if isinstance(space, spaces.Dict):
-        return [leaf for s in space.values() for leaf in _leaves(s)]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for s in space for leaf in _leaves(s)]
-    if isinstance(space, _LEAVES):
-        return [space]
-    raise UserError(
-        f"observation space {space} is not supported; Box, Discrete, MultiBinary, MultiDiscrete, "
-        "and Dict and Tuple of these are: wrap the environment"
-    )
-
-
-def _flatten(space: gym.Space, value: Any) -> list[Any]:
-    if isinstance(space, spaces.Dict):
-        return [leaf for key, s in space.items() for leaf in _flatten(s, value[key])]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for s, v in zip(space, value, strict=True) for leaf in _flatten(s, v)]
-    return [value]
-
-
-def _assemble(space: gym.Space, leaves: Iterator[Array]) -> PyTree:
-    if isinstance(space, spaces.Dict):
-        return {key: _assemble(s, leaves) for key, s in space.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_assemble(s, leaves) for s in space)
-    return next(leaves)
-
-
-def _delivered(space: gym.Space) -> gym.Space:
-    """The space of what pronk hands on: float64 boxes become float32."""
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _delivered(s) for key, s in space.items()})
-    if isinstance(space, spaces.Tuple):
-        return spaces.Tuple([_delivered(s) for s in space])
-    if isinstance(space, spaces.Box) and space.dtype == np.float64:
-        with np.errstate(over="ignore"):  # a bound beyond float32 is no bound
-            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        return spaces.Box(low, high, space.shape, np.float32)
-    return space
-
-
-def _checked(space: gym.Space, value: Any) -> np.ndarray:
-    """`value` in the dtype of `space`; ValueError where that loses something."""
+def _cast(space: gym.Space, value: Any) -> np.ndarray:
+    """`value` in the dtype of `space`; raises ValueError if it does not fit."""
     array = np.asarray(value)
     if array.shape != space.shape:
         raise ValueError(f"an observation has shape {array.shape}, expected {space.shape}")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"an observation has dtype {array.dtype}, expected {space.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # the checks below say it better
+    with np.errstate(over="ignore", invalid="ignore"):  # the checks below have better messages
         cast = array.astype(space.dtype, copy=False)
     if cast.dtype.kind == "f":
         if not np.isfinite(cast).all():
@@ -85,7 +42,7 @@ def _checked(space: gym.Space, value: Any) -> np.ndarray:
 
 
 def construct(factory: Factory, name: str) -> gym.Env:
-    """The environment; `UserError` saying why where it can't be made."""
+    """Make the environment; raises UserError with the reason if that fails."""
     try:
         return factory()
     except UserError:
@@ -94,14 +51,14 @@ def construct(factory: Factory, name: str) -> gym.Env:
         raise UserError(f"`env` '{name}' needs a package that is not installed: {e}") from e
     except TypeError as e:
         if "unexpected keyword argument" not in str(e):
-            raise UserError(f"`env` '{name}' cannot be made: TypeError: {e}") from e
+            raise UserError(f"`env` '{name}' cannot be created: TypeError: {e}") from e
         raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
     except Exception as e:
-        raise UserError(f"`env` '{name}' cannot be made: {type(e).__name__}: {e}") from e
+        raise UserError(f"`env` '{name}' cannot be created: {type(e).__name__}: {e}") from e
 
 
 def gym_spec(factory: Factory, name: str) -> EnvSpec:
-    """What an agent may know of the environment; makes it, and resets it once for its mask."""
+    """The spec of the environment; makes one, and resets it to look for an action mask."""
     env = construct(factory, name)
     try:
         if not isinstance(env, gym.Env):
@@ -117,10 +74,10 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
                     f"`env` '{name}' failed in its first reset: {type(e).__name__}: {e}"
                 ) from e
             has_action_mask = "action_mask" in info
-        _leaves(env.observation_space)  # an unsupported space is told now
+        leaf_spaces(env.observation_space)  # raises for an unsupported space
         return EnvSpec(
             name,
-            _delivered(env.observation_space),
+            as_float32(env.observation_space),
             env.action_space,
             has_action_mask=has_action_mask,
         )
@@ -130,7 +87,7 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
 
 
 class Fault(NamedTuple):
-    """One failure of an environment: where it was, what went wrong, and the traceback."""
+    """One failure of an environment: the slot and step, the cause, and the traceback."""
 
     where: str
     cause: str
@@ -140,9 +97,9 @@ class Fault(NamedTuple):
 class Rows:
     """The arrays of `num_envs` slots, `[B, ...]`, in one block of memory.
 
-    What the slots say (a TimeStep), the actions they shall execute, and what their owner must
-    know to go on for them: `done` (the next step begins an episode), `episode` (its index, -1
-    before the first), `faulted` (the episode ended by a fault and isn't counted).
+    The fields of a TimeStep, the actions to execute, and the state that a replaced worker needs:
+    `done` (the next step begins an episode), `episode` (its index, -1 before the first), `faulted`
+    (the episode ended by a fault and isn't counted).
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, buffer: Any = None):
@@ -173,7 +130,7 @@ class Rows:
 
     @classmethod
     def size(cls, spec: EnvSpec, num_envs: int) -> int:
-        """Bytes of the block."""
+        """The size of the block in bytes."""
         return sum(cls._bytes(shape, dtype) for shape, dtype in cls._layout(spec, num_envs))
 
     @staticmethod
@@ -183,13 +140,13 @@ class Rows:
     @staticmethod
     def _layout(spec: EnvSpec, num_envs: int) -> list[tuple[tuple[int, ...], Any]]:
         space = spec.action_space
-        if not isinstance(space, _LEAVES):
+        if not isinstance(space, LEAVES):
             raise UserError(
-                f"`env` '{spec.name}' has the action space {space}, which is not supported; "
-                "Box, Discrete, MultiBinary and MultiDiscrete are: wrap the environment"
+                f"the action space {space} of `env` '{spec.name}' is not supported; expected Box,"
+                " Discrete, MultiBinary or MultiDiscrete: wrap the environment."
             )
         discrete = np.issubdtype(space.dtype, np.integer)
-        leaves = _leaves(spec.observation_space)
+        leaves = leaf_spaces(spec.observation_space)
         n, flag = num_envs, np.bool_
         mask = int(space.n) if isinstance(space, spaces.Discrete) and spec.has_action_mask else 0
         return [
@@ -202,15 +159,15 @@ class Rows:
         ]
 
     def begin(self) -> None:
-        """As before the first episodes."""
+        """Set the state before the first episodes."""
         self.done[:] = True
         self.episode[:] = -1
         self.mask[:] = True
 
     def timestep(self) -> TimeStep:
-        """Views of what the slots said last."""
+        """Views of the latest rows."""
         return TimeStep(
-            _assemble(self._spec.observation_space, iter(self.leaves)),
+            from_leaves(self._spec.observation_space, self.leaves),
             self.reward,
             self.terminated,
             self.truncated,
@@ -221,12 +178,12 @@ class Rows:
 
 
 class Slot:
-    """One Gymnasium environment with its seeds, its faults and its replay, writing row `row`.
+    """One Gymnasium environment, which writes row `row`.
 
-    Each episode is reseeded with `episode_seed(seed, env_id, episode)`. An exception or an
-    invalid observation or reward is a fault: it is appended to `faults`, the row is truncated
-    with the last valid observation and reward 0, and a new environment begins the next episode.
-    Where beginning one fails, it is tried again up to `attempts` times.
+    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception or an invalid
+    observation or reward is a fault: it is appended to `faults`, the row is truncated with the last
+    valid observation and reward 0, and a new environment begins the next episode. A reset that
+    fails is repeated up to `attempts` times.
     """
 
     def __init__(
@@ -245,13 +202,13 @@ class Slot:
         self._factory, self._spec, self._rows, self._row = factory, spec, rows, row
         self._seed, self._env_id, self._attempts = seed, env_id, attempts
         self._replayable, self._faults = replayable, faults
-        self._leaves = _leaves(spec.observation_space)
+        self._leaves = leaf_spaces(spec.observation_space)
         self._start = getattr(spec.action_space, "start", 0)
         self._actions: list[Array] = []
         self._steps = 0
-        # After a fault, or in a worker that replaces a dead one, `begin` makes the environment.
-        fresh = rows.episode[row] < 0
-        self._env: gym.Env | None = construct(factory, spec.name) if fresh else None
+        # In a worker that replaces a dead one, and after a fault, `begin` makes the environment.
+        is_new = rows.episode[row] < 0
+        self._env: gym.Env | None = construct(factory, spec.name) if is_new else None
 
     def begin(self) -> None:
         """Begin the next episode."""
@@ -263,11 +220,11 @@ class Slot:
             except Exception as e:
                 self._fault(e)
             else:
-                self._say(reward=0.0, first=True)
+                self._write_flags(reward=0.0, first=True)
                 return
 
     def step(self) -> None:
-        """Execute this row's action, or begin the next episode where the last one has ended."""
+        """Execute this row's action, or begin the next episode if the last one has ended."""
         rows, row = self._rows, self._row
         if rows.done[row]:
             self.begin()
@@ -276,7 +233,7 @@ class Slot:
         try:
             assert self._env is not None
             observation, reward, terminated, truncated, info = self._env.step(
-                self._decoded(rows.action[row])
+                self._env_action(rows.action[row])
             )
             value = np.asarray(reward, np.float32)
             if value.shape != () or not np.isfinite(value):
@@ -289,26 +246,25 @@ class Slot:
             return
         if self._replayable:
             self._actions.append(rows.action[row].copy())
-        self._say(float(value), terminated=terminated, truncated=truncated)
+        self._write_flags(float(value), terminated=terminated, truncated=truncated)
 
     def abandon(self) -> None:
-        """End the episode here, uncounted: truncated, the last valid observation repeated."""
-        self._say(reward=0.0, truncated=True, faulted=True)
+        """Truncate the episode with the last valid observation; it is not counted."""
+        self._write_flags(reward=0.0, truncated=True, faulted=True)
 
     def state(self) -> dict[str, PyTree]:
-        """What `restore` needs; `{"episode", "done", "actions", "observation"}`."""
+        """The argument of `restore`: `{"episode", "done", "actions", "observation"}`."""
         rows, row = self._rows, self._row
-        space = rows.action[:0]
         return {
             "episode": rows.episode[row].copy(),
             "done": rows.done[row].copy(),
-            "actions": np.stack(self._actions) if self._actions else space.copy(),
+            "actions": np.stack(self._actions) if self._actions else rows.action[:0].copy(),
             "observation": {str(i): leaf[row].copy() for i, leaf in enumerate(rows.leaves)},
         }
 
     def restore(self, state: dict[str, PyTree]) -> str | None:
-        """Replay the episode of `state`; returns a warning where that isn't bit for bit the same,
-        in which case the next step begins a new episode."""
+        """Replay the episode of `state`. If the result differs in any bit, the next step begins a
+        new episode, and a warning is returned."""
         rows, row = self._rows, self._row
         rows.episode[row] = state["episode"]
         rows.done[row] = True
@@ -318,7 +274,9 @@ class Slot:
             observation, info = self._reset()
             for action in state["actions"]:
                 assert self._env is not None
-                observation, _, terminated, truncated, info = self._env.step(self._decoded(action))
+                observation, _, terminated, truncated, info = self._env.step(
+                    self._env_action(action)
+                )
                 if terminated or truncated:
                     raise ValueError("the episode ended early")
             self._write(observation, info, ended=False)
@@ -330,7 +288,7 @@ class Slot:
             leaf[row].tobytes() != np.asarray(s).tobytes()
             for leaf, s in zip(rows.leaves, saved, strict=True)
         ):
-            return replay_warning(self._spec.name, self._env_id, "another observation")
+            return replay_warning(self._spec.name, self._env_id, "the observation differs")
         rows.done[row] = False
         self._actions = list(state["actions"])
         self._steps = len(self._actions)
@@ -343,7 +301,8 @@ class Slot:
         episode = int(self._rows.episode[self._row])
         return self._env.reset(seed=episode_seed(self._seed, self._env_id, episode))
 
-    def _decoded(self, action: Array) -> Any:
+    def _env_action(self, action: Array) -> Any:
+        """A row's action in the environment's own space, which may not start at 0."""
         space = self._spec.action_space
         if isinstance(space, spaces.Discrete):
             return int(action + self._start)
@@ -351,22 +310,25 @@ class Slot:
         return np.asarray(action + self._start, space.dtype)
 
     def _write(self, observation: Any, info: dict[str, Any], ended: bool) -> None:
-        # All is checked before anything is written: a fault repeats the last valid observation.
+        # Check everything before writing anything: a fault repeats the last valid observation.
         space = self._spec.observation_space
         values = [
-            _checked(leaf, value)
-            for leaf, value in zip(self._leaves, _flatten(space, observation), strict=True)
+            _cast(leaf, value)
+            for leaf, value in zip(self._leaves, leaf_values(space, observation), strict=True)
         ]
         mask: Any = True
         if self._spec.has_action_mask and not ended:
             mask = np.asarray(info["action_mask"]).astype(np.bool_)
             if mask.shape != self._rows.mask.shape[1:] or not mask.any():
-                raise ValueError(f"info['action_mask'] is {info['action_mask']!r}")
+                raise ValueError(
+                    f"info['action_mask'] is {info['action_mask']!r}, expected"
+                    f" {self._rows.mask.shape[1]} booleans, at least one of them true"
+                )
         for array, value in zip(self._rows.leaves, values, strict=True):
             array[self._row] = value
         self._rows.mask[self._row] = mask
 
-    def _say(
+    def _write_flags(
         self,
         reward: float,
         *,
@@ -393,7 +355,7 @@ class Slot:
         self.close()
 
     def close(self) -> None:
-        """Close the environment, ignoring its complaints; `begin` makes another."""
+        """Close the environment, ignoring its exceptions; `begin` makes another."""
         if self._env is not None:
             with contextlib.suppress(Exception):
                 self._env.close()

@@ -1,8 +1,9 @@
 """Action distributions, chosen by the action space.
 
-Each is a small frozen object whose methods are pure. `params` `[..., num_params]` come from the
-policy head. A *raw* action is what was sampled and what log-probabilities are taken of; `action`
-turns it into what the environment executes. They differ only for continuous actions.
+Each is a small frozen object whose methods are pure and raise ValueError for arrays whose shapes do
+not fit. `params` `[..., num_params]` come from the policy head. A *raw* action is the sample, whose
+log-probability is defined; `action` maps it to the action that the environment executes. They
+differ only for continuous actions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk.errors import UserError
+from pronk.maths.shapes import assert_rank, assert_same_shape, assert_shape
 from pronk.types import Array, Key
 
 # Added to logits of forbidden actions: finite, so that gradients and entropies stay finite.
@@ -26,7 +28,11 @@ MEAN_BOUND = 2.5
 
 
 class Distribution(Protocol):
-    """What a policy needs of its action distribution; see the module's docstring for `raw`."""
+    """The action distribution of a policy; for `raw` see the module's docstring.
+
+    Entropies, divergences and log-probabilities are in nats, `[...]`; features `[..., F]` encode an
+    action for a network.
+    """
 
     @property
     def num_params(self) -> int: ...
@@ -45,6 +51,20 @@ class Distribution(Protocol):
     def features(self, raw: Array) -> Array: ...
 
 
+def _batch_shape(distribution: Distribution, **params: Array) -> tuple[int, ...]:
+    """The batch axes of `params`, after checking that all are of one shape `[..., num_params]`."""
+    assert_same_shape(**params)
+    (name, first), *_ = params.items()
+    batch = np.shape(first)[:-1]
+    size = distribution.num_params
+    assert_shape((*batch, size), f"{size} parameters per element", **{name: first})
+    return batch
+
+
+def _check_raw(expected: tuple[int, ...], raw: Array) -> None:
+    assert_shape(expected, "the batch axes of `params`, then those of an action", raw=raw)
+
+
 @dataclass(frozen=True)
 class Categorical:
     """One of `n` actions; `params` are logits `[..., n]`, raw and action are int32 `[...]`."""
@@ -61,25 +81,33 @@ class Categorical:
         return self.n
 
     def sample(self, params: Array, key: Key) -> Array:
+        _batch_shape(self, params=params)
         return jax.random.categorical(key, params).astype(jnp.int32)
 
     def mode(self, params: Array) -> Array:
+        _batch_shape(self, params=params)
         return jnp.argmax(params, axis=-1).astype(jnp.int32)
 
     def log_prob(self, params: Array, raw: Array) -> Array:
+        _check_raw(_batch_shape(self, params=params), raw)
         log_p = jax.nn.log_softmax(params)
         return jnp.take_along_axis(log_p, raw[..., None], axis=-1)[..., 0]
 
     def entropy(self, params: Array, key: Key) -> Array:
+        _batch_shape(self, params=params)
         log_p = jax.nn.log_softmax(params)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def kl(self, params: Array, other: Array) -> Array:
+        _batch_shape(self, params=params, other=other)
         log_p = jax.nn.log_softmax(params)
         return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(other)), axis=-1)
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
-        """Parameters of π_ρ̄ ∝ min(ρ̄ μ, π), whose value V-trace finds."""
+        """Parameters of π_ρ̄ ∝ min(ρ̄ μ, π), the policy that V-trace evaluates (Espeholt et al.
+        2018, eq. 3). rho_bar: a scalar."""
+        _batch_shape(self, params=params, behaviour=behaviour)
+        assert_rank(0, rho_bar=rho_bar)
         log_pi, log_mu = jax.nn.log_softmax(params), jax.nn.log_softmax(behaviour)
         return jnp.minimum(jnp.log(rho_bar) + log_mu, log_pi)
 
@@ -106,6 +134,7 @@ class MultiCategorical:
         return sum(self.sizes)
 
     def _split(self, params: Array) -> list[tuple[Categorical, Array]]:
+        _batch_shape(self, params=params)
         parts = jnp.split(params, np.cumsum(self.sizes)[:-1], axis=-1)
         return [(Categorical(n), p) for n, p in zip(self.sizes, parts, strict=True)]
 
@@ -118,20 +147,22 @@ class MultiCategorical:
         return jnp.stack([d.mode(p) for d, p in self._split(params)], axis=-1)
 
     def log_prob(self, params: Array, raw: Array) -> Array:
+        _check_raw((*np.shape(params)[:-1], len(self.sizes)), raw)
         return sum(d.log_prob(p, raw[..., i]) for i, (d, p) in enumerate(self._split(params)))
 
     def entropy(self, params: Array, key: Key) -> Array:
         return sum(d.entropy(p, key) for d, p in self._split(params))
 
     def kl(self, params: Array, other: Array) -> Array:
+        _batch_shape(self, params=params, other=other)
         parts = zip(self._split(params), self._split(other), strict=True)
         return sum(d.kl(p, q) for (d, p), (_, q) in parts)
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
-        """As if each action had a ratio of its own: π_ρ̄ of their product is no product."""
+        """π_ρ̄ of each categorical with its own ratio: π_ρ̄ of their product is not a product."""
+        _batch_shape(self, params=params, behaviour=behaviour)
         parts = zip(self._split(params), self._split(behaviour), strict=True)
-        found = [d.implied(p, q, rho_bar) for (d, p), (_, q) in parts]
-        return jnp.concatenate(found, axis=-1)
+        return jnp.concatenate([d.implied(p, q, rho_bar) for (d, p), (_, q) in parts], axis=-1)
 
     def action(self, raw: Array) -> Array:
         return raw
@@ -147,11 +178,10 @@ class DiagonalGaussian:
     """A Gaussian per action dimension, optionally squashed by tanh into the action bounds.
 
     `params` `[..., 2 k]` are means and pre-softplus standard deviations (softplus(x + offset), the
-    offset making x = 0 mean `initial_std`). Raw actions live on a scale where −1 and 1 are the
-    bounds `low` and `high` (both `[k]`; unbounded dimensions are left as they are): clipped to
-    them, or squashed. Log-probabilities are densities on that scale, of the squashed variable
-    if `squash`; unsquashed actions beyond the bounds are clipped by the environment's side of
-    the interface, so their density is that of the raw sample.
+    offset making x = 0 mean `initial_std`). Raw actions `[..., k]` are on a scale where −1 and 1
+    are the bounds `low` and `high` (both `[k]`; unbounded dimensions are not scaled); `action`
+    clips or squashes them. Log-probabilities are densities on that scale, of the squashed variable
+    if `squash`; without it `action` clips, and the density is that of the raw sample.
     """
 
     low: tuple[float, ...]
@@ -170,9 +200,10 @@ class DiagonalGaussian:
         return len(self.low)
 
     def _mean_std(self, params: Array) -> tuple[Array, Array]:
+        _batch_shape(self, params=params)
         mean, x = jnp.split(params, 2, axis=-1)
         if self.squash:
-            # Far out tanh is flat: a mean that has strayed there gets no gradient back.
+            # Far out tanh is flat: a mean beyond the bound would get no gradient back.
             mean = MEAN_BOUND * jnp.tanh(mean / MEAN_BOUND)
         offset = np.log(np.expm1(self.initial_std))
         return mean, jax.nn.softplus(x + offset) + self.min_std
@@ -186,6 +217,7 @@ class DiagonalGaussian:
 
     def log_prob(self, params: Array, raw: Array) -> Array:
         mean, std = self._mean_std(params)
+        _check_raw(mean.shape, raw)
         log_p = -0.5 * jnp.square((raw - mean) / std) - jnp.log(std) - 0.5 * np.log(2 * np.pi)
         if self.squash:
             log_p -= _log_tanh_slope(raw)
@@ -200,13 +232,15 @@ class DiagonalGaussian:
         return entropy
 
     def kl(self, params: Array, other: Array) -> Array:
-        """Squashing both by the same function changes nothing."""
+        """Exact, also with `squash`: the same bijection of both leaves the divergence as it is."""
+        _batch_shape(self, params=params, other=other)
         (mean, std), (mean_o, std_o) = self._mean_std(params), self._mean_std(other)
         spread = (jnp.square(std) + jnp.square(mean - mean_o)) / (2.0 * jnp.square(std_o))
         return jnp.sum(jnp.log(std_o / std) + spread - 0.5, axis=-1)
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
-        """The behaviour itself: π_ρ̄ is no Gaussian, and for π far from μ near it."""
+        """The behaviour itself: π_ρ̄ is not a Gaussian, but close to μ where π is far from it."""
+        _batch_shape(self, params=params, behaviour=behaviour)
         return behaviour
 
     def action(self, raw: Array) -> Array:
@@ -220,19 +254,20 @@ class DiagonalGaussian:
         return self._unit(raw)
 
     def _unit(self, raw: Array) -> Array:
-        """On the scale where ±1 are the bounds, as executed."""
+        """The executed action on the scale where ±1 are the bounds."""
+        assert_shape((*np.shape(raw)[:-1], len(self.low)), "[..., action dimensions]", raw=raw)
         return jnp.tanh(raw) if self.squash else jnp.clip(raw, -1.0, 1.0)
 
 
 def _log_tanh_slope(x: Array) -> Array:
-    """log(1 − tanh²x), in the form that keeps its digits for large |x|."""
+    """log(1 − tanh²x), in a form that is accurate for large |x|."""
     return 2.0 * (np.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
 def for_space(space: gym.Space, *, squash: bool = False, initial_std: float = 1.0) -> Distribution:
-    """The distribution of an action space: Discrete, MultiDiscrete, MultiBinary or flat Box.
+    """The distribution for an action space: Discrete, MultiDiscrete, MultiBinary or flat Box.
 
-    Raises UserError for any other space, naming it.
+    squash and initial_std are those of `DiagonalGaussian`. Raises UserError for any other space.
     """
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(int(space.n))
@@ -243,17 +278,17 @@ def for_space(space: gym.Space, *, squash: bool = False, initial_std: float = 1.
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         if not np.issubdtype(space.dtype, np.floating):
             raise UserError(
-                f"the action space {space} holds {space.dtype} numbers; a Box of actions must be of"
-                " floats: use MultiDiscrete for integers."
+                f"the action space {space} has dtype {space.dtype}; expected a Box of floats: use"
+                " MultiDiscrete for integers."
             )
         low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
         if squash and not np.isfinite((*low, *high)).all():
             raise UserError(
-                f"the action space {space} has no bounds to squash into; leave out"
-                " `--squash-actions` or give the environment finite bounds."
+                f"the action space {space} has infinite bounds; `--squash-actions` expects finite"
+                " ones: leave it out, or wrap the environment."
             )
         return DiagonalGaussian(low, high, squash=squash, initial_std=initial_std)
     raise UserError(
-        f"the action space {space} is not one pronk can act in; expected Discrete, MultiDiscrete,"
-        " MultiBinary or a one-dimensional Box of floats: wrap the environment to flatten it."
+        f"the action space {space} is not supported; expected Discrete, MultiDiscrete, MultiBinary"
+        " or a one-dimensional Box of floats: wrap the environment to flatten it."
     )

@@ -1,16 +1,18 @@
-"""Returns and off-policy corrections: pure, unbatched `[T]`, `vmap`ped by callers over `B`.
+"""Returns and off-policy corrections: pure functions of time-major arrays `[T, ...]`.
 
-Index t is the transition t -> t + 1. Two arguments, never one, say what an episode's end does
-(seed 003, section on V-trace; Espeholt et al. 2018):
+Trailing axes are sequences side by side, which do not interact; without them an array is one
+sequence. Index t is the transition t -> t + 1. Rewards and values are in the same units. The end of
+an episode enters through two arguments, because a time limit is not a terminal state (Pardo et al.
+2018, "Time Limits in Reinforcement Learning"):
 
-- `discount[t]` = γ (1 − terminated[t + 1]) weighs the bootstrap value of the next observation;
+- `discount[t]` = γ (1 − terminated[t + 1]) multiplies the value of the next observation;
 - `continuation[t]` = 0 where t + 1 ends the episode *in any way*, else 1: traces stop there.
 
 A truncated episode therefore bootstraps from the value of its own last observation, a terminated
-one from zero, and neither sees the episode that follows.
+one from zero, and neither depends on the episode that follows.
 
-Returns of state values have two forms (seed 003, "Return recapitulation"). Each function is the
-recursive one; `from_td_errors` is the other, with δ = `td_errors(...)`, ρ the ratio π/μ of the
+Returns of state values have two forms (Sutton and Barto 2018, chapters 7 and 12). Each function is
+the recursive one; `from_td_errors` is the other, with δ = `td_errors(...)`, ρ the ratio π/μ of the
 action taken, λ that of the state it leads to, γ the discount and k the continuation:
 
 | return | G, from G' of the next state | errors | decay |
@@ -22,7 +24,8 @@ action taken, λ that of the state it leads to, γ the discount and k the contin
 | `off_policy_lambda` | ρ ((1 − λ) (r + γ V') + λ (r + γ G')) + (1 − ρ) V | ρ δ | γ k λ ρ |
 | `vtrace` | `vtrace_as_control_variate` | min(ρ̄, ρ) δ | γ k λ min(c̄, ρ) |
 
-`gae` is `lambda_return` less V. With `n` they look n rewards ahead, without to the sequence's end.
+`gae` is `lambda_return` minus V. `n` limits a return to n rewards; None sums to the end of the
+sequence. All functions raise ValueError for arrays whose shapes do not fit.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pronk.maths.shapes import assert_rank, assert_same_shape, assert_scalar_or_shape, assert_shape
 from pronk.types import Array, TimeStep
 
 
 class Transitions(NamedTuple):
-    """What the T transitions of `[T + 1, ...]` rows are worth to a return, each `[T, ...]`."""
+    """The T transitions of `[T + 1, ...]` rows as arguments of a return, each `[T, ...]`."""
 
     reward: Array
     discount: Array
@@ -45,15 +50,23 @@ class Transitions(NamedTuple):
 
 
 def transitions(timestep: TimeStep, gamma: Array | float) -> Transitions:
-    """Read rewards, discounts, continuations and weights off consecutive rows.
+    """Rewards, discounts, continuations and weights of consecutive rows.
 
     timestep: `[T + 1, ...]`, where reward and end flags of row t belong to the transition into t.
-    A row with `first` set that no end flag announced (a restarted environment) cuts the trace
-    like a truncation one row earlier: its transition is a dummy of weight 0.
+    gamma: a scalar, or one per sequence. A row with `first` set that no end flag precedes (a
+    restarted environment) cuts the trace like a truncation one row earlier: its transition is a
+    dummy of weight 0.
     """
+    assert_same_shape(
+        first=timestep.first,
+        reward=timestep.reward,
+        terminated=timestep.terminated,
+        truncated=timestep.truncated,
+    )
+    assert_scalar_or_shape(np.shape(timestep.first)[1:], "one per sequence", gamma=gamma)
     weight = 1.0 - timestep.first[1:].astype(jnp.float32)
     ended = jnp.logical_or(timestep.terminated[1:], timestep.truncated[1:])
-    # Of a row whose next one begins an episode that no flag announced, nothing goes on, either.
+    # A row also continues into nothing if the next one begins an episode without any end flag.
     followed = jnp.concatenate([weight[1:], jnp.ones_like(weight[:1])])
     return Transitions(
         reward=timestep.reward[1:] * weight,
@@ -64,7 +77,7 @@ def transitions(timestep: TimeStep, gamma: Array | float) -> Transitions:
 
 
 class VTrace(NamedTuple):
-    """V-trace's targets and what its policy gradient needs, each `[T]`."""
+    """V-trace targets and the quantities of its policy gradient, each `[T, ...]`."""
 
     targets: Array  # v_s, for the value function
     q: Array  # r_s + γ v_{s+1}, the action value the policy gradient uses
@@ -85,27 +98,30 @@ def vtrace(
 ) -> VTrace:
     """V-trace targets by backward recursion (Espeholt et al. 2018, eq. 1 and remark 1).
 
-    values: `[T + 1]`, V of each row, the last one being the bootstrap.
-    reward, discount, continuation: `[T]`, see the module's docstring.
-    ratio: `[T]`, π(a_t|x_t) / μ(a_t|x_t), at least 0; a ratio of 0 leaves a transition out.
-    rho_bar, c_bar: truncation levels (the fixed point, and the speed); infinity is allowed.
-    lambda_: shortens traces, c_i = λ min(c̄, ratio_i) (remark 2).
-    leak: how much of the untruncated ratio both levels let through, `(1 - leak) min(level, ratio)
-    + leak ratio`; 1 − α of leaky V-trace (Zahavy et al. 2020, eq. 6). The fixed point moves towards
-    the value of π, and the variance grows.
+    values: `[T + 1, ...]`, V of each row; the last one is the bootstrap.
+    reward, discount, continuation: `[T, ...]`, see the module's docstring.
+    ratio: `[T, ...]`, π(a_t|x_t) / μ(a_t|x_t), at least 0; a ratio of 0 leaves a transition out.
+    rho_bar, c_bar: scalars, the truncation levels that set the fixed point and the speed; may be
+    infinite.
+    lambda_: a scalar or `[T, ...]`; shortens traces, c_i = λ min(c̄, ratio_i) (remark 2).
+    leak: a scalar, the part of the untruncated ratio in both levels, `(1 - leak) min(level, ratio)
+    + leak ratio`; 1 − α of leaky V-trace (Zahavy et al. 2020, eq. 6). It moves the fixed point
+    towards the value of π, at a higher variance.
 
         v_s = V(x_s) + ρ_s δ_s + γ_s c_s (v_{s+1} − V(x_{s+1}))
         δ_s = r_s + γ_s V(x_{s+1}) − V(x_s)
 
     No gradient flows through the result.
     """
+    _assert_transitions(values, reward, discount, continuation, ratio, lambda_)
+    assert_rank(0, rho_bar=rho_bar, c_bar=c_bar, leak=leak)
     v_t, v_tp1 = values[:-1], values[1:]
     leaked = jnp.where(leak > 0, leak * ratio, 0.0)  # a ratio may be infinite
     rho = (1.0 - leak) * jnp.minimum(rho_bar, ratio) + leaked
     c = (1.0 - leak) * jnp.minimum(c_bar, ratio) + leaked
     errors = rho * td_errors(values, reward, discount)
     targets = from_td_errors(values, errors, discount * continuation * lambda_ * c)
-    # The policy gradient looks ahead with v_{s+1}, the target, not V(x_{s+1}) (section 4.2);
+    # The policy gradient bootstraps from v_{s+1}, the target, not from V(x_{s+1}) (section 4.2);
     # where the trace stops there is no target beyond the observation's own value.
     following = jnp.concatenate([targets[1:], values[-1:]])
     q = reward + discount * (v_tp1 + continuation * (following - v_tp1))
@@ -124,74 +140,103 @@ def vtrace_as_control_variate(
     lambda_: Array | float = 1.0,
     n: int | None = None,
 ) -> Array:
-    """V-trace's targets in the notation of control variates, `[T]`; arguments as of `vtrace`.
+    """V-trace targets in the notation of control variates, `[T, ...]`; arguments as of `vtrace`.
 
-    They are off-policy traces with the ratio ρ_t = min(ρ̄, ratio_t) and λ_{t+1} = λ c_t / ρ_t: of
-    a product of ratios only the last one corrects, the others are traces (seed 003, "V-trace
-    analysis").
+    Espeholt et al. 2018, eq. 1, is `off_policy_lambda` with the ratio ρ_t = min(ρ̄, ratio_t) and
+    λ_{t+1} = λ c_t / ρ_t: of a product of ratios only the last one corrects, the others are traces.
     """
+    _assert_transitions(values, reward, discount, continuation, ratio, lambda_)
+    assert_rank(0, rho_bar=rho_bar, c_bar=c_bar)
     rho, c = jnp.minimum(rho_bar, ratio), jnp.minimum(c_bar, ratio)
-    # Where the ratio is 0 nothing is ahead of the control variate, whatever λ.
-    going_on = lambda_ * c / jnp.where(rho > 0, rho, 1.0)
-    return off_policy_lambda(values, reward, discount, continuation, rho, going_on, n=n)
+    # Where the ratio is 0 the return is the control variate alone, whatever λ.
+    trace = lambda_ * c / jnp.where(rho > 0, rho, 1.0)
+    return off_policy_lambda(values, reward, discount, continuation, rho, trace, n=n)
 
 
 def td_errors(values: Array, reward: Array, discount: Array) -> Array:
-    """δ_t = r_t + γ_t V(x_{t+1}) − V(x_t), `[T]`, for values `[T + 1]`."""
+    """δ_t = r_t + γ_t V(x_{t+1}) − V(x_t), `[T, ...]`, for values `[T + 1, ...]`."""
+    _assert_transitions(values, reward, discount)
     return reward + discount * values[1:] - values[:-1]
 
 
 def from_td_errors(values: Array, errors: Array, decay: Array, *, n: int | None = None) -> Array:
-    """A return as the value and a sum of TD errors, `[T]`: any of the module's table.
+    """A return as the value plus a sum of TD errors, `[T, ...]`: any of the module's table
+    (Sutton and Barto 2018, eq. 12.24).
 
         G_t = V(x_t) + Σ_{i<n} (Π_{j<i} decay_{t+j}) errors_{t+i}
 
-    values: `[T + 1]`. errors, decay: `[T]`. n: terms of the sum, at most those up to the end of the
-    sequence (None). Raises ValueError if `n` is below 1.
+    values: `[T + 1, ...]`. errors, decay: `[T, ...]`. n: the number of terms; None sums to the end
+    of the sequence. Raises ValueError if `n` is below 1.
     """
+    _assert_per_transition(values, errors=errors, decay=decay)
     return values[:-1] + _recursion(errors, decay, jnp.zeros_like(values), n)
 
 
 def _recursion(
-    now: Array,
-    going_on: Array,
+    base: Array,
+    decay: Array,
     bootstrap: Array,
     n: int | None,
     continuation: Array | float = 1.0,
 ) -> Array:
-    """G_t = now_t + going_on_t G', `[T]`: what every return of the module's table is.
+    """G_t = base_t + decay_t G', `[T, ...]`: the recursion of every return in the module's table.
 
-    G' is that of t + 1, or `bootstrap[t + 1]`: n − 1 steps on, at the sequence's end, and where the
-    continuation is 0. bootstrap: `[T + 1]`.
+    G' is G_{t+1}, or `bootstrap[t + 1]` n − 1 steps later, at the end of the sequence, and where
+    the continuation is 0. bootstrap: `[T + 1, ...]`.
     """
     if n is not None and n < 1:
-        raise ValueError(f"`n` is {n}; a return has at least one reward.")
-    now = now + going_on * (1.0 - continuation) * bootstrap[1:]
-    going_on = going_on * continuation
+        raise ValueError(f"`n` is {n}, expected at least 1: a return has at least one reward.")
+    base = base + decay * (1.0 - continuation) * bootstrap[1:]
+    decay = decay * continuation
     if n is None:
 
         def backward(following: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
-            found = x[0] + x[1] * following
-            return found, found
+            result = x[0] + x[1] * following
+            return result, result
 
-        return jax.lax.scan(backward, bootstrap[-1], (now, going_on), reverse=True)[1]
-    found = now + going_on * bootstrap[1:]
+        return jax.lax.scan(backward, bootstrap[-1], (base, decay), reverse=True)[1]
+    result = base + decay * bootstrap[1:]
     for _ in range(n - 1):
-        found = now + going_on * jnp.concatenate([found[1:], bootstrap[-1:]])
-    return found
+        result = base + decay * jnp.concatenate([result[1:], bootstrap[-1:]])
+    return result
+
+
+def _assert_transitions(
+    values: Array,
+    reward: Array,
+    discount: Array,
+    continuation: Array | None = None,
+    ratio: Array | None = None,
+    lambda_: Array | float | None = None,
+) -> None:
+    """Check the arguments that most returns share."""
+    arrays = {"reward": reward, "discount": discount, "continuation": continuation, "ratio": ratio}
+    _assert_per_transition(values, **{k: x for k, x in arrays.items() if x is not None})
+    if lambda_ is not None:
+        assert_scalar_or_shape(np.shape(reward), "that of `reward`", lambda_=lambda_)
+
+
+def _assert_per_transition(values: Array, **arrays: Array) -> None:
+    """`values` is `[T + 1, ...]`, and each of `arrays` `[T, ...]`."""
+    rows, *rest = np.shape(values) or (0,)
+    if rows < 1:
+        raise ValueError(f"`values` has shape {np.shape(values)}, expected [T + 1, ...].")
+    assert_shape((rows - 1, *rest), f"`values`: {np.shape(values)}, T + 1 rows", **arrays)
 
 
 def n_step(
     values: Array, reward: Array, discount: Array, continuation: Array, *, n: int | None = None
 ) -> Array:
-    """Returns of n rewards and the value of where they lead, `[T]`.
+    """n-step returns, `[T, ...]` (Sutton and Barto 2018, eq. 7.12).
 
         G_{t:t+n} = r_t + γ_t G_{t+1:t+n}
 
-    values: `[T + 1]`, of each row; with `double_q` and n = 5 these are R2D2's targets. Where an
-    episode or the sequence ends sooner, fewer rewards are summed; None: only there. reward,
-    discount, continuation: `[T]`, see the module's docstring. Raises ValueError if `n` is below 1.
+    values: `[T + 1, ...]`, the bootstrap value of each row; with `double_q` and n = 5 the result is
+    R2D2's targets. Where an episode or the sequence ends sooner, fewer rewards are summed. reward,
+    discount, continuation: `[T, ...]`, see the module's docstring. Raises ValueError if `n` is
+    below 1.
     """
+    _assert_transitions(values, reward, discount, continuation)
     return _recursion(reward, discount, values, n, continuation)
 
 
@@ -204,12 +249,14 @@ def importance_sampled(
     *,
     n: int | None = None,
 ) -> Array:
-    """Off-policy n-step returns by importance sampling alone, `[T]`: unbiased, of any variance.
+    """Off-policy n-step returns by importance sampling alone, `[T, ...]`: unbiased, with unbounded
+    variance (Sutton and Barto 2018, section 7.4).
 
         G_{t:t+n} = ρ_t (r_t + γ_t G_{t+1:t+n})
 
-    ratio: `[T]`, π(a_t|x_t) / μ(a_t|x_t); the other arguments are those of `n_step`.
+    ratio: `[T, ...]`, π(a_t|x_t) / μ(a_t|x_t); the other arguments are those of `n_step`.
     """
+    _assert_transitions(values, reward, discount, continuation, ratio)
     return _recursion(ratio * reward, ratio * discount, values, n, continuation)
 
 
@@ -222,15 +269,17 @@ def control_variate(
     *,
     n: int | None = None,
 ) -> Array:
-    """Off-policy n-step returns with a control variate, `[T]`: where the ratio is 0 they are V(x_t)
-    instead of 0, which leaves the expectation and lowers the variance (De Asis and Sutton 2018).
+    """Off-policy n-step returns with a control variate, `[T, ...]`: a ratio of 0 gives V(x_t)
+    instead of 0, which keeps the expectation and lowers the variance (De Asis and Sutton 2018;
+    Sutton and Barto 2018, eq. 7.13).
 
         G_{t:t+n} = ρ_t (r_t + γ_t G_{t+1:t+n}) + (1 − ρ_t) V(x_t)
 
     Arguments as of `importance_sampled`.
     """
-    now = ratio * reward + (1.0 - ratio) * values[:-1]
-    return _recursion(now, ratio * discount, values, n, continuation)
+    _assert_transitions(values, reward, discount, continuation, ratio)
+    base = ratio * reward + (1.0 - ratio) * values[:-1]
+    return _recursion(base, ratio * discount, values, n, continuation)
 
 
 def lambda_return(
@@ -242,15 +291,16 @@ def lambda_return(
     *,
     n: int | None = None,
 ) -> Array:
-    """λ-returns, truncated after n rewards, `[T]` (Sutton and Barto 2018, eq. 12.2 and 12.9).
+    """λ-returns, truncated after n rewards, `[T, ...]` (Sutton and Barto 2018, eq. 12.9 and 12.18).
 
         G_{t:t+n} = (1 − λ_{t+1}) (r_t + γ_t V(x_{t+1})) + λ_{t+1} (r_t + γ_t G_{t+1:t+n})
 
-    lambda_: one for all, or `[T]`, in place t that of the state which transition t leads to. The
-    other arguments are those of `n_step`.
+    lambda_: a scalar or `[T, ...]`, element t being that of the state which transition t leads to.
+    The other arguments are those of `n_step`.
     """
-    now = reward + (1.0 - lambda_) * discount * values[1:]
-    return _recursion(now, lambda_ * discount, values, n, continuation)
+    _assert_transitions(values, reward, discount, continuation, lambda_=lambda_)
+    base = reward + (1.0 - lambda_) * discount * values[1:]
+    return _recursion(base, lambda_ * discount, values, n, continuation)
 
 
 def off_policy_lambda(
@@ -263,7 +313,7 @@ def off_policy_lambda(
     *,
     n: int | None = None,
 ) -> Array:
-    """λ-returns of n-step returns with control variates, `[T]` (seed 003, "Off-policy traces").
+    """λ-returns with control variates, `[T, ...]` (Sutton and Barto 2018, eq. 12.22).
 
         G_{t:t+n} = (1 − λ_{t+1}) G^CV_{t:t+1} + λ_{t+1} (ρ_t (r_t + γ_t G_{t+1:t+n})
                                                         + (1 − ρ_t) V(x_t))
@@ -271,11 +321,12 @@ def off_policy_lambda(
     where G^CV is `control_variate`. ratio: as of `importance_sampled`; lambda_: as
     of `lambda_return`.
     """
+    _assert_transitions(values, reward, discount, continuation, ratio, lambda_)
     v_t, v_tp1 = values[:-1], values[1:]
-    one = ratio * (reward + discount * v_tp1) + (1.0 - ratio) * v_t
-    more = ratio * reward + (1.0 - ratio) * v_t  # without what follows
-    now = (1.0 - lambda_) * one + lambda_ * more
-    return _recursion(now, lambda_ * ratio * discount, values, n, continuation)
+    one_step = ratio * (reward + discount * v_tp1) + (1.0 - ratio) * v_t
+    longer = ratio * reward + (1.0 - ratio) * v_t  # without the discounted return that follows
+    base = (1.0 - lambda_) * one_step + lambda_ * longer
+    return _recursion(base, lambda_ * ratio * discount, values, n, continuation)
 
 
 def gae(
@@ -287,60 +338,15 @@ def gae(
     *,
     n: int | None = None,
 ) -> Array:
-    """Generalised advantage estimates, `[T]` (Schulman et al. 2016, eq. 16): the λ-return less V.
+    """Generalised advantage estimates, `[T, ...]` (Schulman et al. 2016, eq. 16): λ-returns − V.
 
         A_t = δ_t + γ_t k_t λ_{t+1} A_{t+1}
 
     Arguments as of `lambda_return`.
     """
+    _assert_transitions(values, reward, discount, continuation, lambda_=lambda_)
     decay = discount * continuation * lambda_
     return _recursion(td_errors(values, reward, discount), decay, jnp.zeros_like(values), n)
-
-
-def td_lambda(
-    weights: Array,
-    features: Array,
-    reward: Array,
-    discount: Array,
-    *,
-    step_size: Array | float,
-    lambda_: Array | float,
-    trace: str = "accumulating",
-    online: bool = True,
-) -> Array:
-    """TD(λ), the backward view, over an episode with a linear value function: the weights after it.
-
-    weights: `[d]`. features: `[T + 1, d]`, one-hot for a table. reward, discount: `[T]`, the last
-    transition's discount being 0 if it is terminal. Every step moves what the trace remembers:
-
-        e_t = γ_{t-1} λ e_{t-1} + x_t,  w += α δ_t e_t
-
-    (Sutton and Barto 2018, section 12.2). Without `online` the weights stand still until the end,
-    and together the steps are exactly those of the λ-return, Σ_t α (G_t − V(x_t)) x_t. With
-    `trace="dutch"` it is true online TD(λ) (van Seijen et al. 2016, algorithm 1; Sutton and Barto,
-    section 12.5), whose weights after every step are those of the online λ-return algorithm, which
-    does all earlier steps again with each new reward; it is always online. Raises ValueError for
-    another `trace`.
-    """
-    if trace not in ("accumulating", "dutch"):
-        raise ValueError(f"`trace` is {trace!r}; expected 'accumulating' or 'dutch'.")
-    dutch = trace == "dutch"
-
-    def step(state: tuple[Array, ...], x: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
-        w, e, v_old, faded = state
-        x_t, x_tp1, reward_t, discount_t = x
-        at = w if online or dutch else weights
-        v_t, v_tp1 = at @ x_t, at @ x_tp1
-        delta = reward_t + discount_t * v_tp1 - v_t
-        e = faded * e + (1.0 - dutch * step_size * faded * (e @ x_t)) * x_t
-        w = w + step_size * delta * e
-        if dutch:
-            w = w + step_size * (v_t - v_old) * (e - x_t)
-        return (w, e, v_tp1, discount_t * lambda_), None
-
-    begin = (weights, jnp.zeros_like(weights), weights @ features[0], jnp.zeros(()))
-    (w, *_), _ = jax.lax.scan(step, begin, (features[:-1], features[1:], reward, discount))
-    return w
 
 
 def double_q(online: Array, target: Array) -> Array:
@@ -348,6 +354,7 @@ def double_q(online: Array, target: Array) -> Array:
 
     Both `[..., actions]` (van Hasselt et al. 2016, eq. 4).
     """
+    assert_same_shape(online=online, target=target)
     best = jnp.argmax(online, axis=-1)
     return jnp.take_along_axis(target, best[..., None], axis=-1)[..., 0]
 
@@ -357,34 +364,41 @@ def double_q(online: Array, target: Array) -> Array:
 
 
 def importance_sampling_trace(pi: Array, mu: Array, *, lambda_: Array | float = 1.0) -> Array:
-    """c = λ π/μ: corrects fully, with a variance that may be without bound."""
+    """c = λ π/μ: a full correction, with unbounded variance. All `[...]`, λ also a scalar."""
+    assert_same_shape(pi=pi, mu=mu)
+    assert_scalar_or_shape(np.shape(pi), "that of `pi`", lambda_=lambda_)
     return lambda_ * pi / mu
 
 
 def tree_backup_trace(pi: Array, *, lambda_: Array | float = 1.0) -> Array:
     """c = λ π: needs no μ, and cuts traces even where the policies agree."""
+    assert_scalar_or_shape(np.shape(pi), "that of `pi`", lambda_=lambda_)
     return lambda_ * pi
 
 
 def retrace_trace(pi: Array, mu: Array, *, lambda_: Array | float = 1.0) -> Array:
-    """c = λ min(1, π/μ): variance bounded, and no cut where the policies agree."""
+    """c = λ min(1, π/μ): bounded variance, and no cut where the policies agree."""
+    assert_same_shape(pi=pi, mu=mu)
+    assert_scalar_or_shape(np.shape(pi), "that of `pi`", lambda_=lambda_)
     return lambda_ * jnp.minimum(1.0, pi / mu)
 
 
 def off_policy(
     q: Array, values: Array, reward: Array, discount: Array, continuation: Array, trace: Array
 ) -> Array:
-    """Returns of action values by the general operator R of Munos et al. 2016, eq. 3; `[T]`.
+    """Returns of action values by the general operator R of Munos et al. 2016, eq. 3; `[T, ...]`.
 
-    q: `[T]`, q(x_t, a_t) of the actions taken. values: `[T + 1]`, E_π q(x_t, ·) of each row.
-    reward, discount, continuation: `[T]`, see the module's docstring. trace: `[T]`, c_t of the
-    action taken at t; that of t = 0 has no effect.
+    q: `[T, ...]`, q(x_t, a_t) of the actions taken. values: `[T + 1, ...]`, E_π q(x_t, ·) of each
+    row. reward, discount, continuation: `[T, ...]`, see the module's docstring. trace: `[T, ...]`,
+    c_t of the action taken at t; the first one has no effect.
 
         R_t = r_t + γ_t (v_{t+1} + c_{t+1} (R_{t+1} − q_{t+1}))
 
-    With c = 0 it is expected Sarsa. For values learnt in a transformed scale, bring `q` and each
-    action value in `values` back with h⁻¹ before, and the result there with h.
+    With c = 0 it is expected Sarsa. For values learnt on a transformed scale, apply h⁻¹ to `q` and
+    to each action value in `values` first, and h to the result.
     """
+    _assert_transitions(values, reward, discount, continuation)
+    _assert_per_transition(values, q=q, trace=trace)
 
     def backward(surplus: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
         q_t, v_tp1, reward_t, discount_t, continuation_t, trace_t = x

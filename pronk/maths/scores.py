@@ -69,28 +69,30 @@ ATARI: dict[str, tuple[float, float]] = {
 
 
 def game(env_name: str) -> str | None:
-    """The key in `ATARI` of `ALE/Game-v5`, None where there is none."""
+    """The key of `ALE/Game-v5` in `ATARI`, or None."""
     name, _, version = env_name.removeprefix("ALE/").rpartition("-v")
     known = env_name.startswith("ALE/") and name in ATARI
-    return name if known and version.isdecimal() else None  # "5?reward_scale=2" is a suite's
+    return name if known and version.isdecimal() else None  # not "5?reward_scale=2", a task's id
 
 
-def normalised(score: float, reference: tuple[float, float]) -> float:
-    """(score − random) / (what counts as 1 − random)."""
+def normalize(score: float, reference: tuple[float, float]) -> float:
+    """(score − random) / (one − random), `reference` being (random, one)."""
     random, one = reference
     return (score - random) / (one - random)
 
 
-def human_normalised(env_name: str, score: float) -> float | None:
-    """(score − random) / (human − random) for `ALE/Game-v5`, None where it isn't known."""
+def human_normalized(env_name: str, score: float) -> float | None:
+    """(score − random) / (human − random) for `ALE/Game-v5`; None for other environments."""
     name = game(env_name)
-    return None if name is None else normalised(score, ATARI[name])
+    return None if name is None else normalize(score, ATARI[name])
 
 
 def aggregates(values: Sequence[float]) -> dict[str, float]:
-    """Of one normalised score per task: mean, median, and the mean of scores cut off at 1, which
-    doesn't reward what is superhuman in some tasks at the cost of others (Espeholt et al. 2018,
-    section 5.3)."""
+    """Mean, median and capped mean of one normalised score per task.
+
+    Capping each score at 1 keeps superhuman scores in some tasks from hiding failures in others
+    (Espeholt et al. 2018, section 5.3).
+    """
     return {
         "mean": statistics.fmean(values),
         "median": statistics.median(values),

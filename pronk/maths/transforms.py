@@ -1,8 +1,8 @@
-"""Invertible scalings of action values, and the clipping of rewards that they replace.
+"""Invertible scalings of action values, and the reward clipping that they replace.
 
-A value network that learns h(q) needs not know the scale of the rewards (Pohlen et al. 2018,
-"Observe and Look Further", section 3.2): targets are h of a return of h⁻¹ of the network's values.
-All functions are elementwise and keep shape and dtype.
+A value network that learns h(q) is less sensitive to the scale of rewards (Pohlen et al. 2018,
+"Observe and Look Further", section 3.2): its targets are h of a return of h⁻¹ of its own values.
+All functions are elementwise: any shape is allowed, and shape and dtype are kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def signed_sqrt(epsilon: float) -> Transform:
     """h(x) = sign(x) (√(|x| + 1) − 1) + ε x (Pohlen et al. 2018, eq. 8), for any ε ≥ 0.
 
     ε is 1e-2 in that paper and 1e-3 in R2D2's and MuZero's. The inverse is exact. Both are written
-    without the differences of the papers' forms, in which float32 loses all digits where |x| is
-    small, and those of the inverse also where ε is.
+    without the differences of the papers' forms, in which float32 loses all digits for small |x|
+    and, in the inverse, for small ε.
     """
 
     def apply(x: Array) -> Array:
@@ -48,7 +48,7 @@ def signed_sqrt(epsilon: float) -> Transform:
 def signed_log() -> Transform:
     """h(x) = sign(x) log(|x| + 1): flatter than the root, for values of many magnitudes."""
 
-    # Not by a factor sign(x), which has no slope at 0.
+    # A factor sign(x) instead would make the gradient at 0 zero.
     def apply(x: Array) -> Array:
         return jnp.where(x < 0, -1, 1) * jnp.log1p(jnp.where(x < 0, -x, x))
 
@@ -59,5 +59,5 @@ def signed_log() -> Transform:
 
 
 def clip_reward(reward: Array, limit: float) -> Array:
-    """`reward` within ± `limit`, as DQN and IMPALA clip on Atari; a limit of 0 clips nothing."""
+    """`reward` clipped to ± `limit`, as DQN and IMPALA do on Atari; 0 means no clipping."""
     return jnp.clip(reward, -limit, limit) if limit else reward

@@ -1,9 +1,10 @@
 """Convolutions whose gradients are matrix products on a CPU, and pooling.
 
-XLA's own gradients there are several times slower than matrix products, and all its convolutions of
-many images slower than of a few (benchmarks/convolution.py). So everything is done for a few images
-at a time, whose data stay in the cache, and gradients with respect to weights are one product per
-chunk. On any other platform, and for other shapes, XLA's own convolution runs.
+On CPUs XLA's gradients of convolutions are several times slower than matrix products, and its
+convolutions are slower per image for many images than for a few (benchmarks/convolution.py). These
+functions therefore process a few images at a time, whose data stay in the cache, and compute the
+gradient with respect to the weights as one product per chunk. On other platforms, and for other
+shapes, XLA's own convolution runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from pronk.types import Array
 
-CACHE = 1 << 20  # bytes of a core's cache that a chunk of images and what is made of it may fill
+CACHE = 1 << 20  # bytes of a CPU core's cache for a chunk of images and its intermediate results
 
 Padding = tuple[int, int]  # before and after, of height and width alike
 
@@ -30,7 +31,7 @@ def conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array:
     """
     size = kernel.shape[0]
     square = size == kernel.shape[1]
-    if kernel.dtype != jnp.float32:  # for accelerators
+    if kernel.dtype != jnp.float32:  # reduced precision, for accelerators
         return _xla_conv(x, kernel, stride, padding)
     if square and stride == 1:
         around = ((size - 1) // 2, size // 2) if padding == "SAME" else (0, 0)
@@ -136,19 +137,19 @@ def _weight_gradient_by_patches(x: Array, kernel: Array, grad: Array, padding: P
 
 
 def _input_gradient_by_convolution(kernel: Array, grad: Array, padding: Padding) -> Array:
-    """For stride 1: the gradient convolved with the kernel turned by half a circle."""
+    """For stride 1: the gradient convolved with the kernel rotated by 180°."""
     before, after = padding
     last = kernel.shape[0] - 1
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _forward(grad, turned, 1, (last - before, last - after))
+    rotated = kernel[::-1, ::-1].swapaxes(2, 3)
+    return _forward(grad, rotated, 1, (last - before, last - after))
 
 
 class _Blocks:
     """A VALID convolution whose images are cut into stride × stride blocks (space to depth).
 
     A kernel is then `shifts`² kernels of one block each: the output at p is the sum over s of block
-    p + s times kernel s. Hence its gradients are products of the blocks, and of the output's
-    gradient laid where the blocks are, once per shift.
+    p + s times kernel s. Hence its gradients are products of the blocks and of the output's
+    gradient, aligned with the blocks once per shift.
     """
 
     def __init__(self, kernel: Array, out: tuple[int, ...], stride: int):
@@ -161,8 +162,8 @@ class _Blocks:
 
     def cut(self, x: Array) -> Array:
         """`[n, H, W, C]` to its blocks `[n · grid, depth]`, float32."""
-        # Pixels are rearranged as bytes, four at a time where that is possible, and become floats
-        # only in the cache.
+        # Pixels are rearranged as bytes, four at a time if possible, and converted to floats only
+        # in the cache.
         words = x.dtype == jnp.uint8 and self.channels % 4 == 0
         if words:
             x = x.reshape(*x.shape[:-1], self.channels // 4, 4)
@@ -170,7 +171,7 @@ class _Blocks:
         s, (gh, gw) = self.stride, self.grid
         x = x[:, : gh * s, : gw * s].reshape(-1, gh, s, gw, s, x.shape[-1])
         x = x.transpose(0, 1, 3, 2, 4, 5)
-        if words:  # the barrier keeps XLA from rearranging single bytes after all
+        if words:  # the barrier keeps XLA from rearranging single bytes
             x = jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(x), jnp.uint8)
         return x.reshape(-1, self.depth).astype(jnp.float32)
 
@@ -181,7 +182,7 @@ class _Blocks:
         return x.reshape(-1, gh * s, gw * s, self.channels)
 
     def lay(self, grad: Array) -> Array:
-        """`[n, H', W', F]`, once per shift, where the blocks are: `[shifts² · F, n · grid]`."""
+        """`[n, H', W', F]` aligned with the blocks, once per shift: `[shifts² · F, n · grid]`."""
         q, grad = self.shifts, jnp.moveaxis(grad, -1, 0)
         parts = [
             jnp.pad(grad, ((0, 0), (0, 0), (i, q - 1 - i), (j, q - 1 - j)))
@@ -204,7 +205,7 @@ class _Blocks:
 
 
 def _forward_by_blocks(x: Array, kernel: Array, stride: int) -> Array:
-    """Of pixels, which `cut` makes floats of faster than XLA's convolution does."""
+    """For pixels, which `cut` converts to floats faster than XLA's convolution does."""
     out = tuple((n - kernel.shape[0]) // stride + 1 for n in x.shape[1:3])
     blocks = _Blocks(kernel, out, stride)
     q, features = blocks.shifts, blocks.features
@@ -228,12 +229,12 @@ def _input_gradient_by_blocks(x: Array, kernel: Array, grad: Array, stride: int)
     blocks = _Blocks(kernel, grad.shape[1:3], stride)
     matrix = blocks.matrix(kernel)
     d_x = _map_chunks(lambda g: blocks.join(blocks.lay(g).T @ matrix), blocks.floats, grad)
-    # What no block covered has no gradient.
+    # Pixels that no block covers have no gradient.
     return jnp.pad(d_x, [(0, n - m) for n, m in zip(x.shape, d_x.shape, strict=True)])
 
 
 def _chunks(floats: int, *arrays: Array) -> tuple[Array, ...]:
-    """Arrays `[N, ...]` as `[N / n, n, ...]`, padded with zeros if need be; n images of so many
+    """Arrays `[N, ...]` as `[N / n, n, ...]`, padded with zeros if necessary; n images of `floats`
     floats each fill the cache."""
     total = arrays[0].shape[0]
     most = max(1, min(total, CACHE // (4 * floats)))
@@ -251,7 +252,7 @@ def _chunks(floats: int, *arrays: Array) -> tuple[Array, ...]:
 
 
 def _map_chunks(f: Callable[[Array], Array], floats: int, x: Array) -> Array:
-    """`f` of every chunk of `x`, one after the other."""
+    """Apply `f` to one chunk of `x` after the other."""
     (chunks,) = _chunks(floats, x)
     _, y = jax.lax.scan(lambda _, chunk: (None, f(chunk)), None, chunks)
     return y.reshape(-1, *y.shape[2:])[: x.shape[0]]
@@ -270,9 +271,10 @@ def _sum_chunks(f: Callable[[Array, Array], Array], floats: int, x: Array, y: Ar
 
 @jax.custom_vjp
 def max_pool(x: Array) -> Array:
-    """The largest of each 3 × 3 window, stride 2, "SAME": `[N, H, W, C]` to `[N, ⌈H/2⌉, ⌈W/2⌉, C]`.
+    """The maximum of each 3 × 3 window, stride 2, "SAME": `[N, H, W, C]` to `[N, ⌈H/2⌉, ⌈W/2⌉, C]`.
 
-    Of equal values the first has the gradient, as with XLA's, whose gradient is slow on CPUs.
+    The first of equal values gets the gradient, as with XLA's pooling, whose gradient is slow on
+    CPUs.
     """
     floats = int(np.prod(x.shape[1:]))
     return jax.lax.platform_dependent(
@@ -310,14 +312,14 @@ def _pool_bwd(residuals: tuple[Array, Array], grad: Array) -> tuple[Array]:
     x, y = residuals
 
     def on_cpu(x: Array, y: Array, grad: Array) -> Array:
-        free = jnp.ones(y.shape, bool)
+        unmatched = jnp.ones(y.shape, bool)
         # Rows and columns 2p, 2p + 1 and 2p + 2 belong to window p: two parities each.
         sums: dict[tuple[int, int], Array] = {}
         for k, value in enumerate(_windows(x)):
             i, j = divmod(k, 3)
-            hit = free & (value == y)
-            free &= ~hit
-            part = jnp.where(hit, grad, 0.0)
+            match = unmatched & (value == y)
+            unmatched &= ~match
+            part = jnp.where(match, grad, 0.0)
             part = jnp.pad(part, ((0, 0), (i // 2, 1 - i // 2), (j // 2, 1 - j // 2), (0, 0)))
             sums[i % 2, j % 2] = sums.get((i % 2, j % 2), 0.0) + part
         rows = [jnp.stack([sums[i, 0], sums[i, 1]], axis=3) for i in (0, 1)]

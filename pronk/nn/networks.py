@@ -1,6 +1,6 @@
-"""Networks: observation encoders, resettable recurrent cores and the actor-critic over them.
+"""Networks: observation encoders, and actor-critics and action values on top of them.
 
-Everything is time-major `[T, B, ...]`; acting is the case T = 1. Parameters are plain dicts.
+Rows are time-major `[T, B, ...]`; acting is the case T = 1. Parameters are plain dicts.
 """
 
 from __future__ import annotations
@@ -11,83 +11,29 @@ import flax.linen as nn
 import gymnasium as gym
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pronk.errors import UserError
+from pronk.maths.spaces import as_vector, channels_first, is_image, leaf_spaces
+from pronk.nn.cores import RecurrentCore
 from pronk.nn.cpu_convolution import conv2d, max_pool
 from pronk.types import Array, PyTree
 
-# Orthogonal with gain √2, which keeps a ReLU network's signal from fading layer by layer. With the
-# paper's variance of 1 / fan-in, Adam leaves most units of the shallow network dead on Pong.
+# Orthogonal with gain √2 preserves the scale of activations through ReLU layers. With the paper's
+# variance of 1 / fan-in, Adam leaves most units of the shallow network dead on Pong.
 _init = nn.initializers.orthogonal(2**0.5)
-
-
-def is_image(space: gym.Space) -> bool:
-    """Whether a space is pixels to be convolved: uint8, `[H, W, C]` or `[C, H, W]`, and at least
-    5 × 5, which two 3 × 3 kernels need."""
-    if not isinstance(space, gym.spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
-        return False
-    return min(space.shape[1:] if _channels_first(space.shape) else space.shape[:2]) >= 5
-
-
-def _channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether the channels, the smaller outer axis of an image, come first."""
-    return shape[0] < shape[2]
-
-
-def _check_leaf(space: gym.Space) -> None:
-    kinds = (
-        gym.spaces.Box,
-        gym.spaces.Discrete,
-        gym.spaces.MultiDiscrete,
-        gym.spaces.MultiBinary,
-    )
-    if not isinstance(space, kinds):
-        raise UserError(
-            f"the observation space {space} is not one pronk can see; expected Box, Discrete,"
-            " MultiDiscrete, MultiBinary, or a Dict or Tuple of them: wrap the environment."
-        )
-
-
-def leaf_spaces(space: gym.Space) -> list[gym.Space]:
-    """The leaves of a (nested) observation space in the order `jax.tree.leaves` gives values.
-
-    Raises UserError for a space that can't be encoded.
-    """
-    if isinstance(space, gym.spaces.Dict):
-        return [leaf for key in sorted(space.keys()) for leaf in leaf_spaces(space[key])]
-    if isinstance(space, gym.spaces.Tuple):
-        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
-    _check_leaf(space)
-    return [space]
-
-
-def _as_vector(space: gym.Space, x: Array) -> Array:
-    """A leaf `[N, ...]` that is not convolved as features `[N, F]`."""
-    if isinstance(space, gym.spaces.Discrete):
-        return jax.nn.one_hot(x - int(space.start), int(space.n))
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        sizes = space.nvec.reshape(-1)
-        x = (x - space.start).reshape(x.shape[0], -1)
-        return jnp.concatenate(
-            [jax.nn.one_hot(x[:, i], int(n)) for i, n in enumerate(sizes)], axis=-1
-        )
-    flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
-    bytes_ = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8
-    return flat / 255.0 if bytes_ else flat  # pixels, or a machine's memory
 
 
 def _channels_last(x: Array) -> Array:
     """Images `[N, ...]` with their channels moved last."""
-    return jnp.moveaxis(x, 1, -1) if _channels_first(x.shape[1:]) else x
+    return jnp.moveaxis(x, 1, -1) if channels_first(x.shape[1:]) else x
 
 
 def _centred_conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array:
-    """`conv2d` of images less their mean brightness.
+    """`conv2d` of images minus their mean brightness.
 
-    Pixels are positive and mostly background, so that without this all weights of a unit get
-    gradients of one sign, Adam moves them together, and within some hundred updates most units of
-    the first layer see nothing but the background, and are dead.
+    Pixels are positive and mostly background. Without centring, all weights of a unit get gradients
+    of one sign, Adam moves them together, and within some hundred updates most units of the first
+    layer respond to the background only, and are dead.
     """
     brightness = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     if jnp.issubdtype(x.dtype, jnp.integer):
@@ -99,11 +45,11 @@ def _centred_conv2d(x: Array, kernel: Array, stride: int, padding: str) -> Array
 class Shallow(nn.Module):
     """Two convolutions (figure 3, left, of the IMPALA paper): uint8 `[N, H, W, C]` to `[N, F]`."""
 
-    dtype: Any = jnp.float32  # of what is computed; parameters are float32
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # MinAtar-sized images are smaller than what one unit of the paper's layers looks at.
+        # MinAtar-sized images are smaller than the receptive field of the paper's layers.
         small = min(x.shape[1:3]) < 36
         layers = ((16, 3, 1), (32, 3, 1)) if small else ((16, 8, 4), (32, 4, 2))
         for i, (features, size, stride) in enumerate(layers):
@@ -120,7 +66,7 @@ class MinAtar(nn.Module):
     """One convolution, of 16 3 × 3 kernels (Young and Tian 2019): uint8 `[N, H, W, C]` to
     `[N, F]`."""
 
-    dtype: Any = jnp.float32  # of what is computed; parameters are float32
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -137,14 +83,14 @@ class Nature(nn.Module):
     Raises UserError for images too small for them.
     """
 
-    dtype: Any = jnp.float32  # of what is computed; parameters are float32
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if min(x.shape[1:3]) < 36:
             raise UserError(
-                f"images of {x.shape[1]} × {x.shape[2]} are too small for `--torso` nature, which"
-                " needs 36 × 36: use --torso auto."
+                f"the images are {x.shape[1]} × {x.shape[2]} pixels; `--torso nature` expects at"
+                " least 36 × 36: use `--torso auto`."
             )
         for i, (features, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
             kernel = self.param(f"conv{i}_kernel", _init, (size, size, x.shape[-1], features))
@@ -159,7 +105,7 @@ class Nature(nn.Module):
 class Deep(nn.Module):
     """Fifteen convolutions in residual blocks (figure 3, right): `[N, H, W, C]` to `[N, F]`."""
 
-    dtype: Any = jnp.float32  # of what is computed; parameters are float32
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
     channels: tuple[int, ...] = (16, 32, 32)
 
     @nn.compact
@@ -188,17 +134,17 @@ _TORSOS: dict[str, Any] = {
 
 
 class Encoder(nn.Module):
-    """Any (nested) observation `[N, ...]` to float32 features `[N, hidden[-1]]`.
+    """Any (nested) observation `[N, ...]` to float32 features `[N, hidden_sizes[-1]]`.
 
-    Images are convolved, everything else is flattened; both are concatenated and passed through
-    dense layers of the widths `hidden`.
+    Images are convolved, other leaves are flattened; the concatenation of all passes through dense
+    layers of the widths `hidden_sizes`. Raises UserError for a space that is not supported.
     """
 
     space: gym.Space
     torso: str  # auto, mlp, minatar, shallow, nature, deep
     hidden_sizes: tuple[int, ...]
     activation: str
-    dtype: Any = jnp.float32  # of what is computed
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, observation: PyTree) -> Array:
@@ -209,7 +155,7 @@ class Encoder(nn.Module):
                 torso = _TORSOS[self.torso]
                 parts.append(torso(name=f"torso{i}", dtype=self.dtype)(_channels_last(x)))
             else:
-                parts.append(_as_vector(space, x))
+                parts.append(as_vector(space, x, jnp))
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         activate = nn.tanh if self.activation == "tanh" else nn.relu
         for i, width in enumerate(self.hidden_sizes):
@@ -217,69 +163,8 @@ class Encoder(nn.Module):
         return x.astype(jnp.float32)
 
 
-class ResettableCore(nn.Module):
-    """An LSTM or GRU over time that starts afresh wherever `first` is set.
-
-    inputs `[T, B, F]`, first `[T, B]`, state as made by `initial_state`; returns outputs
-    `[T, B, size]` and the state after the last row.
-    """
-
-    kind: str
-    size: int
-
-    @nn.compact
-    def __call__(self, inputs: Array, first: Array, state: PyTree) -> tuple[Array, PyTree]:
-        if self.kind == "lstm":
-            return self._lstm(inputs, first, state)
-        cell = nn.GRUCell(self.size, name="gru")
-
-        def step(cell: nn.Module, state: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
-            features, first_t = x
-            return cell(reset(state, first_t), features)
-
-        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
-        state, outputs = scan(cell, state, (inputs, first))
-        return outputs, state
-
-    def _lstm(self, inputs: Array, first: Array, state: PyTree) -> tuple[Array, PyTree]:
-        # The inputs' part of the gates needs no recurrence: one product for all time steps.
-        gates = nn.Dense(4 * self.size, name="lstm_inputs")(inputs)
-        recurrent = self.param(
-            "lstm_recurrent", nn.initializers.orthogonal(), (self.size, 4 * self.size)
-        )
-
-        def step(state: tuple[Array, Array], x: tuple[Array, Array]) -> tuple[PyTree, Array]:
-            gates_t, first_t = x
-            c, h = reset(state, first_t)
-            i, g, f, o = jnp.split(gates_t + h @ recurrent, 4, axis=-1)
-            # A forget gate that starts open (bias 1, as in the paper's TensorFlow cell): with
-            # bias 0 a memory halves at every step, and nothing is learnt over 20 of them.
-            c = nn.sigmoid(f + 1.0) * c + nn.sigmoid(i) * jnp.tanh(g)
-            h = nn.sigmoid(o) * jnp.tanh(c)
-            return (c, h), h
-
-        state, outputs = jax.lax.scan(step, state, (gates, first))
-        return outputs, state
-
-
-def initial_state(kind: str, size: int, batch: int) -> PyTree:
-    """The zero state of a core of this kind: LSTM a pair, GRU one array, else `()`. `[B, size]`."""
-    zeros = jnp.zeros((batch, size), jnp.float32)
-    return {"none": (), "lstm": (zeros, zeros), "gru": zeros}[kind]
-
-
-def reset(state: PyTree, first: Array) -> PyTree:
-    """Zeros in the slots of `state` `[B, ...]` where `first` `[B]` begins an episode."""
-
-    def leaf(x: Array) -> Array:
-        mask = first.reshape(first.shape + (1,) * (x.ndim - first.ndim))
-        return jnp.where(mask, jnp.zeros_like(x), x)
-
-    return jax.tree.map(leaf, state)
-
-
-def _remembered(features: Array, reward: Array, last_action: Array) -> Array:
-    """What a core sees at each row, `[T, B, F]`."""
+def _core_inputs(features: Array, reward: Array, last_action: Array) -> Array:
+    """Inputs of the recurrent core, `[T, B, F]` (Espeholt et al. 2018, figure 3)."""
     return jnp.concatenate([features, reward[..., None], last_action], axis=-1)
 
 
@@ -306,22 +191,23 @@ class PixelControl(nn.Module):
 
 
 def pixel_cells(space: gym.Space, size: int) -> tuple[int, int] | None:
-    """How many cells of `size` × `size` the first image of an observation has, `(H, W)`; None where
-    there is no image, or none so large."""
+    """The number of cells of `size` × `size` pixels in an observation's first image, `(H, W)`; None
+    without an image, or if it is smaller than a cell."""
     image = next((leaf for leaf in leaf_spaces(space) if is_image(leaf)), None)
     if image is None:
         return None
     a, b, c = image.shape or (0, 0, 0)
-    height, width = (b, c) if _channels_first((a, b, c)) else (a, b)
+    height, width = (b, c) if channels_first((a, b, c)) else (a, b)
     return (height // size, width // size) if min(height, width) >= size else None
 
 
 def pixel_change(space: gym.Space, observation: PyTree, size: int) -> Array:
-    """How much each cell of an observation's first image changes from row to row: the mean over its
-    pixels and channels of what 255 is 1 of. Rows `[T + 1, B, ...]` to float32 `[T, B, H, W]`."""
+    """The mean absolute change of each cell of an observation's first image from row to row, in
+    units of 255. Rows `[T + 1, B, ...]` to float32 `[T, B, H, W]` (Jaderberg et al. 2017, section
+    3.1)."""
     leaves = zip(leaf_spaces(space), jax.tree.leaves(observation), strict=True)
     x = next(x for leaf, x in leaves if is_image(leaf))
-    if _channels_first(x.shape[2:]):
+    if channels_first(x.shape[2:]):
         x = jnp.moveaxis(x, 2, -1)
     steps, batch, height, width, channels = x.shape
     height, width = height // size, width // size
@@ -331,32 +217,32 @@ def pixel_change(space: gym.Space, observation: PyTree, size: int) -> Array:
 
 
 class Output(NamedTuple):
-    """What `ActorCritic` makes of `[T, B]` rows."""
+    """Outputs of `ActorCritic` for `[T, B]` rows."""
 
     policy: Array  # [T, B, P], parameters of the action distribution
-    values: Array  # [T, B, K], one for each task
-    state: PyTree  # [B, ...], of the core after the last row
-    pixel_values: Array | None = None  # [T, B, H, W, actions], where asked for
+    values: Array  # [T, B, K], one per task
+    state: PyTree  # [B, ...], the core's state after the last row
+    pixel_values: Array | None = None  # [T, B, H, W, actions], if requested
 
 
 class ActorCritic(nn.Module):
-    """Encoder, optional recurrent core, policy and value heads.
+    """Encoder, optional recurrent core, policy and value heads (Espeholt et al. 2018, figure 3).
 
     observation `[T, B, ...]`, reward `[T, B]` and last_action `[T, B, A]` (inputs of the core
-    only), first `[T, B]`, state `[B, ...]`. Values of pixel control are computed where `pixel`.
+    only), first `[T, B]`, state `[B, ...]` (`()` without a core). `pixel=True` also computes the
+    action values of pixel control.
     """
 
     space: gym.Space
-    num_params: int
+    num_params: int  # of the action distribution
     torso: str
     hidden_sizes: tuple[int, ...]
     activation: str
-    core: str
-    recurrent_units: int
-    separate_value: bool
+    core: RecurrentCore | None = None
+    separate_value: bool = False  # whether the value has an encoder of its own, without core
     encoder_dtype: Any = jnp.float32
     num_values: int = 1
-    zero_values: bool = False  # at first
+    zero_values: bool = False  # initial values are zero
     pixel_control: PixelControl | None = None
 
     @nn.compact
@@ -380,9 +266,8 @@ class ActorCritic(nn.Module):
         }
         flat = jax.tree.map(lambda x: x.reshape(steps * batch, *x.shape[2:]), observation)
         features = Encoder(**encoder, name="encoder")(flat).reshape(steps, batch, -1)
-        if self.core != "none":
-            core = ResettableCore(self.core, self.recurrent_units, name="core")
-            features, state = core(_remembered(features, reward, last_action), first, state)
+        if self.core is not None:
+            features, state = self.core(_core_inputs(features, reward, last_action), first, state)
         # Small policy weights make the first policy nearly uniform.
         small = nn.initializers.orthogonal(0.01)
         policy = nn.Dense(self.num_params, kernel_init=small, name="policy")(features)
@@ -400,8 +285,8 @@ class ActorCritic(nn.Module):
 class DuelingQ(nn.Module):
     """Encoder, optional recurrent core and a dueling head (Wang et al. 2016, eq. 9).
 
-    Inputs as those of `ActorCritic`; returns action values `[T, B, num_actions]` and the state
-    after the last row.
+    Inputs are those of `ActorCritic`; returns action values `[T, B, num_actions]` and the core's
+    state after the last row.
     """
 
     space: gym.Space
@@ -410,8 +295,7 @@ class DuelingQ(nn.Module):
     hidden_sizes: tuple[int, ...]
     head_units: int  # units of each head's hidden layer; 0 for none
     activation: str
-    core: str
-    recurrent_units: int
+    core: RecurrentCore | None = None
     encoder_dtype: Any = jnp.float32
 
     @nn.compact
@@ -429,9 +313,8 @@ class DuelingQ(nn.Module):
             name="encoder",
         )
         features = encoder(flat).reshape(steps, batch, -1)
-        if self.core != "none":
-            core = ResettableCore(self.core, self.recurrent_units, name="core")
-            features, state = core(_remembered(features, reward, last_action), first, state)
+        if self.core is not None:
+            features, state = self.core(_core_inputs(features, reward, last_action), first, state)
 
         def head(name: str, width: int) -> Array:
             x = features

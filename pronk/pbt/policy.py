@@ -18,7 +18,7 @@ from pronk.config.pbt import HORIZONS, PBTConfig
 from pronk.config.registry import config_module
 from pronk.config.spec import Plan
 from pronk.errors import UserError, nearest
-from pronk.maths.scores import normalised
+from pronk.maths.scores import normalize
 from pronk.run.evaluate import Tally
 from pronk.types import Agent, EnvSpec
 
@@ -162,7 +162,7 @@ class Score(NamedTuple):
             error = math.sqrt(variance / count) if count > 1 else math.inf
             if references:
                 random, one = references[k] or (0.0, 1.0)
-                mean = min(normalised(mean, (random, one)), 1.0)
+                mean = min(normalize(mean, (random, one)), 1.0)
                 error /= abs(one - random)
             means.append(mean)
             errors.append(error)

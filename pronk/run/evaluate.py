@@ -154,7 +154,7 @@ def suite_scores(
     """The normalised scores of the tasks whose references are known, and, if all of them are there,
     their `scores.aggregates`."""
     normalised = {
-        name: scores.normalised(mean_returns[name], reference)
+        name: scores.normalize(mean_returns[name], reference)
         for name, reference in zip(spec.tasks, spec.references, strict=True)
         if reference is not None and name in mean_returns
     }
@@ -173,5 +173,5 @@ def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
         minimum=float(returns.min()),
         maximum=float(returns.max()),
         mean_length=float(np.mean([e.length for e in episodes])),
-        human_normalised=scores.human_normalised(env_name, float(returns.mean())),
+        human_normalised=scores.human_normalized(env_name, float(returns.mean())),
     )

@@ -14,7 +14,8 @@ import numpy as np
 
 from pronk import envs
 from pronk.config.spec import Plan, run_of
-from pronk.envs.suite import common, task_number, tasks_of
+from pronk.envs.common_spaces import common_spaces
+from pronk.envs.suite import task_number, tasks_of
 from pronk.errors import UserError
 from pronk.run.evaluate import Evaluation, SuiteEvaluation, evaluate_all
 from pronk.run.setup import build, configure_jax, initial_state
@@ -40,7 +41,7 @@ class Policy:
         self._episodes = 0
         self._tasks = tasks_of(env)
         self._task_specs = envs.task_specs(self._tasks, plan.env_args) if self._tasks else [spec]
-        self._common = common(self._task_specs)
+        self._common = common_spaces(self._task_specs)
         self.behaviour: PyTree = jax.tree.map(jnp.asarray, behaviour)
 
     def initial_carry(self, *, seed: int | None = None, sample: bool = False) -> PyTree:

@@ -72,7 +72,7 @@ def _train(run_dir: Path, chosen: dict[str, Any], settings: PopArtAtari) -> dict
 
 
 def _human(game: str, value: Any) -> Any:
-    return scores.normalised(value, scores.ATARI[game])
+    return scores.normalize(value, scores.ATARI[game])
 
 
 def _write(found: dict[str, Any], settings: PopArtAtari) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 
 from pronk.experiments.reproduce.common import Interval, interval
 from pronk.experiments.reproduce.settings import TDLambda
-from pronk.maths import returns
 from pronk.maths.tabular import Walk, random_walk_values, random_walks
+from pronk.maths.td_lambda import td_lambda
 from pronk.run.setup import configure_jax
 from pronk.types import Array
 
@@ -58,9 +58,7 @@ def _errors(walks: Walk, lambdas: Array, step_sizes: Array, **options: Any) -> A
 
     def of_run(lambda_: Array, step_size: Array, walk: Walk) -> Array:
         def episode(weights: Array, walk: Walk) -> tuple[Array, Array]:
-            weights = returns.td_lambda(
-                weights, *walk, step_size=step_size, lambda_=lambda_, **options
-            )
+            weights = td_lambda(weights, *walk, step_size=step_size, lambda_=lambda_, **options)
             return weights, jnp.sqrt(jnp.mean(jnp.square(weights - truth)))
 
         _, errors = jax.lax.scan(episode, jnp.zeros_like(truth), walk)
