@@ -155,7 +155,7 @@ def test_a_shape_beyond_the_file_is_refused_before_anything_is_made(exported, tm
         pronk.load(path)
 
 
-@pytest.mark.parametrize("keep_checkpoints", [0, 5, 8, 60, -1])
+@pytest.mark.parametrize("keep", [0, 5, 8, 60, -1])
 def test_a_damaged_file_is_refused(exported, tmp_path, keep):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(exported.read_bytes()[:keep])

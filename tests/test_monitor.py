@@ -266,7 +266,7 @@ Monitor(Path(tempfile.mkdtemp()), total_steps=1, frames_per_step=1, title="t",
         console=Console(force_terminal=True))
 raise KeyboardInterrupt
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )

@@ -29,8 +29,8 @@ from rich.text import Text
 
 from pronk.storage.files import (
     cannot_write,
-    plain,
     read_lines,
+    to_json,
     without_nan,
     write_atomically,
     write_json_atomically,
@@ -107,7 +107,7 @@ class Monitor:
         values = without_nan(record)
         steps = int(values["steps"])
         try:
-            self._metrics.write(json.dumps(values, default=plain).encode() + b"\n")
+            self._metrics.write(json.dumps(values, default=to_json).encode() + b"\n")
             self._metrics.flush()
             if self._tensorboard is None:
                 self._tensorboard = _TensorBoard(self._run_dir / "tensorboard", self._first_step)

@@ -39,7 +39,8 @@ from pronk.run.monitor import Monitor
 from pronk.run.resolve import resolve
 from pronk.runtime.base import Runtime, Update
 from pronk.runtime.multi_learner import ALONE, Group, join
-from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
+from pronk.storage.array_file import ArrayFile, write_arrays
+from pronk.storage.checkpoint import Checkpointer, Loaded
 from pronk.storage.files import cannot_write, write_json_atomically
 from pronk.types import Agent, Batch, LearnerState, PyTree, VectorEnv
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pronk.errors import UserError
-from pronk.storage.files import cannot_write, plain
+from pronk.storage.files import cannot_write, to_json
 
 JOURNAL = "journal.jsonl"  # in the population's directory
 # What an event has, besides what only one execution needs.
@@ -42,7 +42,7 @@ class Journal:
 
     def append(self, *events: Mapping[str, Any]) -> None:
         """Write a line for each; they are on the disk when this returns."""
-        lines = [json.dumps(dict(e), default=plain, allow_nan=False) + "\n" for e in events]
+        lines = [json.dumps(dict(e), default=to_json, allow_nan=False) + "\n" for e in events]
         try:
             self._file.write("".join(lines).encode())
             self._file.flush()
