@@ -215,10 +215,12 @@ def evaluate(args: list[str]) -> None:
     parsed = _parse(EvalArguments, "eval", args, description="Play games and report the score.")
     if parsed.episodes < 1:
         raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
+    from pronk.run.build import configure_jax
     from pronk.run.evaluate import SuiteEvaluation
     from pronk.run.policy import load
     from pronk.storage.files import without_nan
 
+    configure_jax()
     policy = load(parsed.run)
     result = policy.evaluate(
         episodes=parsed.episodes,
@@ -289,11 +291,13 @@ def record(args: list[str]) -> None:
             raise UserError(
                 f"`--{flag.replace('_', '-')}` is {getattr(parsed, flag)}; expected at least 1."
             )
+    from pronk.run.build import configure_jax
     from pronk.run.policy import load
     from pronk.run.record import record as film
 
     beside = parsed.run.parent if parsed.run.is_file() else parsed.run
     output = parsed.output or beside / "film.mp4"
+    configure_jax()
     returns = film(
         load(parsed.run),
         output,
@@ -400,7 +404,7 @@ class InspectArguments:
 def inspect(args: list[str]) -> None:
     """`pronk inspect RUN`."""
     parsed = _parse(InspectArguments, "inspect", args, description="What a run is and holds.")
-    from pronk.run.policy import inspect as look
+    from pronk.run.inspect import inspect as look
 
     found = look(parsed.run)
     if parsed.json:

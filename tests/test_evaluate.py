@@ -22,6 +22,8 @@ AGENT = Agent(
     initial_carry=lambda key, env_ids, num_envs, evaluate: Carry(()),
     act=lambda behaviour, carry, timestep, key: (jnp.zeros(2, int), carry, {}),
     learn=NOTHING,
+    adopt=NOTHING,
+    warm_start=NOTHING,
 )
 
 

@@ -23,7 +23,7 @@ from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.replay import Replay, SegmentLog
 from pronk.run.build import row_of
-from pronk.run.policy import inspect
+from pronk.run.inspect import inspect
 from pronk.runtime import ring
 from pronk.storage.checkpoint import Checkpointer
 from pronk.types import Batch, EnvSpec, ReplaySpec, TimeStep, Trajectory

@@ -20,7 +20,7 @@ import safetensors.numpy
 import pronk
 from pronk.errors import UserError
 from pronk.run.build import ActorFactory, build, initial_state
-from pronk.run.policy import inspect
+from pronk.run.inspect import inspect
 from pronk.run.resolve import resolve
 from pronk.runtime.learner import Learner
 from pronk.storage.checkpoint import Checkpointer

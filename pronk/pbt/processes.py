@@ -293,7 +293,7 @@ class _Processes:
     def _scored(self, member: Member, games: dict[str, Any]) -> Score | None:
         """By what was played since it was last scored; None where that is not enough."""
         tasks = self.setup.spec.num_tasks
-        now, before = Tally.of(games, tasks), Tally.of(member.tally, tasks)
+        now, before = Tally.from_json(games, tasks), Tally.from_json(member.tally, tasks)
         return Score.of(self.setup.spec, now.plus(before, -1))
 
     def _warn(self, member: Member) -> None:

@@ -1,4 +1,4 @@
-"""Blocks of shared memory, named after the process that owns them."""
+"""Blocks of shared memory, named after the process that creates them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def create(size: int) -> SharedMemory:
-    """A new block of `size` bytes, the caller's to unlink: `pronk-PID-…` in /dev/shm."""
+    """Create a block of `size` bytes, `pronk-PID-…` in /dev/shm, which the caller unlinks."""
     name = f"pronk-{os.getpid()}-{secrets.token_hex(4)}"
     return SharedMemory(name, create=True, size=size)
 
 
 def attach(name: str) -> SharedMemory:
-    """The block that a parent process created and will unlink."""
+    """Attach to a block that a parent process has created and will unlink."""
     # Under spawn the resource tracker is the parent's: before 3.13, registering again is a no-op.
     options: dict[str, Any] = {"track": False} if sys.version_info >= (3, 13) else {}
     return SharedMemory(name, **options)
