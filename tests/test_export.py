@@ -133,7 +133,7 @@ def test_an_exported_policy_has_all_that_acting_needs(tmp_path):
     assert len(set(actions[0])) > 1
 
 
-def test_nothing_of_this_machine_is_in_it(run, exported):
+def test_it_names_nothing_of_this_machine(run, exported):
     with safetensors.safe_open(exported, "numpy") as file:
         assert str(run.parent) not in json.dumps(file.metadata())
         assert all(name.startswith("behaviour/") for name in file.keys())  # noqa: SIM118
@@ -241,7 +241,7 @@ def test_a_damaged_file_is_refused(exported, tmp_path, keep):
         pronk.load(path)
 
 
-def test_a_wrong_name_is_told(run, tmp_path, capsys):
+def test_a_wrong_name_is_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["export", str(run), str(tmp_path / "policy.npz")])
     assert "expected one ending .safetensors" in capsys.readouterr().err

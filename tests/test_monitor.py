@@ -68,7 +68,7 @@ def scalars(run_dir: Path) -> list[list[tuple[int, str, float]]]:
     """All (step, tag, value) of each event file, and (step, "START", 0) where a session starts."""
     from tensorboardX.proto import event_pb2
 
-    found = []
+    sessions = []
     for path in sorted((run_dir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
         data, entries = path.read_bytes(), []
         while data:
@@ -78,8 +78,8 @@ def scalars(run_dir: Path) -> list[list[tuple[int, str, float]]]:
             if event.HasField("session_log"):
                 entries.append((event.step, "START", 0))
             entries += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-        found.append(entries)
-    return found
+        sessions.append(entries)
+    return sessions
 
 
 def steps_of(run_dir: Path) -> list[int]:
@@ -117,7 +117,7 @@ def test_tensorboard_has_the_numbers_at_once(tmp_path: Path) -> None:
     assert not {"mean_return", "bound_by", "steps"} & {tag for _, tag, _ in entries}
 
 
-def test_resuming_drops_what_will_be_done_again(tmp_path: Path) -> None:
+def test_resuming_removes_records_that_will_be_repeated(tmp_path: Path) -> None:
     with monitor(tmp_path) as m:
         for steps in (100, 200, 300):
             m.log(record(steps))
@@ -269,7 +269,7 @@ def test_the_panel(tmp_path: Path) -> None:
     assert max(map(len, lines)) == 72  # leaves room for a `^C` within 80 columns
 
 
-def test_the_cursor_comes_back_when_nobody_closes() -> None:
+def test_the_cursor_is_shown_again_without_close() -> None:
     program = """
 import tempfile
 from pathlib import Path

@@ -95,11 +95,19 @@ def picture_format(output: Path) -> str:
 
 
 def finish_axes(axes: Any, label: str, largest: float, *, seconds: bool = False) -> None:
-    """Label the horizontal axis, with its unit, of matplotlib `axes` that reach to `largest`."""
+    """Label the horizontal axis of matplotlib `axes`, in a unit that suits values to `largest`.
+
+    Call it when everything is plotted. seconds: the values are seconds.
+    """
+    from matplotlib.ticker import MaxNLocator  # slow to import
+
     unit, scale = _unit(largest, seconds)
     axes.set_xlabel(f"{label} ({unit})" if unit else label)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
     axes.margins(x=0.02)
+    left, right = axes.get_xlim()
+    ticks = scale * MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(left / scale, right / scale)
+    axes.set_xticks([tick for tick in ticks if left <= tick <= right])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
