@@ -45,11 +45,10 @@ _NO_SHA256 = "0" * 64
 
 
 class UnreadableFile(UserError):
-    """A file that cannot be read as an array file; `reason` is the message without the path."""
+    """A file that cannot be read as an array file."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"`{path}` {reason}")
-        self.reason = reason
 
 
 class ArrayFile:
@@ -68,7 +67,7 @@ class ArrayFile:
                 self.meta: dict[str, str] = file.metadata() or {}
             data = path.read_bytes()
             if "sha256" not in self.meta:
-                raise UnreadableFile(path, "was not written by pronk: it has no SHA-256")
+                raise UnreadableFile(path, "has no SHA-256: this version of pronk did not write it")
             if _sha256(data, self.meta["sha256"]) != self.meta["sha256"]:
                 raise UnreadableFile(path, "is damaged: its content does not match its SHA-256")
             self._arrays = _parse(data)
