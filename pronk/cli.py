@@ -205,8 +205,10 @@ def evaluate(args: list[str]) -> None:
         raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
     from pronk.run.evaluate import SuiteEvaluation
     from pronk.run.policy import load
+    from pronk.run.setup import configure_jax
     from pronk.storage.files import without_nan
 
+    configure_jax()
     policy = load(parsed.run)
     result = policy.evaluate(
         episodes=parsed.episodes,
@@ -279,9 +281,11 @@ def record(args: list[str]) -> None:
             )
     from pronk.run.policy import load
     from pronk.run.record import record as film
+    from pronk.run.setup import configure_jax
 
     beside = parsed.run.parent if parsed.run.is_file() else parsed.run
     output = parsed.output or beside / "film.mp4"
+    configure_jax()
     returns = film(
         load(parsed.run),
         output,
@@ -388,7 +392,7 @@ class InspectArguments:
 def inspect(args: list[str]) -> None:
     """`pronk inspect RUN`."""
     parsed = _parse(InspectArguments, "inspect", args, description="What a run is and holds.")
-    from pronk.run.policy import inspect as look
+    from pronk.run.inspect import inspect as look
 
     found = look(parsed.run)
     if parsed.json:

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: the next buffer of that size costs no page faults."""
+"""The process keeps freed memory: the next buffer of that size causes no page faults."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def faults(size=2 << 30):
     np.empty(size, np.uint8)[:] = 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-seen = []
-thread = threading.Thread(target=lambda: seen.extend(faults() for _ in range(3)))
+counts = []
+thread = threading.Thread(target=lambda: counts.extend(faults() for _ in range(3)))
 thread.start()
 thread.join()
-print(min(seen[1:]))
+print(min(counts[1:]))
 """
 
 

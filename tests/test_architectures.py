@@ -21,7 +21,7 @@ from pronk.agents.impala_config import Config
 from pronk.config.compatibility import ARCHITECTURES
 from pronk.errors import UserError
 from pronk.run import build as wiring
-from pronk.run.policy import inspect
+from pronk.run.inspect import inspect
 from pronk.runtime.a3c import A3CLoop
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer, _size

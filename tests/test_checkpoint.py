@@ -1,4 +1,4 @@
-"""Checkpoints: nothing is lost, nothing damaged is believed, nothing good is thrown away."""
+"""Checkpoints: nothing is lost, nothing damaged is loaded, nothing valid is thrown away."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from pronk.errors import UserError
-from pronk.storage import checkpoint
-from pronk.storage.checkpoint import Checkpointer, digest
-
-ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
+from pronk.storage import array_file, checkpoint, files
+from pronk.storage.array_file import HostTrees, UnreadableFile, digest
+from pronk.storage.checkpoint import Checkpointer
 
 
 class Point(NamedTuple):
@@ -120,23 +120,23 @@ def test_shape_templates_serve_as_well_as_arrays(tmp_path: Path) -> None:
 
 
 def test_tree_without_template(tmp_path: Path) -> None:
-    state = {"a": Point(np.arange(2), [np.ones(1), None]), "b/%2F": {7: np.zeros(2)}, "c": {}}
-    trees = {"env/0": state, "env": None, "bare": np.arange(3), "key": jax.random.key(1)}
+    state = {"a": Point(np.arange(2), [np.ones(1), None]), "b/c": {7: np.zeros(2)}, "d": {}}
+    trees = {"env0": state, "none": None, "bare": np.arange(3), "key": jax.random.key(1)}
     Checkpointer(tmp_path).save(5, trees, {}, block=True)
     loaded = load(tmp_path)
-    tree = loaded.tree("env/0")
+    tree = loaded.tree("env0")
     assert tree is not None
-    assert tree.keys() == {"a", "b/%2F", "c"}
+    assert tree.keys() == {"a", "b", "d"}
     assert tree["a"].keys() == {"x", "y"}
     assert tree["a"]["y"].keys() == {"0", "1"}
     assert tree["a"]["y"]["1"] is None
-    assert tree["c"] == {}
-    np.testing.assert_array_equal(tree["b/%2F"][7], np.zeros(2))
-    assert loaded.tree("env") is None
+    assert tree["d"] == {}
+    np.testing.assert_array_equal(tree["b"]["c"]["7"], np.zeros(2))
+    assert loaded.tree("none") is None
     assert loaded.tree("never saved") is None
     np.testing.assert_array_equal(loaded.tree("bare"), np.arange(3))
     np.testing.assert_array_equal(loaded.tree("key"), jax.random.key_data(jax.random.key(1)))
-    assert loaded.names == ["bare", "env", "env/0", "key"]
+    assert loaded.names == ["bare", "env0", "key", "none"]
 
 
 def test_restored_arrays_are_ours_to_change(tmp_path: Path) -> None:
@@ -161,17 +161,30 @@ def test_integer_keys_in_meta_do_not_read_as_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "tree",
     [
-        {"a/b": np.zeros(1), "a": {"b": np.ones(1)}},
-        {"a%2Fb": np.zeros(1), "a/b": np.ones(1), "a%252Fb": np.ones(2)},
-        OrderedDict([(1, np.zeros(1)), ("1", np.ones(1)), ("%int1", np.ones(2))]),
-        {"": np.zeros(1), "/": np.ones(1)},
+        {"a/b": np.zeros(1), "a": {"c": np.ones(1)}},
+        {"a%2Fb": np.zeros(1), "a/b": np.ones(1), "": np.ones(2)},
+        {1: np.zeros(1), 20: np.ones(1)},
     ],
 )
-def test_names_do_not_collide(tmp_path: Path, tree: Any) -> None:
-    Checkpointer(tmp_path).save(5, {"t": tree, "t/a": tree}, {}, block=True)
+def test_any_dict_keys_come_back_by_template(tmp_path: Path, tree: Any) -> None:
+    Checkpointer(tmp_path).save(5, {"t": tree, "ta": tree}, {}, block=True)
     loaded = load(tmp_path)
     assert_same(tree, loaded.restore("t", tree))
-    assert_same(tree, loaded.restore("t/a", tree))
+    assert_same(tree, loaded.restore("ta", tree))
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        {"t": {"a/b": np.zeros(1), "a": {"b": np.ones(1)}}},
+        {"t": OrderedDict([(1, np.zeros(1)), ("1", np.ones(1))])},
+        {"t/a": np.zeros(1)},
+    ],
+)
+def test_names_that_collide_are_refused_at_once(tmp_path: Path, trees: Any) -> None:
+    with pytest.raises(ValueError, match=r"both called `t/(a/b|1)`|cannot be named 't/a'"):
+        Checkpointer(tmp_path).save(5, trees, {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("leaf", ["text", 2**100, object(), np.zeros(1, np.complex128)])
@@ -187,15 +200,35 @@ def test_nothing_saved_is_none_and_creates_nothing(tmp_path: Path) -> None:
     assert Checkpointer(tmp_path).load() is None
 
 
-def test_only_numpy_and_json_on_disk(tmp_path: Path) -> None:
-    Checkpointer(tmp_path).save(5, {"learner": everything()}, {}, block=True)
-    directory = tmp_path / "000000000005"
-    assert sorted(p.name for p in directory.iterdir()) == [ARRAYS, MANIFEST]
-    manifest = json.loads((directory / MANIFEST).read_text())
+def test_an_array_in_two_trees_is_stored_once(tmp_path: Path) -> None:
+    w, key = jnp.ones((100, 100)), jax.random.key(3)
+    trees = {"learner": {"w": w, "key": key}, "behaviour": [w, key, w + 1]}
+    Checkpointer(tmp_path).save(5, trees, {}, block=True)
+    assert (tmp_path / "000000000005.safetensors").stat().st_size < 3 * w.nbytes
+    loaded = load(tmp_path)
+    assert_same(trees["learner"], loaded.restore("learner", trees["learner"]))
+    behaviour = loaded.restore("behaviour", trees["behaviour"])
+    assert_same(trees["behaviour"], behaviour)
+    behaviour[0] += 1
+    assert_same(trees["learner"], loaded.restore("learner", trees["learner"]))
+
+
+def test_a_checkpoint_is_one_safetensors_file(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).save(5, {"learner": {"w": np.ones((2, 3))}}, {"a": 1}, block=True)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "000000000005.safetensors"
+    np.testing.assert_array_equal(safetensors.numpy.load_file(path)["learner/w"], np.ones((2, 3)))
+    with safetensors.safe_open(path, "numpy") as file:
+        manifest = json.loads(file.metadata()["checkpoint"])
     assert manifest["schema"] == checkpoint.SCHEMA
-    assert manifest["bytes"] == (directory / ARRAYS).stat().st_size
-    entry = manifest["arrays"]["learner/params/bfloat16"]
-    assert entry == {"shape": [2, 3], "dtype": "bfloat16"}
+    assert (manifest["steps"], manifest["meta"]) == (5, {"a": 1})
+
+
+def test_checkpoints_of_the_first_schema_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "000000000005").mkdir()
+    (tmp_path / "000000000005" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"schema 1, written by an earlier pronk; .* new run"):
+        Checkpointer(tmp_path).load()
 
 
 # -- Asynchrony
@@ -205,13 +238,14 @@ def test_only_numpy_and_json_on_disk(tmp_path: Path) -> None:
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Holds back every write until it is set."""
     event = threading.Event()
-    write = checkpoint.write_and_sync
+    write = files.write_and_sync
 
-    def held(path: Path, data: bytes) -> None:
+    def held(path: Path, *parts: Any) -> None:
+        path.touch()
         assert event.wait(20)
-        write(path, data)
+        write(path, *parts)
 
-    monkeypatch.setattr(checkpoint, "write_and_sync", held)
+    monkeypatch.setattr(files, "write_and_sync", held)
     return event
 
 
@@ -240,14 +274,14 @@ def test_save_returns_before_the_write_and_one_write_at_a_time(
 ) -> None:
     saver = Checkpointer(tmp_path)
     saver.save(1, {"t": np.ones(1)}, {})
-    assert not (tmp_path / "000000000001").exists()
+    assert not (tmp_path / "000000000001.safetensors").exists()
     second = threading.Thread(target=saver.save, args=(2, {"t": np.ones(1)}, {}))
     second.start()
     second.join(0.2)
     assert second.is_alive()
     gate.set()
     second.join(20)
-    assert (tmp_path / "000000000001").exists()
+    assert (tmp_path / "000000000001.safetensors").exists()
     saver.close()
     saver.close()
     assert load(tmp_path).steps == 2
@@ -270,7 +304,7 @@ def test_the_last_k_are_kept(tmp_path: Path) -> None:
     for steps in (9, 10, 100, 2000):
         saver.save(steps, {"t": np.ones(1)}, {})
     saver.close()
-    assert [p.name for p in sorted(tmp_path.glob("[!.]*"))] == ["000000000100", "000000002000"]
+    assert sorted(p.stem for p in tmp_path.iterdir()) == ["000000000100", "000000002000"]
 
 
 def test_nothing_is_deleted_before_the_new_one_is_in_place(
@@ -278,27 +312,27 @@ def test_nothing_is_deleted_before_the_new_one_is_in_place(
 ) -> None:
     saver = Checkpointer(tmp_path, keep=1)
     saver.save(1, {"t": np.ones(1)}, {}, block=True)
-    seen = []
-    remove = checkpoint._remove
+    in_place = []
+    unlink = Path.unlink
 
-    def watched(path: Path) -> None:
-        seen.append((tmp_path / "000000000002").exists())
-        remove(path)
+    def watched(self: Path, missing_ok: bool = False) -> None:
+        in_place.append((tmp_path / "000000000002.safetensors").exists())
+        unlink(self, missing_ok)
 
-    monkeypatch.setattr(checkpoint, "_remove", watched)
+    monkeypatch.setattr(Path, "unlink", watched)
     saver.save(2, {"t": np.ones(1)}, {}, block=True)
-    assert seen
-    assert all(seen)
-    assert not (tmp_path / "000000000001").exists()
+    assert in_place
+    assert all(in_place)
+    assert not (tmp_path / "000000000001.safetensors").exists()
 
 
 def test_saving_after_going_back_keeps_the_new_one(tmp_path: Path) -> None:
     save_some(tmp_path, 100, 200, 300)
-    (tmp_path / "000000000300" / ARRAYS).write_bytes(b"")
+    (tmp_path / "000000000300.safetensors").write_bytes(b"")
     saver = Checkpointer(tmp_path, keep=1)
     trees = {"learner": {"w": np.full((2, 3), 250, np.float32), "n": np.int32(250)}}
     saver.save(250, trees, {"steps": 250}, block=True)
-    assert not (tmp_path / "000000000200").exists()
+    assert not (tmp_path / "000000000200.safetensors").exists()
     assert_is(load(tmp_path), 250)
 
 
@@ -307,37 +341,23 @@ def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     saver.save(1, {"t": np.zeros(1)}, {"try": 1}, block=True)
     saver.save(1, {"t": np.ones(1)}, {"try": 2}, block=True)
     assert load(tmp_path).meta == {"try": 2}
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "000000000001"]
+    assert [p.stem for p in tmp_path.iterdir()] == ["000000000001"]
 
 
-def test_killed_between_the_renames_of_a_replacement(tmp_path: Path) -> None:
-    save_some(tmp_path, 1, 2)
-    (tmp_path / "000000000002").rename(tmp_path / ".old-000000000002")
-    (tmp_path / ".tmp-000000000002-abcd").mkdir()
-    assert_is(load(tmp_path), 2)
-    assert not list(tmp_path.glob(".tmp-*"))
-    save_some(tmp_path, 3)
-    shutil.copytree(tmp_path / "000000000002", tmp_path / ".old-000000000003")
-    assert_is(load(tmp_path), 3)
-    assert not list(tmp_path.glob(".old-*"))
-
-
-def test_stale_temporaries_are_removed_but_not_a_living_writer_s(
+def test_temporaries_of_a_killed_writer_are_removed_by_the_next_save(
     tmp_path: Path, gate: threading.Event
 ) -> None:
+    stale = tmp_path / ".tmp-000000000009.safetensors-1"
+    stale.write_bytes(b"half")
     saver = Checkpointer(tmp_path)
     saver.save(1, {"t": np.ones(1)}, {})
-    while not list(tmp_path.glob(".tmp-*")):
+    while stale.exists() or not list(tmp_path.glob(".tmp-*")):
         time.sleep(0.01)
-    Checkpointer(tmp_path)  # a reader, such as `pronk inspect`, while training goes on
-    assert list(tmp_path.glob(".tmp-*"))
+    assert Checkpointer(tmp_path).load() is None  # a reader, such as `pronk inspect`
+    assert list(tmp_path.glob(".tmp-*"))  # which leaves the file in progress alone
     gate.set()
     saver.close()
-    stale = tmp_path / ".tmp-000000000009-dead"
-    stale.mkdir()
-    (stale / ARRAYS).write_bytes(b"half")
-    assert load(tmp_path).steps == 1
-    assert not stale.exists()
+    assert [p.stem for p in tmp_path.iterdir()] == ["000000000001"]
 
 
 # -- Damage
@@ -359,6 +379,11 @@ def saved(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "checkpoints"))
 
 
+@pytest.fixture
+def newest(saved: Path) -> Path:
+    return saved / "000000000200.safetensors"
+
+
 def assert_falls_back(directory: Path, reason: str = "") -> None:
     loaded = load(directory)
     assert_is(loaded, 100)
@@ -368,65 +393,49 @@ def assert_falls_back(directory: Path, reason: str = "") -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("file", [ARRAYS, MANIFEST])
 @pytest.mark.parametrize("bit", [0, 5, 7])
-def test_a_flipped_bit_is_noticed_anywhere(saved: Path, file: str, bit: int) -> None:
-    path = saved / "000000000200" / file
-    intact = path.read_bytes()
+def test_a_flipped_bit_is_detected_anywhere(saved: Path, newest: Path, bit: int) -> None:
+    intact = newest.read_bytes()
     for offset in OFFSETS:
         damaged = bytearray(intact)
         damaged[offset % len(intact)] ^= 1 << bit
-        path.write_bytes(damaged)
-        assert_falls_back(saved, file)
-    path.write_bytes(intact)
+        newest.write_bytes(damaged)
+        assert_falls_back(saved)
+    newest.write_bytes(intact)
     assert_is(load(saved), 200)
 
 
-def test_every_bit_of_the_manifest(saved: Path) -> None:
-    path = saved / "000000000200"
-    intact = (path / MANIFEST).read_bytes()
+def test_every_byte_of_the_file(newest: Path) -> None:
+    intact = newest.read_bytes()
     for offset in range(len(intact)):
         damaged = bytearray(intact)
         damaged[offset] ^= 1 << (offset % 8)
-        (path / MANIFEST).write_bytes(damaged)
-        with pytest.raises(checkpoint._Invalid):
-            checkpoint._read(path)
+        newest.write_bytes(damaged)
+        with pytest.raises(UnreadableFile):
+            checkpoint._read(newest)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("file", [ARRAYS, MANIFEST])
-def test_a_truncated_or_longer_file_is_noticed(saved: Path, file: str) -> None:
-    path = saved / "000000000200" / file
-    intact = path.read_bytes()
+def test_a_truncated_or_longer_file_is_detected(saved: Path, newest: Path) -> None:
+    intact = newest.read_bytes()
     for length in [*range(0, len(intact), 17), len(intact) - 1]:
-        path.write_bytes(intact[:length])
-        assert_falls_back(saved, file)
-    path.write_bytes(intact + b"\0")
-    assert_falls_back(saved, file)
-    path.unlink()
-    assert_falls_back(saved, f"{file} is missing")
-    os.mkfifo(path)  # reading one would wait for ever
-    assert_falls_back(saved, f"{file} is not a regular file")
+        newest.write_bytes(intact[:length])
+        assert_falls_back(saved)
+    newest.write_bytes(intact + b"\0")
+    assert_falls_back(saved)
+    newest.unlink()
+    os.mkfifo(newest)  # reading one would wait for ever
+    assert_falls_back(saved, "is not a regular file")
 
 
-def test_a_changed_manifest_is_noticed(saved: Path) -> None:
-    path = saved / "000000000200" / MANIFEST
-    manifest = json.loads(path.read_text())
-    manifest["meta"]["steps"] = 999
-    path.write_text(json.dumps(manifest, sort_keys=True, indent=1) + "\n")
-    assert_falls_back(saved, "damaged")
-    path.write_bytes(b"[" * 200_000)
-    assert_falls_back(saved, "damaged")
-
-
-def reseal(directory: Path, data: bytes | None = None, **changes: Any) -> None:
-    """Change a checkpoint as somebody would who knows the format, all its hashes included."""
-    manifest = json.loads((directory / MANIFEST).read_text())
-    if data is not None:
-        (directory / ARRAYS).write_bytes(data)
-        sha256 = checkpoint.hashlib.sha256(data).hexdigest()
-        manifest |= {"bytes": len(data), "sha256": sha256}
-    (directory / MANIFEST).write_bytes(checkpoint._render(manifest | changes))
+def reseal(path: Path, **changes: Any) -> None:
+    """Change the manifest of a checkpoint as somebody would who knows the format, hash included."""
+    with safetensors.safe_open(path, "numpy") as file:
+        meta = file.metadata()
+    manifest = json.loads(meta["checkpoint"]) | changes
+    meta |= {"checkpoint": json.dumps(manifest)}
+    arrays = safetensors.numpy.load_file(path)
+    path.write_bytes(b"".join(array_file.encode(HostTrees(arrays, {}, {}), meta)))
 
 
 def header(text: str, claimed: int | None = None) -> bytes:
@@ -450,55 +459,47 @@ def header(text: str, claimed: int | None = None) -> bytes:
         header("\xff"),
         safetensors.numpy.save({}),
         safetensors.numpy.save({"learner/w": np.zeros((2, 3), np.float32)}),
-        safetensors.numpy.save({"learner/w": np.zeros((3, 2), np.float32),
-                                "learner/n": np.zeros((), np.int32)}),
-        safetensors.numpy.save({"learner/w": np.zeros((2, 3), np.int32),
-                                "learner/n": np.zeros((), np.int32)}),
-        safetensors.numpy.save({"learner/w": np.zeros((2, 3), np.float32), "x": np.zeros(1),
-                                "learner/n": np.zeros((), np.int32)}),
+        b"".join(array_file.encode(HostTrees({}, {}, {}), {})),
+        b"".join(array_file.encode(HostTrees({}, {}, {}), {"checkpoint": "["})),
+        b"".join(array_file.encode(HostTrees({}, {}, {}), {"checkpoint": "[" * 200_000})),
     ],
 )  # fmt: skip
-def test_a_hostile_file_with_right_hashes_is_refused(saved: Path, data: bytes) -> None:
-    reseal(saved / "000000000200", data)
+def test_a_foreign_file_is_refused(saved: Path, newest: Path, data: bytes) -> None:
+    newest.write_bytes(data)
     assert_falls_back(saved)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema": 2},
-        {"schema": "1"},
+        {"schema": 3, "pronk": "9.1"},
+        {"schema": "2"},
         {"steps": 300},
         {"steps": "200"},
-        {"bytes": 10**15},
-        {"bytes": None},
-        {"arrays": []},
-        {"arrays": {"learner/w": 3}},
-        {"arrays": {"learner/w": {"shape": [2, 3], "dtype": "float32"}}},
-        {"sha256": 3},
+        {"steps": None},
     ],
 )
-def test_a_foreign_manifest_with_right_hash_is_refused(saved: Path, changes: Any) -> None:
-    reseal(saved / "000000000200", **changes)
+def test_a_foreign_manifest_with_right_hash_is_refused(
+    saved: Path, newest: Path, changes: Any
+) -> None:
+    reseal(newest, **changes)
     assert_falls_back(saved, "schema" if "schema" in changes else "")
+    if "pronk" in changes:
+        assert_falls_back(saved, "by pronk 9.1 with schema 3, and this pronk reads schema 2")
 
 
-def test_sizes_are_compared_before_anything_is_read(saved: Path) -> None:
-    path = saved / "000000000200" / ARRAYS
-    with open(path, "r+b") as file:
+def test_sizes_are_compared_before_anything_is_read(saved: Path, newest: Path) -> None:
+    with open(newest, "r+b") as file:
         file.truncate(1 << 42)  # sparse; reading it would need 4 TiB
-    assert_falls_back(saved, "4,398,046,511,104 bytes")
-    with open(saved / "000000000200" / MANIFEST, "r+b") as file:
-        file.truncate(1 << 42)
-    assert_falls_back(saved, "at most")
+    assert_falls_back(saved, "is not a safetensors file")
 
 
 def test_all_damaged_is_an_error_and_never_a_new_start(saved: Path) -> None:
-    for path in saved.glob(f"*/{ARRAYS}"):
+    for path in saved.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"000000000200.*000000000100.*put back"):
         Checkpointer(saved).load()
-    assert len(list(saved.glob(f"*/{ARRAYS}"))) == 2
+    assert len(list(saved.iterdir())) == 2
 
 
 def test_other_files_are_left_alone(saved: Path) -> None:
@@ -540,7 +541,7 @@ def test_kill_9_in_mid_save(tmp_path: Path) -> None:
         [sys.executable, "-c", SAVER, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[2])},
         text=True,
         bufsize=1,
     )
@@ -548,6 +549,7 @@ def test_kill_9_in_mid_save(tmp_path: Path) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         for _ in range(20):
+            assert len(list(tmp_path.glob(".tmp-*"))) <= 1
             process.stdin.write("again\n")
             child = int(process.stdout.readline())
             time.sleep(0.05 + rng.random() / 10)
@@ -555,7 +557,6 @@ def test_kill_9_in_mid_save(tmp_path: Path) -> None:
             assert process.stdout.readline() == "dead\n"
             interrupted += bool(list(tmp_path.glob(".tmp-*")))
             loaded = Checkpointer(tmp_path).load()
-            assert not list(tmp_path.glob(".tmp-*"))
             if loaded is None:  # killed before its first save was complete
                 assert before == 0
                 continue
@@ -603,7 +604,7 @@ def test_kill_9_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
         [sys.executable, "-c", AT_EACH, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[2])},
         text=True,
         bufsize=1,
     )
@@ -628,17 +629,17 @@ def test_kill_9_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
                 break
             assert os.WTERMSIG(status) == signal.SIGKILL
         process.stdin.close()
-    assert operation > 6
-    assert 3 < kept < operation  # killed before the new one was in place, and after
+    assert operation > 3
+    assert 1 < kept < operation  # killed before the new one was in place, and after
 
 
 # -- Writes that fail
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_failed_write_is_told_and_leaves_the_previous(
+def test_a_failed_write_is_reported_and_leaves_the_previous(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     saver = save_some(tmp_path, 100)
@@ -647,7 +648,7 @@ def test_a_failed_write_is_told_and_leaves_the_previous(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "fsync") if call == "fsync" else (Path, call)), fail)
+        patch.setattr(files.os, call, fail)
         saver.save(200, {"learner": np.ones(1)}, {})
         with pytest.raises(UserError) as raised:
             saver.save(300, {"learner": np.ones(1)}, {})
@@ -655,7 +656,7 @@ def test_a_failed_write_is_told_and_leaves_the_previous(
     assert str(tmp_path) in str(raised.value)
     assert os.strerror(code) in str(raised.value)
     assert "--run-dir" in str(raised.value)
-    saver.wait()  # told once
+    saver.wait()  # reported once
     assert_is(load(tmp_path), 100)
     save_some(tmp_path, 200)  # and it goes on when there is room again
     assert_is(load(tmp_path), 200)
@@ -665,14 +666,11 @@ def test_a_failed_replacement_leaves_the_one_it_would_replace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver = save_some(tmp_path, 100)
-    rename = Path.rename
 
-    def fail(self: Path, target: Path) -> Path:
-        if self.name.startswith(".tmp-"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return rename(self, target)
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(UserError):
         saver.save(100, {"learner": np.ones(1)}, {}, block=True)
     assert_is(load(tmp_path), 100)
@@ -720,7 +718,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
             {"n": np.int32(0), "w": np.zeros((2, 3), np.float32), "b": np.zeros(2)},
             r"learner/b` it holds nothing where float64\[2\] is expected",
         ),
-        ({"n": jax.random.key(0), "w": 0}, r"learner/n` it holds int32\[\] where key<fry>\[\]"),
+        ({"n": jax.random.key(0), "w": 0}, r"learner/n` it holds int32\[\] where uint32\[2\]"),
     ],
 )
 def test_a_template_that_does_not_fit(tmp_path: Path, template: Any, message: str) -> None:
@@ -731,8 +729,8 @@ def test_a_template_that_does_not_fit(tmp_path: Path, template: Any, message: st
 
 def test_keys_fit_only_keys_of_their_kind(tmp_path: Path) -> None:
     Checkpointer(tmp_path).save(1, {"k": jax.random.key(0)}, {}, block=True)
-    for template in (np.zeros(2, np.uint32), jax.random.key(0, impl="rbg")):
-        with pytest.raises(UserError, match="`k` it holds key<fry>"):
+    for template in (np.zeros(2, np.int32), jax.random.key(0, impl="rbg")):
+        with pytest.raises(UserError, match=r"`k` it holds uint32\[2\] where"):
             load(tmp_path).restore("k", template)
 
 
@@ -769,5 +767,5 @@ def test_digest_does_not_depend_on_order_or_memory_layout() -> None:
         {"a": np.zeros((2, 3), np.float32), "b": np.zeros((0, 1))},
     ],
 )
-def test_digest_tells_any_difference(other: Any) -> None:
+def test_digest_changes_with_any_difference(other: Any) -> None:
     assert digest({"a": np.zeros((2, 3), np.float32), "b": np.zeros(0)}) != digest(other)

@@ -256,12 +256,16 @@ def test_a_full_disk_stops_the_run_with_a_message(
 ) -> None:
     import errno
 
-    from pronk.storage import checkpoint
+    from pronk.storage import files
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    write = files.write_and_sync
 
-    monkeypatch.setattr(checkpoint, "write_and_sync", full)
+    def full(path: Path, *parts: bytes) -> None:
+        if "safetensors" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *parts)
+
+    monkeypatch.setattr(files, "write_and_sync", full)
     with pytest.raises(SystemExit) as exit_:
         pronk("train", "impala", "pronk/Catch-v0", "--steps", 400, "--run-dir", tmp_path, *TINY)
     assert exit_.value.code == 2

@@ -1,4 +1,4 @@
-"""Evaluation: which games count."""
+"""Evaluation: which episodes count."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ AGENT = Agent(
     initial_carry=lambda key, env_ids, num_envs, evaluate: Carry(()),
     act=lambda behaviour, carry, timestep, key: (jnp.zeros(2, int), carry, {}),
     learn=NOTHING,
+    adopt=NOTHING,
+    warm_start=NOTHING,
 )
 
 
 class ShortAndLong:
-    """Slot 0's games take one step and bring 1; slot 1's take five and bring nothing."""
+    """Episodes of slot 0 take one step and return 1; those of slot 1 take five and return 0."""
 
     spec = EnvSpec("test", gym.spaces.Discrete(2), gym.spaces.Discrete(2))
     num_envs = 2
@@ -42,7 +44,7 @@ class ShortAndLong:
 
     def step(self, action: Any) -> TimeStep:
         self.steps += 1
-        self.ended.append(Episode(1.0, 1, 6))  # numbered from 6: slots are told by remainders
+        self.ended.append(Episode(1.0, 1, 6))  # numbered from 6: the slot is the remainder
         if self.steps % 5 == 0:
             self.ended.append(Episode(0.0, 5, 7))
         return self.reset()
@@ -57,8 +59,8 @@ class ShortAndLong:
     def close(self) -> None: ...
 
 
-def test_short_games_are_not_favoured():
-    """Every slot plays the same number of games, however soon they end."""
+def test_short_episodes_are_not_favoured() -> None:
+    """Every slot plays the same number of episodes, however soon they end."""
     env = ShortAndLong()
     result = evaluate(AGENT, (), env, episodes=5, key=jax.random.key(0))
     assert result is not None
@@ -66,8 +68,8 @@ def test_short_games_are_not_favoured():
     assert env.steps == 10
 
 
-def test_what_json_lacks_is_none_however_deep() -> None:
-    found = without_nan({"a": math.nan, "tasks": {"b": {"error": math.inf, "mean": 1.0}}})
-    assert found == {"a": None, "tasks": {"b": {"error": None, "mean": 1.0}}}
+def test_nan_becomes_none_however_deep() -> None:
+    cleaned = without_nan({"a": math.nan, "tasks": {"b": {"error": math.inf, "mean": 1.0}}})
+    assert cleaned == {"a": None, "tasks": {"b": {"error": None, "mean": 1.0}}}
     assert scores.game("ALE/Pong-v5") == "Pong"
     assert scores.game("ALE/Pong-v5?reward_scale=100") is None  # its returns are no longer points

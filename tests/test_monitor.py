@@ -1,4 +1,4 @@
-"""What a run says of itself: to files that survive a kill, and to a person."""
+"""Logging and display: files that survive a kill, and the panel on a terminal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def scalars(run_dir: Path) -> list[list[tuple[int, str, float]]]:
     """All (step, tag, value) of each event file, and (step, "START", 0) where a session starts."""
     from tensorboardX.proto import event_pb2
 
-    found = []
+    sessions = []
     for path in sorted((run_dir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
         data, entries = path.read_bytes(), []
         while data:
@@ -78,8 +78,8 @@ def scalars(run_dir: Path) -> list[list[tuple[int, str, float]]]:
             if event.HasField("session_log"):
                 entries.append((event.step, "START", 0))
             entries += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-        found.append(entries)
-    return found
+        sessions.append(entries)
+    return sessions
 
 
 def steps_of(run_dir: Path) -> list[int]:
@@ -117,7 +117,7 @@ def test_tensorboard_has_the_numbers_at_once(tmp_path: Path) -> None:
     assert not {"mean_return", "bound_by", "steps"} & {tag for _, tag, _ in entries}
 
 
-def test_resuming_drops_what_will_be_done_again(tmp_path: Path) -> None:
+def test_resuming_removes_records_that_will_be_repeated(tmp_path: Path) -> None:
     with monitor(tmp_path) as m:
         for steps in (100, 200, 300):
             m.log(record(steps))
@@ -218,12 +218,27 @@ def test_a_plain_line_per_record(tmp_path: Path) -> None:
         m.log(record(20, mean_return=float("nan"), episodes=0, steps_per_second=0))
         m.log(record(10_000_000, episodes=1, bound_by="", **{"eval/mean_return": 20.5}))
     assert text(console).splitlines() == [
-        "  1,234,560 steps  12.3%  2,412/s  return 13.2 (100 episodes)  lag 1.3"
-        "  bound by learner  left 1:00:34",
-        "  20 steps  0.0%  0/s  no episode has ended  lag 1.3  bound by learner  left –",
-        "  10,000,000 steps  100.0%  2,412/s  return 13.2 (1 episode)  evaluation 20.5  lag 1.3"
-        "  left 0:00:00",
+        "  1,234,560 steps  12.3%  2,412 steps/s  mean return 13.2 (last 100 episodes)"
+        "  policy lag 1.3 updates  bound by: learner  1:00:34 left",
+        "  20 steps  0.0%  0 steps/s  no finished episode yet  policy lag 1.3 updates"
+        "  bound by: learner  – left",
+        "  10,000,000 steps  100.0%  2,412 steps/s  mean return 13.2 (1 episode)  evaluation 20.5"
+        "  policy lag 1.3 updates  0:00:00 left",
     ]
+
+
+def test_the_time_left_is_that_at_the_average_speed(tmp_path: Path) -> None:
+    """It does not jump with the speed of the last record, and evaluation counts."""
+    console = plain_console()
+    with monitor(tmp_path, console, resume_steps=1_000_000) as m:
+        for steps, seconds, speed in (
+            (1_001_000, 60, 1000),
+            (2_001_000, 1060, 5),
+            (2_002_000, 1061, 9e9),
+        ):
+            m.log(record(steps, wall_seconds=seconds, steps_per_second=speed))
+    times = [line.rsplit("  ", 1)[1] for line in text(console).splitlines()]
+    assert times == ["2:29:59 left", "2:13:19 left", "2:13:18 left"]
 
 
 def test_quiet_prints_messages_only(tmp_path: Path) -> None:
@@ -254,7 +269,7 @@ def test_the_panel(tmp_path: Path) -> None:
     assert max(map(len, lines)) == 72  # leaves room for a `^C` within 80 columns
 
 
-def test_the_cursor_comes_back_when_nobody_closes() -> None:
+def test_the_cursor_is_shown_again_without_close() -> None:
     program = """
 import tempfile
 from pathlib import Path
@@ -266,7 +281,7 @@ Monitor(Path(tempfile.mkdtemp()), total_steps=1, frames_per_step=1, title="t",
         console=Console(force_terminal=True))
 raise KeyboardInterrupt
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
@@ -291,7 +306,7 @@ def test_a_suites_tasks_are_shown(tmp_path: Path) -> None:
         m.log(record)
         console.print(m._panel())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "return 5.5 (mean of tasks)" in shown
+    assert "mean return 5.5 (mean of tasks)" in shown
     assert "median score 0.25" in shown
     assert "…elay=3&reward_scale=100" in shown
     assert "elay=9" not in shown

@@ -1310,7 +1310,7 @@ def test_a_journal_forgets_what_was_half_written_and_what_is_cut(tmp_path: Path)
     journal = Journal(path)
     journal.append({"event": "e"})
     assert [e["event"] for e in read_journal(path)] == ["a", "b", "c", "e"]
-    journal.cut(size)
+    journal.truncate(size)
     journal.append({"event": "f"})
     journal.close()
     assert [e["event"] for e in read_journal(path)] == ["a", "b", "f"]
@@ -1339,9 +1339,9 @@ def test_ancestry_of_a_population_by_hand() -> None:
     events += [ready(0, 33, 4.0, 1, 34), ready(1, 34, 3.0, None), ready(2, 30, 3.0, 0, 33)]
     ends = ((0, 4.0), (1, 3.5), (2, 5.0))
     events += [{"event": "end", "member": m, "steps": 40, "score": s} for m, s in ends]
-    lines = lineage.lines_of(events)
+    lines = lineage.member_lines(events)
     assert math.isnan(lines[2].scores[0])
-    assert lineage.best_of(lines) == 2
+    assert lineage.best_member(lines) == 2
     segments = lineage.ancestry(lines, 2)
     expected = [lineage.Segment(1, 0, 22), lineage.Segment(0, 20, 33), lineage.Segment(2, 30, 40)]
     assert segments == expected
@@ -1354,4 +1354,4 @@ def test_ancestry_of_a_population_by_hand() -> None:
     ]  # fmt: skip
     assert lineage._point(lines[1], 22) == (22, 3.0)
     assert lineage._point(lines[1], 33) == (22, 3.0)  # copied between two times that it was ready
-    assert lineage.picture_of(lines, "by hand").startswith(b"\x89PNG")
+    assert lineage.render(lines, "by hand").startswith(b"\x89PNG")

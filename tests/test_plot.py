@@ -1,4 +1,4 @@
-"""Pictures and CSV of runs; what the picture looks like was judged by eye once."""
+"""Plots and CSV of runs; the look of the plots was judged by eye."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_labels_say_what_differs_and_no_more(tmp_path: Path) -> None:
     }
 
 
-def test_many_runs_stay_distinguishable(tmp_path: Path) -> None:
+def test_many_runs_remain_distinguishable(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(i), entropy=i / 100, seed=i, points=20) for i in range(10)]
     plot(runs, tmp_path / "a.png")
     assert all(pixels(tmp_path / "a.png", colour) > 100 for colour in module._COLOURS)
@@ -119,6 +119,29 @@ def test_seeds_without_common_range_are_still_drawn(tmp_path: Path) -> None:
     late = make_run(tmp_path / "b", seed=1)
     assert set(groups(early, late).values()) == {2}
     assert plot([early, late], tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("largest", "seconds", "unit"),
+    [
+        (1_500, False, ("", 1)),
+        (50_000, False, ("thousands", 1e3)),
+        (1_999_999, False, ("thousands", 1e3)),
+        (2e9, False, ("billions", 1e9)),
+        (100, True, ("seconds", 1)),
+        (3600, True, ("minutes", 60)),
+        (86_400, True, ("hours", 3600)),
+    ],
+)
+def test_units_of_axes(largest: float, seconds: bool, unit: tuple[str, float]) -> None:
+    assert module._unit(largest, seconds) == unit
+
+
+def test_labels_of_axes_are_phrases() -> None:
+    assert module._label("mean_return") == "mean return of the last 100 episodes"
+    assert module._label("loss/value") == "value loss"
+    assert module._label("return/Pong") == "mean return of the last 100 episodes of Pong"
+    assert module._label("kl_divergence") == "kl divergence"
 
 
 def test_smoothing() -> None:

@@ -22,7 +22,7 @@ from pronk import agents, envs
 from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.replay import Replay, SegmentLog
-from pronk.run.policy import inspect
+from pronk.run.inspect import inspect
 from pronk.run.setup import row_spec
 from pronk.runtime import ring
 from pronk.storage.checkpoint import Checkpointer

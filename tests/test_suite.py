@@ -353,13 +353,13 @@ def test_one_number_for_a_suite():
 
 
 def test_episodes_of_tasks_add_up():
-    games = Tally.of({}, 2)
+    games = Tally.from_json({}, 2)
     games.add(Episode(3.0, 10, 0, task=1))
     games.add(Episode(-1.0, 10, 0, task=1))
     assert games.as_json() == {"total": [0.0, 2.0], "squares": [0.0, 10.0], "count": [0, 2]}
-    assert Tally.of(games.as_json(), 2) == games
+    assert Tally.from_json(games.as_json(), 2) == games
     assert games.plus(games).count == [0, 4]
-    assert games.plus(games, -1) == Tally.of({}, 2)
+    assert games.plus(games, -1) == Tally.from_json({}, 2)
 
 
 REFERENCED = (

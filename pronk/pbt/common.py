@@ -28,7 +28,7 @@ from pronk.pbt.policy import (
     summary_of,
 )
 from pronk.storage.files import without_nan, write_json_atomically
-from pronk.storage.journal import JOURNAL, Journal, events_of
+from pronk.storage.journal import JOURNAL, Journal, read_events
 from pronk.types import Agent, EnvSpec
 
 SETTINGS = "pbt.json"
@@ -161,7 +161,7 @@ class Setup:
 
     def events(self) -> list[dict[str, Any]]:
         """All of the journal."""
-        return events_of(self.directory)
+        return read_events(self.directory)
 
 
 def open_journal(setup: Setup, *, one_program: bool) -> Journal:
@@ -184,7 +184,7 @@ def open_journal(setup: Setup, *, one_program: bool) -> Journal:
     write_json_atomically(directory / SETTINGS, ours)
     journal = Journal(directory / JOURNAL)
     if not learnt:
-        journal.cut(0)
+        journal.truncate(0)
     return journal
 
 
@@ -196,7 +196,7 @@ def _has_learnt(directory: Path) -> bool:
     saved = any(any(directory.glob(f"{place}/*")) for place in places)
     saved = saved or any(is_held(lock.parent) for lock in directory.glob("members/*/.lock"))
     if (directory / JOURNAL).exists():
-        saved = saved or any(event["event"] != "start" for event in events_of(directory))
+        saved = saved or any(event["event"] != "start" for event in read_events(directory))
     for name in (SETTINGS, JOURNAL) if saved else ():
         if not (directory / name).exists():
             raise UserError(

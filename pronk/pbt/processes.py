@@ -293,7 +293,7 @@ class _Processes:
     def _scored(self, member: Member, games: dict[str, Any]) -> Score | None:
         """By what was played since it was last scored; None where that is not enough."""
         tasks = self.setup.spec.num_tasks
-        now, before = Tally.of(games, tasks), Tally.of(member.tally, tasks)
+        now, before = Tally.from_json(games, tasks), Tally.from_json(member.tally, tasks)
         return Score.of(self.setup.spec, now.plus(before, -1))
 
     def _warn(self, member: Member) -> None:
@@ -412,14 +412,11 @@ def _set_aside(setup: Setup, donor: Member, heir: int, generation: int) -> Path:
             shutil.rmtree(leftover, ignore_errors=True)
         found = _newest(setup, donor)
         assert found is not None, "it has a score"
-        copy = temporary / found.path.name
-        copy.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         try:
-            for file in found.path.iterdir():
-                _link(file, copy / file.name)
+            _link(found.path, temporary / found.path.name)
         except FileNotFoundError:
             continue  # the donor has saved a newer one meanwhile, and deleted this
-        fsync_directory(copy)
         fsync_directory(temporary)
         temporary.rename(place)
         fsync_directory(place.parent)

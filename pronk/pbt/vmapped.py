@@ -73,7 +73,7 @@ class Member:
         """What it did in a call."""
         self.calls += 1
         self.skipped = skipped + (self.skipped if skipped == updates else 0)
-        self.tally = Tally.of(self.tally, len(tally.count)).plus(tally).as_json()
+        self.tally = Tally.from_json(self.tally, len(tally.count)).plus(tally).as_json()
         self.steps += steps
         self.episodes += sum(tally.count)
         self.games += sum(tally.count)
@@ -81,7 +81,7 @@ class Member:
     def rate(self, spec: EnvSpec) -> None:
         """It is ready: score it by the games since last time, if one of each task has ended."""
         self.diverged = self.skipped >= MAX_SKIPPED
-        found = Score.of(spec, Tally.of(self.tally, spec.num_tasks))
+        found = Score.of(spec, Tally.from_json(self.tally, spec.num_tasks))
         if found is not None or self.diverged:
             self.score, self.error = told(None if self.diverged else found).values()
             self.tally = {}
@@ -193,7 +193,7 @@ class _Vmapped:
         self.finished = loaded.meta["finished"]
         self.wall_seconds = loaded.meta["wall_seconds"]
         if self.journal is not None:
-            self.journal.cut(loaded.meta["journal"])
+            self.journal.truncate(loaded.meta["journal"])
         return True
 
     def go(self, stopped: threading.Event) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class _Vmapped:
             setup.tell(f"resumed at {self._steps():,} steps each")
             self._place()
         else:
-            self.journal.cut(0)
+            self.journal.truncate(0)
             self.runs = self.population.begin(
                 self.keys(INIT_KEY), self.keys(ACTOR_KEY), self.hyper()
             )
@@ -340,7 +340,12 @@ class _Vmapped:
         write_json_atomically(directory / "config.json", plan.as_json())
         one: RunState = jax.tree.map(lambda x: x[best.member], jax.device_get(self.runs))
         nothing: Any = ()
-        trees = {"learner": one.learner, "fused": one._replace(learner=nothing)}
+        behaviour = self.setup.agent.behaviour(one.learner)
+        trees = {
+            "learner": one.learner,
+            "behaviour": behaviour,
+            "fused": one._replace(learner=nothing),
+        }
         meta = {
             "agent_steps": best.steps,
             "episodes": best.episodes,

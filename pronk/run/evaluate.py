@@ -1,4 +1,4 @@
-"""Evaluation: a frozen policy, exploration off unless asked for, full games, raw rewards."""
+"""Evaluation of a frozen policy: whole episodes, raw rewards, no exploration by default."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pronk.types import Agent, EnvSpec, Episode, Key, PyTree, VectorEnv
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What N games of a frozen policy gave."""
+    """Statistics of the episodes of a frozen policy."""
 
     episodes: int
     mean_return: float
@@ -32,52 +32,51 @@ class Evaluation:
         return asdict(self)
 
     def metrics(self) -> dict[str, float]:
-        """What is recorded during training, flat."""
+        """The numbers of a training record."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class SuiteEvaluation:
-    """What N games of each task of a suite gave."""
+    """Statistics of the episodes of a frozen policy in each task of a suite."""
 
     tasks: dict[str, Evaluation]
-    normalised: dict[str, float]  # (score − random) / (what counts as 1 − random), where known
-    scores: dict[str, float]  # `scores.aggregates` of these, if known for all tasks
+    normalised: dict[str, float]  # (score − random) / (reference − random), where known
+    scores: dict[str, float]  # `scores.aggregates` of `normalised`, if known for all tasks
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         return asdict(self)
 
     def metrics(self) -> dict[str, float]:
-        """What is recorded during training, flat."""
-        returns = {f"return/{name}": found.mean_return for name, found in self.tasks.items()}
+        """The numbers of a training record."""
+        returns = {f"return/{name}": one.mean_return for name, one in self.tasks.items()}
         returns["mean_return"] = float(np.mean([x.mean_return for x in self.tasks.values()]))
         return returns | {f"score/{name}": value for name, value in self.scores.items()}
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What the returns of finished games add up to, for each task of a suite (one where it is
-    none)."""
+    """Sums over finished episodes, an element per task of a suite (one without a suite)."""
 
-    total: list[float]
-    squares: list[float]
-    count: list[int]
+    total: list[float]  # of returns
+    squares: list[float]  # of squared returns
+    count: list[int]  # of episodes
 
     @staticmethod
-    def of(saved: Mapping[str, Any], tasks: int) -> Tally:
-        """What `as_json` gave; of nothing, no games of so many tasks."""
+    def from_json(saved: Mapping[str, Any], tasks: int) -> Tally:
+        """The tally whose `as_json` is `saved`; zeros for `tasks` tasks where it is empty."""
         empty = {"total": [0.0] * tasks, "squares": [0.0] * tasks, "count": [0] * tasks}
         return Tally(**{name: list(saved.get(name, value)) for name, value in empty.items()})
 
     def add(self, episode: Episode) -> None:
-        """One more game."""
+        """Count one more episode."""
         self.total[episode.task] += episode.episode_return
         self.squares[episode.task] += episode.episode_return**2
         self.count[episode.task] += 1
 
     def plus(self, other: Tally, sign: int = 1) -> Tally:
-        """The games of both, or, with −1, without the other's."""
+        """The sum with another tally or, with `sign` −1, the difference."""
         pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
         return Tally(*([a + sign * b for a, b in zip(*pair, strict=True)] for pair in pairs))
 
@@ -96,10 +95,10 @@ def evaluate(
     sample: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Play `episodes` games; the environment is the caller's to close.
+    """Play `episodes` episodes in `env`, which the caller closes.
 
-    None if `stop()` became true meanwhile. Every slot plays a fixed number of them, since taking
-    whichever end first favours short ones.
+    Every slot plays a fixed number of them: taking those that end first would favour short ones.
+    sample: draw actions instead of taking the most likely. Returns None once `stop()` is true.
     """
     num_envs = env.num_envs
     quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
@@ -130,9 +129,9 @@ def evaluate_all(
     sample: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | SuiteEvaluation | None:
-    """`evaluate` in the environments that `make_env` gives, which are closed; of a suite,
-    `episodes` games of each task, of which `make_env` is told."""
-    found: list[Evaluation] = []
+    """`evaluate` in `make_env(None)` or, for a suite, `episodes` episodes of every task k in
+    `make_env(k)`; the environments are closed."""
+    results: list[Evaluation] = []
     for task in range(len(spec.tasks)) if spec.tasks else (None,):
         with contextlib.closing(make_env(task)) as env:
             one = evaluate(
@@ -140,10 +139,10 @@ def evaluate_all(
             )
         if one is None:
             return None
-        found.append(one)
+        results.append(one)
     if not spec.tasks:
-        return found[0]
-    tasks = dict(zip(spec.tasks, found, strict=True))
+        return results[0]
+    tasks = dict(zip(spec.tasks, results, strict=True))
     means = {name: one.mean_return for name, one in tasks.items()}
     return SuiteEvaluation(tasks, *suite_scores(spec, means))
 
@@ -151,19 +150,20 @@ def evaluate_all(
 def suite_scores(
     spec: EnvSpec, mean_returns: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The normalised scores of the tasks whose references are known, and, if all of them are there,
-    their `scores.aggregates`."""
+    """Normalised scores of the tasks with known references, and, if those are all tasks of the
+    suite, their `scores.aggregates`."""
     normalised = {
         name: scores.normalize(mean_returns[name], reference)
         for name, reference in zip(spec.tasks, spec.references, strict=True)
         if reference is not None and name in mean_returns
     }
-    whole = len(normalised) == len(spec.tasks)
-    return normalised, scores.aggregates(list(normalised.values())) if whole else {}
+    if len(normalised) < len(spec.tasks):
+        return normalised, {}
+    return normalised, scores.aggregates(list(normalised.values()))
 
 
 def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
-    """Mean and standard error over games, with the human-normalised score where it is known."""
+    """Statistics of `episodes`, with the human-normalised score where it is known."""
     returns = np.array([e.episode_return for e in episodes])
     error = float(returns.std(ddof=1) / math.sqrt(len(returns))) if len(returns) > 1 else math.nan
     return Evaluation(

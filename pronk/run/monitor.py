@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what its directory keeps of it besides checkpoints.
+"""The progress of a run: its display on the terminal, and the log files in its directory.
 
 `metrics.jsonl` has one JSON object per line, each with `steps` (agent steps); `tensorboard/` has
 the same numbers as scalars; `summary.json` is written at the end.
@@ -29,8 +29,8 @@ from rich.text import Text
 
 from pronk.storage.files import (
     cannot_write,
-    plain,
     read_lines,
+    to_json,
     without_nan,
     write_atomically,
     write_json_atomically,
@@ -40,21 +40,22 @@ _MAX_LOSSES = 6  # shown, so that the panel stays within a small terminal
 _MAX_TASKS = 8  # of a suite
 # Normalised scores of a suite.
 _SCORES = {"score/mean": "score (mean)", "score/median": "score (median)"}
-# Shown once there are any.
+# Shown once they are above zero.
 _FAULTS = {
-    "skipped_updates": "updates skipped",
-    "lost_actors": "actors lost",
-    "dropped_unrolls": "unrolls dropped",
+    "skipped_updates": "skipped updates",
+    "lost_actors": "lost actors",
+    "dropped_unrolls": "dropped unrolls",
 }
 
 
 class Monitor:
-    """Records and displays the progress of one run; also a context manager.
+    """Logs and displays the progress of one run; also a context manager.
 
-    On a terminal it shows one panel in place, elsewhere one line per record; `quiet` leaves only
-    messages. With `resume_steps` the records of later steps, which the run will make again, are
-    removed from `metrics.jsonl` and hidden in TensorBoard; without it the run is new and all are.
-    Raises UserError where `run_dir` cannot be written to.
+    On a terminal it shows one panel in place, elsewhere one line per record; with `quiet` only
+    messages. resume_steps: agent steps at which a resumed run continues; the records of later
+    steps, which it will log again, are removed from `metrics.jsonl` and hidden in TensorBoard. Of a
+    new run (None) earlier records are removed altogether. Raises UserError where `run_dir` cannot
+    be written to.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Monitor:
         self._start = resume_steps or 0
         self._first_step = 0 if resume_steps is None else resume_steps + 1
         self._record: Mapping[str, Any] = {}
+        self._first_record: Mapping[str, Any] | None = None
         self._tensorboard: _TensorBoard | None = None
         path = self._run_dir / "metrics.jsonl"
         try:
@@ -94,28 +96,29 @@ class Monitor:
                 self._panel(),
                 console=self.console,
                 auto_refresh=False,
-                redirect_stderr=sys.stderr.isatty(),  # `2> file` keeps getting what is its
+                redirect_stderr=sys.stderr.isatty(),  # `2> file` still receives its lines
             )
             self._live.start(refresh=True)
-        atexit.register(self.close)  # gives the terminal its cursor back whatever happens
+        atexit.register(self.close)  # shows the cursor again, however the process ends
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append `record`, which has at least `steps`, to the files and show it.
+        """Append `record`, which has at least `steps`, to the files and display it.
 
-        NaN and infinities are written as null. Raises UserError where the disk is full.
+        NaN and infinities are written as null. Raises UserError where the write fails.
         """
         values = without_nan(record)
         steps = int(values["steps"])
         try:
-            self._metrics.write(json.dumps(values, default=plain).encode() + b"\n")
+            self._metrics.write(json.dumps(values, default=to_json).encode() + b"\n")
             self._metrics.flush()
             if self._tensorboard is None:
                 self._tensorboard = _TensorBoard(self._run_dir / "tensorboard", self._first_step)
             self._tensorboard.add(values, steps)
         except OSError as error:
             raise cannot_write(self._run_dir, error) from error
-        # What comes with some records only, such as an evaluation, stays on the panel.
+        # Numbers of some records only, such as an evaluation's, stay on the panel.
         self._record = {**self._record, **values}
+        self._first_record = self._first_record or values
         if self._live is not None:
             self._live.update(self._panel(), refresh=True)
         elif not self._quiet:
@@ -126,16 +129,16 @@ class Monitor:
         self._print(text)
 
     def summary(self, record: Mapping[str, Any]) -> None:
-        """Write `summary.json`; raises UserError where it can't be written."""
+        """Write `summary.json`; raises UserError where the write fails."""
         write_json_atomically(self._run_dir / "summary.json", without_nan(record))
 
     def close(self) -> None:
-        """Leave the terminal as it was and close the files; safe to call twice."""
+        """Restore the terminal and close the files; safe to call twice."""
         atexit.unregister(self.close)
         if self._live is not None:
             self._live.stop()
             self._live = None
-        # All they held was flushed by `log`, which has told of any failure.
+        # All records were flushed by `log`, which raised any error.
         with contextlib.suppress(OSError):
             self._metrics.close()
         if self._tensorboard is not None:
@@ -161,22 +164,20 @@ class Monitor:
         steps = record["steps"]
         parts = [f"{steps:,} steps", f"{100 * self._fraction(steps):.1f}%"]
         if record.get("steps_per_second") is not None:
-            parts.append(f"{_number(record['steps_per_second'])}/s")
+            parts.append(f"{_number(record['steps_per_second'])} steps/s")
         if record.get("mean_return") is None:
-            parts.append("no episode has ended")
+            parts.append("no finished episode yet")
         else:
-            count = min(100, int(record.get("episodes") or 0))
-            of = "mean of tasks" if _tasks(record) else _episodes(count)
-            parts.append(f"return {_number(record['mean_return'])} ({of})")
+            parts.append(f"mean return {_number(record['mean_return'])} ({_averaged(record)})")
         if record.get("score/median") is not None:
             parts.append(f"median score {_number(record['score/median'])}")
         if record.get("eval/mean_return") is not None:
             parts.append(f"evaluation {_number(record['eval/mean_return'])}")
         if record.get("policy_lag") is not None:
-            parts.append(f"lag {_number(record['policy_lag'])}")
+            parts.append(f"policy lag {_number(record['policy_lag'])} updates")
         if record.get("bound_by"):
-            parts.append(f"bound by {record['bound_by']}")
-        parts.append(f"left {self._left(record)}")
+            parts.append(f"bound by: {record['bound_by']}")
+        parts.append(f"{self._time_left(record)} left")
         return "  " + "  ".join(parts)
 
     def _panel(self) -> Panel:
@@ -185,15 +186,16 @@ class Monitor:
         bar = Table.grid(expand=True, padding=(0, 1))
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
-        left = f"{self._left(record)} left" if record else "starting"
+        left = f"{self._time_left(record)} left" if record else "starting"
         bar.add_row(
             ProgressBar(total=max(self._total_steps, 1), completed=min(steps, self._total_steps)),
             Text(f"{100 * self._fraction(steps):.1f}%  {left}"),
         )
         table = Table.grid(expand=True, padding=(0, 2))
-        for _ in range(2):
-            table.add_column(no_wrap=True)
-            table.add_column(no_wrap=True, justify="right", ratio=1)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right", ratio=1)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right", min_width=8)
         pairs = zip_longest(self._left_column(), self._right_column(), fillvalue=("", ""))
         for (name, value), (other_name, other_value) in pairs:
             table.add_row(
@@ -203,8 +205,8 @@ class Monitor:
         content.add_row(bar)
         content.add_row("")
         content.add_row(table)
-        # The margin at the right takes the `^C` that the terminal echoes there: at the very edge
-        # it would begin a new line, and the panel would then be redrawn one line too low.
+        # The terminal echoes `^C` into the margin at the right; at the very edge it would begin a
+        # new line, and the panel would then be redrawn one line too low.
         return Panel(
             content,
             title=Text(self._title, "bold"),
@@ -214,28 +216,25 @@ class Monitor:
 
     def _left_column(self) -> list[tuple[str, str]]:
         record = self._record
+        lag = record.get("policy_lag")
         steps = record.get("steps", self._start)
         return [
-            ("steps", f"{steps:,}"),
+            ("agent steps", f"{steps:,}"),
             ("frames", f"{record.get('frames') or steps * self._frames_per_step:,}"),
-            ("steps/s", _number(record.get("steps_per_second"))),
+            ("steps per second", _number(record.get("steps_per_second"))),
             ("updates", _number(record.get("updates"))),
-            ("policy lag", _number(record.get("policy_lag"))),
+            ("policy lag", "–" if lag is None else f"{_number(lag)} updates"),
             ("bound by", str(record.get("bound_by") or "–")),
             *((name, _number(record[key])) for key, name in _FAULTS.items() if record.get(key)),
         ]
 
     def _right_column(self) -> list[tuple[str, str]]:
         record = self._record
-        rows = [
-            (
-                "return (mean of tasks)" if _tasks(record) else "return (last 100)",
-                _number(record.get("mean_return")),
-            ),
-            ("episodes", _number(record.get("episodes"))),
-        ]
+        name = f"mean return ({'of tasks' if _tasks(record) else 'last 100'})"
+        rows = [(name, _number(record.get("mean_return")))]
+        rows.append(("episodes", _number(record.get("episodes"))))
         if "eval/mean_return" in record:
-            rows.append(("evaluation", _number(record["eval/mean_return"])))
+            rows.append(("evaluation return", _number(record["eval/mean_return"])))
         rows += [
             (name, _number(record[key]))
             for key, name in _SCORES.items()
@@ -252,38 +251,48 @@ class Monitor:
     def _fraction(self, steps: int) -> float:
         return min(1.0, steps / max(self._total_steps, 1))
 
-    def _left(self, record: Mapping[str, Any]) -> str:
-        speed = record.get("steps_per_second")
+    def _time_left(self, record: Mapping[str, Any]) -> str:
+        speed = self._average_speed(record)
         if not speed:
             return "–"
         seconds = round(max(0, self._total_steps - record["steps"]) / speed)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
+    def _average_speed(self, record: Mapping[str, Any]) -> float | None:
+        """Agent steps per second since the first record, in which evaluation and saving count."""
+        first = self._first_record
+        if first is not None and "wall_seconds" in first and "wall_seconds" in record:
+            steps = record["steps"] - first["steps"]
+            seconds = record["wall_seconds"] - first["wall_seconds"]
+            if steps > 0 and seconds > 0:
+                return steps / seconds
+        return record.get("steps_per_second")
+
 
 class _TensorBoard:
-    """Scalars for TensorBoard, written by the caller's thread.
+    """Writes scalars for TensorBoard in the caller's thread.
 
-    tensorboardX's own `SummaryWriter` hands every scalar to a thread through a short queue; when
-    that thread has died of a full disk, the training loop would wait at the queue for ever.
+    tensorboardX's own `SummaryWriter` passes every scalar to a thread through a short queue; after
+    a full disk has killed that thread, the training loop would wait at the queue for ever.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter  # takes half a second
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        # `Any`: the messages are made at import time, where a type checker can't see them.
+        # `Any`: the message classes are created at import time, unknown to a type checker.
         self._events: Any = event_pb2
         self._summaries: Any = summary_pb2
         directory.mkdir(parents=True, exist_ok=True)
-        # The file is named by the second, so a quick restart would overwrite it.
+        # tensorboardX names the file by the second, so a quick restart would overwrite it.
         suffix = f".{os.getpid()}.{secrets.token_hex(4)}"
         self._writer = EventsWriter(str(directory / "events"), filename_suffix=suffix)
-        # Hides what an earlier process has written of this step and later ones.
+        # Hides what an earlier process wrote for this step and later ones.
         start = self._events.SessionLog(status=self._events.SessionLog.START)
         self._write(first_step, session_log=start)
 
     def add(self, values: Mapping[str, Any], steps: int) -> None:
-        """Write all numbers of a record as the scalars of step `steps`."""
+        """Write the numbers of a record as scalars of step `steps`."""
         scalars = [
             self._summaries.Summary.Value(tag=tag, simple_value=value)
             for tag, value in values.items()
@@ -300,7 +309,7 @@ class _TensorBoard:
 
 
 def _number(value: Any) -> str:
-    """Three significant digits where that is enough, no exponent where it isn't needed."""
+    """A number in about three significant digits, without an exponent where possible."""
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000:
@@ -311,14 +320,18 @@ def _number(value: Any) -> str:
 
 
 def _tasks(record: Mapping[str, Any]) -> list[str]:
-    """The returns of a suite's tasks."""
+    """The names of a record's returns of single tasks, in a suite."""
     return [name for name in record if name.startswith("return/")]
 
 
 def _tail(name: str, width: int = 24) -> str:
-    """A long name's end, where tasks differ."""
+    """The end of a long name; there the names of tasks differ."""
     return name if len(name) <= width else f"…{name[-width + 1 :]}"
 
 
-def _episodes(count: int) -> str:
-    return "1 episode" if count == 1 else f"{count} episodes"
+def _averaged(record: Mapping[str, Any]) -> str:
+    """What the mean return of a record is the mean of."""
+    if _tasks(record):
+        return "mean of tasks"
+    count = min(100, int(record.get("episodes") or 0))
+    return "1 episode" if count == 1 else f"last {count} episodes"

@@ -1,4 +1,4 @@
-"""Learning curves of one or more runs, as a picture and as CSV."""
+"""Plots of learning curves, and their points as CSV."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ import numpy as np
 
 from pronk.config.run import FREE
 from pronk.errors import UserError, nearest
-from pronk.storage.files import cannot_write, read_lines, write_atomically
+from pronk.storage.files import read_lines, write_atomically
 
-# Okabe and Ito's colours, told apart by colour-blind readers, without the pale yellow.
+# Okabe and Ito's colours, distinguishable for colour-blind readers, without the pale yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 _FORMATS = (".png", ".pdf", ".svg")
 _LABELS = {
     "steps": "agent steps",
     "frames": "environment frames",
-    "wall_seconds": "wall time [s]",
+    "wall_seconds": "wall-clock time",
     "updates": "learner updates",
+    "episodes": "episodes",
     "mean_return": "mean return of the last 100 episodes",
     "eval/mean_return": "mean return in evaluation",
     "steps_per_second": "agent steps per second",
-    "policy_lag": "policy lag [updates]",
+    "policy_lag": "policy lag (updates)",
+    "gradient_norm": "gradient norm",
 }
 _GRID = 500  # points of a mean curve
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run directory: its settings and its records that have both metrics."""
+    """A run directory: its settings, and its records that have both metrics."""
 
     path: Path
     config: dict[str, Any]
@@ -62,13 +64,13 @@ def plot(
     title: str | None = None,
     csv: Path | None = None,
 ) -> Path:
-    """Draw metric `y` over metric `x` of the runs to `output` (PNG, PDF or SVG) and return it.
+    """Plot metric `y` over metric `x` of the runs to `output` (PNG, PDF or SVG) and return it.
 
-    Runs that differ in nothing but the seed (and in what doesn't change what is learnt) become
-    one line, their mean, in a band from the least to the greatest, over the range all of them
-    cover; each seed is also drawn thinly. `smooth` is the number of records that each point is
-    the mean of. `csv` receives the points as recorded, before smoothing, one row each: run, seed,
-    steps, wall_seconds, and `y`. Raises UserError where a run, a metric or data are missing.
+    Runs that differ only in the seed, and in settings that do not affect learning, become one line,
+    their mean, within a band from minimum to maximum, over the range that all of them cover; thin
+    lines show the seeds. smooth: number of records that each point averages. csv: a file for the
+    points before smoothing, one row each: run, seed, steps, wall_seconds, and `y`. Raises UserError
+    where a run, a metric or data are missing.
     """
     if not run_dirs:
         raise UserError("no run directories were given; name at least one, such as runs/pong")
@@ -76,14 +78,48 @@ def plot(
         raise UserError(
             f"`smooth` is {smooth}; expected the number of records to average, 1 or more"
         )
+    file_format = picture_format(output)
+    runs = [_read(Path(path), x, y) for path in run_dirs]
+    picture = _draw(_by_settings(runs), x, y, smooth, title, file_format)
+    write_atomically(output, picture, flag="--output")
+    if csv is not None:
+        write_atomically(csv, _as_csv(runs, y), flag="--csv")
+    return output
+
+
+def picture_format(output: Path) -> str:
+    """`png`, `pdf` or `svg`, by the file's name; raises UserError for another one."""
     if output.suffix.lower() not in _FORMATS:
         raise UserError(f"`{output}` is no picture; expected a name ending {', '.join(_FORMATS)}")
-    runs = [_read(Path(path), x, y) for path in run_dirs]
-    picture = _draw(_by_settings(runs), x, y, smooth, title, output.suffix.lower()[1:])
-    _write(output, picture)
-    if csv is not None:
-        _write(csv, _as_csv(runs, y))
-    return output
+    return output.suffix.lower()[1:]
+
+
+def finish_axes(axes: Any, label: str, largest: float, *, seconds: bool = False) -> None:
+    """Label the horizontal axis of matplotlib `axes`, in a unit that suits values to `largest`.
+
+    Call it when everything is plotted. seconds: the values are seconds.
+    """
+    from matplotlib.ticker import MaxNLocator  # slow to import
+
+    unit, scale = _unit(largest, seconds)
+    axes.set_xlabel(f"{label} ({unit})" if unit else label)
+    axes.margins(x=0.02)
+    left, right = axes.get_xlim()
+    ticks = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(left / scale, right / scale)
+    axes.set_xticks([scale * tick for tick in ticks if left <= scale * tick <= right])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _unit(largest: float, seconds: bool) -> tuple[str, float]:
+    """The unit in which an axis up to `largest` has short numbers, and its size."""
+    if seconds:
+        units, smallest = (("hours", 3600.0), ("minutes", 60.0)), ("seconds", 1.0)
+    else:
+        units = (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3))
+        smallest = ("", 1.0)
+    return next((unit for unit in units if largest >= 2 * unit[1]), smallest)
 
 
 def _read(path: Path, x: str, y: str) -> _Run:
@@ -118,7 +154,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _settings(run: _Run) -> dict[str, str]:
-    """What makes two runs comparable as seeds, flat: dotted name -> JSON."""
+    """The settings that runs averaged as seeds share: dotted name -> JSON."""
     flat: dict[str, str] = {}
 
     def add(prefix: str, value: Any) -> None:
@@ -135,7 +171,7 @@ def _settings(run: _Run) -> dict[str, str]:
 
 
 def _by_settings(runs: Sequence[_Run]) -> list[tuple[str, list[_Run]]]:
-    """Groups of seeds and their labels: agent, environment, and where they differ, how."""
+    """Groups of seeds with their labels: agent, environment, and the settings that differ."""
     groups: list[tuple[dict[str, str], list[_Run]]] = []
     for run in runs:
         settings = _settings(run)
@@ -186,16 +222,13 @@ def _draw(
         for curve in curves:
             axes.plot(*curve, color=colour, linewidth=0.6, alpha=0.45)
         grid, values = _on_common_grid(curves)
-        label = f"{label}\nmean of {len(members)} seeds, band from min to max"
+        label = f"{label}\nmean of {len(members)} seeds, band from minimum to maximum"
         axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
         axes.plot(grid, values.mean(0), dashes, color=colour, label=label, linewidth=1.8)
-    averaged = f"\n(mean of {smooth} records)" if smooth > 1 else ""
-    axes.set_xlabel(_LABELS.get(x, x))
-    axes.set_ylabel(_LABELS.get(y, y) + averaged)
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-    axes.margins(x=0.02)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    averaged = f"\n(average over {smooth} records)" if smooth > 1 else ""
+    largest = max(run.x[-1] for _, members in groups for run in members)
+    finish_axes(axes, _label(x), largest, seconds=x == "wall_seconds")
+    axes.set_ylabel(_label(y) + averaged)
     if title is not None:
         axes.set_title(title)
     axes.legend(frameon=False, fontsize="small")
@@ -205,7 +238,7 @@ def _draw(
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of each value and the `window - 1` before it, fewer at the beginning."""
+    """The mean of each value and the `window - 1` values before it, fewer at the beginning."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -215,9 +248,10 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
 def _on_common_grid(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points `[N]` that all curves reach and the curves interpolated there, `[curves, N]`.
+    """Points `[N]` in the range that all curves cover, and the curves interpolated there,
+    `[curves, N]`.
 
-    Empty where there are none: a mean over fewer and fewer seeds would jump as they end.
+    N is 0 where there is no such range: a mean over fewer and fewer seeds would jump as they end.
     """
     first = max(x[0] for x, _ in curves)
     last = min(x[-1] for x, _ in curves)
@@ -225,12 +259,14 @@ def _on_common_grid(
     return grid, np.stack([np.interp(grid, x, y) for x, y in curves])
 
 
-def _short(value: float) -> str:
-    """12000000 as 12M."""
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:g}{letter}"
-    return f"{value:g}"
+def _label(metric: str) -> str:
+    """A metric's name as a phrase: `loss/value` is "value loss"."""
+    kind, _, name = metric.partition("/")
+    if kind == "loss" and name:
+        metric = f"{name} loss"
+    elif kind == "return" and name:
+        metric = f"mean return of the last 100 episodes of {name}"
+    return _LABELS.get(metric, metric.replace("_", " "))
 
 
 def _as_csv(runs: Sequence[_Run], y: str) -> bytes:
@@ -242,11 +278,3 @@ def _as_csv(runs: Sequence[_Run], y: str) -> bytes:
             values = (record.get(name) for name in ("steps", "wall_seconds", y))
             writer.writerow([run.path, run.seed, *values])
     return buffer.getvalue().encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    write_atomically(path, data)

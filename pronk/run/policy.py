@@ -18,15 +18,15 @@ from pronk.envs.common_spaces import common_spaces
 from pronk.envs.suite import task_number, tasks_of
 from pronk.errors import UserError
 from pronk.run.evaluate import Evaluation, SuiteEvaluation, evaluate_all
-from pronk.run.setup import build, configure_jax, initial_state
+from pronk.run.setup import INIT_KEY, build, key_for
 from pronk.runtime.actor import act_and_keep
-from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, digest, write_arrays
-from pronk.storage.files import cannot_write
+from pronk.storage.array_file import ArrayFile, write_arrays
+from pronk.storage.checkpoint import Checkpointer, Loaded
 from pronk.types import Agent, EnvSpec, PyTree, TimeStep, VectorEnv
 
 
 class Policy:
-    """A frozen policy. `act` takes one observation and a carry, and returns an action and a carry.
+    """A trained agent that no longer learns.
 
     policy = pronk.load("runs/impala-CartPole-v1-0")
     observation, _ = env.reset()
@@ -45,9 +45,10 @@ class Policy:
         self.behaviour: PyTree = jax.tree.map(jnp.asarray, behaviour)
 
     def initial_carry(self, *, seed: int | None = None, sample: bool = False) -> PyTree:
-        """The carry at an episode's start; with `sample` actions are drawn, not the likeliest.
+        """The carry at the start of an episode.
 
-        Without a `seed` every call gives other random numbers.
+        sample: draw actions instead of taking the most likely. seed: of the random numbers; by
+        default each call uses others.
         """
         self._episodes += 1
         key = jax.random.key(self._episodes if seed is None else seed)
@@ -63,26 +64,26 @@ class Policy:
         action_mask: Any = None,
         task: str | None = None,
     ) -> tuple[Any, PyTree]:
-        """What to do at `observation` (unbatched, of the environment's space).
+        """The action for one unbatched `observation` of the environment's space.
 
-        reward: that came with the observation; recurrent agents look at it. action_mask: of the
-        actions allowed, where not all are. task: of a suite, which one's environment it is whose
-        observation, reward and mask these are. Returns the action as that environment takes it and
-        the carry for the next call; begin each episode with `initial_carry`. Raises UserError for a
-        task that there is not.
+        carry: of `initial_carry` at the start of an episode, then of the previous call. reward:
+        received with the observation; recurrent agents use it. action_mask: True for the actions
+        allowed, in environments with masks. task: for a suite, the name of the task that the
+        observation comes from. Returns the action as that environment takes it, and the next carry.
+        Raises UserError for an unknown task.
         """
         k = task_number(self.env, self._tasks, task)
         own = self._task_specs[k]
         agent_carry, key, count = carry
         first = np.array([count == 0])
         no = np.zeros(1, bool)
-        seen = jax.tree.map(lambda x: np.asarray(x)[None], observation)
+        batched = jax.tree.map(lambda x: np.asarray(x)[None], observation)
         mask = None if action_mask is None else np.asarray(action_mask, bool)[None]
         if self.spec.has_action_mask:
             mask = self._common.action_mask(own.action_space, mask, 1, np)
         scale = self._tasks[k].reward_scale if self._tasks else 1.0
         timestep = TimeStep(
-            self._common.observation(k, own.observation_space, seen, np),
+            self._common.observation(k, own.observation_space, batched, np),
             np.array([reward * scale], np.float32),
             terminated=no,
             truncated=no,
@@ -105,14 +106,18 @@ class Policy:
         env: Any = None,
         env_args: Mapping[str, Any] | None = None,
     ) -> Evaluation | SuiteEvaluation:
-        """Play `episodes` full games, unclipped, of each task if it is a suite; on another
-        environment if one is given."""
+        """Play `episodes` whole episodes, of each task of a suite, with unclipped rewards.
+
+        sample: draw actions instead of taking the most likely. env, env_args: another environment
+        of the same spaces, and arguments that replace those of training. Raises UserError where
+        the spaces differ.
+        """
         own = env is None or env == self.env
-        played: Any = self.env if own else env
+        chosen: Any = self.env if own else env
 
         def make_env(task: int | None) -> VectorEnv:
             vector = envs.make(
-                played,
+                chosen,
                 min(episodes, 16),
                 seed=seed,
                 env_args={**(self.plan.env_args if own else {}), **(env_args or {})},
@@ -132,16 +137,16 @@ class Policy:
             self.agent,
             self.behaviour,
             make_env,
-            self.spec if own else envs.spec_of(played, env_args),
+            self.spec if own else envs.spec_of(chosen, env_args),
             episodes=episodes,
             key=jax.random.key(seed),
             sample=sample,
         )
-        assert result is not None  # nobody asked it to stop
+        assert result is not None  # `stop` was not given
         return result
 
     def _check_spaces(self, spec: EnvSpec) -> None:
-        """Raise UserError where an environment's spaces are not this policy's."""
+        """Raise UserError where an environment's spaces differ from those of training."""
         for kind in ("observation_space", "action_space"):
             theirs, ours = getattr(spec, kind), getattr(self.spec, kind)
             if theirs != ours:
@@ -154,60 +159,74 @@ class Policy:
 def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
     """The policy of a run's newest valid checkpoint, or of a file that `export` wrote.
 
-    env: needed only where the run was trained on a factory rather than an id. Raises UserError
-    where there is no run, no valid checkpoint, or one that doesn't fit.
+    env: needed only where the run was trained on a factory rather than an id. Changes no setting of
+    JAX or of the process. Raises UserError where there is no run, no valid checkpoint, or one that
+    does not fit.
     """
-    configure_jax()
     path = run_of(Path(path))
     exported = ArrayFile(path) if path.is_file() else None
     plan = Plan.load(path) if exported is None else _exported_plan(exported)
     if exported is not None and env is None and ":" in plan.env:
         raise UserError(
-            f"`{path}` asks to import the module of its environment, '{plan.env}', and was perhaps"
-            " written by somebody else. If you trust that module, say so from Python:"
+            f"`{path}` asks to import the module of its environment, '{plan.env}', and may come"
+            " from somebody else. If you trust that module, load it from Python:"
             f" pronk.load(path, env='{plan.env}')."
         )
     env = plan.env if env is None else env
     if isinstance(env, str) and env.endswith("()"):
         raise UserError(
-            f"'{path}' was trained on the function {plan.env}, which its name alone doesn't bring"
-            " back; from Python, give it: pronk.load(path, env=function)."
+            f"'{path}' was trained on the function {plan.env}, which cannot be found by its name;"
+            " give it from Python: pronk.load(path, env=function)."
         )
-    loaded = newest(path) if exported is None else None
+    file = newest(path) if exported is None else exported
     spec, agent = build(plan, env)
-    state = initial_state(plan, agent)
-    if loaded is not None:
-        learner = loaded.restore("learner", state)
-        return Policy(plan, env, spec, agent, agent.behaviour(learner), loaded.steps)
-    assert exported is not None
-    behaviour = exported.read("behaviour", jax.eval_shape(agent.behaviour, state))
-    return Policy(plan, env, spec, agent, behaviour, int(exported.meta["steps"]))
+    state = jax.eval_shape(agent.init, key_for(plan.run.seed, INIT_KEY))
+    behaviour = file.restore("behaviour", jax.eval_shape(agent.behaviour, state))
+    steps = file.steps if isinstance(file, Loaded) else int(file.meta["steps"])
+    return Policy(plan, env, spec, agent, behaviour, steps)
+
+
+def load_behaviour(path: Path, template: PyTree) -> PyTree:
+    """The behaviour for `--init-from PATH`: of a run's newest valid checkpoint, or of a file that
+    `export` wrote.
+
+    template: `jax.eval_shape(agent.behaviour, state)` of the run that starts from it. Raises
+    UserError where there is none, or its names, shapes or dtypes are not the template's.
+    """
+    if path.is_file():
+        return ArrayFile(path).restore("behaviour", template)
+    loaded = Checkpointer(run_of(path) / "checkpoints").load()
+    if loaded is None:
+        raise UserError(
+            f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
+            " that `pronk export` wrote."
+        )
+    return loaded.restore("behaviour", template)
 
 
 def _exported_plan(file: ArrayFile) -> Plan:
     """The plan in a file that `export` wrote; raises UserError where there is none."""
     if not {"plan", "steps"} <= file.meta.keys() or not file.meta["steps"].isdecimal():
         raise UserError(
-            f"`{file.path}` holds no policy: give a run's directory, or what `pronk export` wrote."
+            f"`{file.path}` holds no policy; give a run's directory, or a file that `pronk export`"
+            " wrote."
         )
     return Plan.parse(file.meta["plan"], str(file.path))
 
 
 def export(run_dir: Path, output: Path) -> int:
-    """Write what acts, the network's parameters, with its configuration to one safetensors file to
-    be given to others; returns its agent steps. Raises UserError where that can't be done."""
+    """Write a run's newest behaviour, all that acting needs, and its configuration to the
+    safetensors file `output`; returns its agent steps.
+
+    Raises UserError where there is no valid checkpoint, or the file cannot be written.
+    """
     run_dir = run_of(run_dir)
     plan, loaded = Plan.load(run_dir), newest(run_dir)
-    policy = load(run_dir)
     described = plan.as_json()
-    # What is of this machine is nobody else's business.
-    described["run"] |= {"run_dir": None, "init_from": None}
+    described["run"] |= {"run_dir": None, "init_from": None}  # names of this machine's directories
     meta = {"plan": json.dumps(described), "steps": str(loaded.steps)}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(output, error) from None
-    write_arrays(output, {"behaviour": policy.behaviour}, meta)
+    trees = {"behaviour": loaded.tree("behaviour")}
+    write_arrays(output, trees, meta, flag="FILE")
     return loaded.steps
 
 
@@ -217,28 +236,3 @@ def newest(run_dir: Path) -> Loaded:
     if loaded is None:
         raise UserError(f"'{run_dir}' holds no checkpoint yet; train it first, or for longer.")
     return loaded
-
-
-def inspect(run_dir: Path) -> dict[str, Any]:
-    """What a run is and holds: configuration, counters, and a SHA-256 of the learner's state."""
-    run_dir = run_of(run_dir)
-    plan = Plan.load(run_dir)
-    loaded = newest(run_dir)
-    learner = loaded.tree("learner")
-    assert isinstance(learner, dict)
-    hyper = learner["hyper"]
-    assert isinstance(hyper, dict)
-    return {
-        "run": str(run_dir),
-        "checkpoint": str(loaded.path),
-        "warnings": loaded.warnings,
-        "agent_steps": loaded.steps,
-        "updates": int(learner["updates"]),
-        "episodes": loaded.meta["episodes"],
-        "wall_seconds": round(loaded.meta["wall_seconds"], 1),
-        "parameters": int(sum(x.size for x in jax.tree.leaves(learner["params"]))),
-        # As they are now: of a population's member others than `config` says.
-        "hyper": {name: float(value) for name, value in sorted(hyper.items())},
-        "learner_sha256": digest(learner),
-        "config": plan.as_json(),
-    }

@@ -1,4 +1,4 @@
-"""Films games: what the environment renders, one frame per agent step."""
+"""Videos of episodes as the environment renders them, one frame per agent step."""
 
 from __future__ import annotations
 
@@ -28,40 +28,41 @@ def record(
     sample: bool = False,
     task: str | None = None,
 ) -> list[float]:
-    """Play `episodes` games, at most `max_steps` in all, and write them to `output`, .mp4 or .gif.
+    """Play `episodes` episodes, `max_steps` agent steps at most, and write them to `output`, a
+    .mp4 or .gif.
 
-    task: which one of a suite. Returns the returns of the games that ended. Raises UserError for
-    another file type, or an environment that can't be rendered.
+    task: the name of the task to play, for a suite. Returns the returns of the episodes that ended.
+    Raises UserError for another file type, or an environment that cannot be rendered.
     """
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
-    game = film.make(policy.env, seed=seed, env_args=policy.plan.env_args, task=task)
+    filmed = film.make(policy.env, seed=seed, env_args=policy.plan.env_args, task=task)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        rate: dict[str, Any] = {"duration": 1000 / game.frames_per_second, "loop": 0}
+        rate: dict[str, Any] = {"duration": 1000 / filmed.frames_per_second, "loop": 0}
         if output.suffix == ".mp4":
-            rate = {"fps": game.frames_per_second, "macro_block_size": 2}
+            rate = {"fps": filmed.frames_per_second, "macro_block_size": 2}
         writer: Any = imageio.get_writer(output, **rate)
-        with contextlib.closing(game.env), writer as film_file:
+        with contextlib.closing(filmed.env), writer as video:
             player = Player(
                 policy.agent, jax.random.key(seed), np.zeros(1, np.int32), 1, evaluate=not sample
             )
-            timestep = game.env.reset()
-            film_file.append_data(_sized(game.picture()))
+            timestep = filmed.env.reset()
+            video.append_data(_resized(filmed.picture()))
             returns: list[float] = []
             for _ in range(max_steps):
-                timestep = game.env.step(player.act(policy.behaviour, timestep).action)
-                film_file.append_data(_sized(game.picture()))
-                returns.extend(e.episode_return for e in game.env.episodes())
+                timestep = filmed.env.step(player.act(policy.behaviour, timestep).action)
+                video.append_data(_resized(filmed.picture()))
+                returns.extend(e.episode_return for e in filmed.env.episodes())
                 if len(returns) >= episodes:
                     break
     except OSError as error:
-        raise cannot_write(output, error) from None
+        raise cannot_write(output, error, "--output") from None
     return returns
 
 
-def _sized(frame: Array) -> Array:
-    """Small pictures enlarged, so that one can see something; even sizes, as encoders want."""
+def _resized(frame: Array) -> Array:
+    """A frame `[height, width, 3]`, enlarged if small, and cut to even sizes as encoders need."""
     scale = max(1, 240 // frame.shape[0])
     frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width = (n - n % 2 for n in frame.shape[:2])

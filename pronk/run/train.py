@@ -23,19 +23,21 @@ import numpy as np
 
 from pronk import envs
 from pronk.config.compatibility import check_together
-from pronk.config.spec import Plan, run_of
+from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
 from pronk.run.build import make_runtime
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
 from pronk.run.monitor import Monitor
+from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
 from pronk.run.setup import EVALUATION_KEY, build, configure_jax, initial_state, key_for
 from pronk.runtime.api import Runtime, Update
 from pronk.runtime.multi_learner import ALONE, Group, join
-from pronk.storage.checkpoint import ArrayFile, Checkpointer, Loaded, write_arrays
+from pronk.storage.array_file import write_arrays
+from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import cannot_write, write_json_atomically
-from pronk.types import Agent, Batch, LearnerState, PyTree, VectorEnv
+from pronk.types import Agent, Batch, LearnerState, VectorEnv
 
 # What becomes of the learner's state before a life of a run goes on, and of the notes (JSON) that
 # its checkpoints carry.
@@ -94,7 +96,7 @@ class _Run:
         self.episodes = 0
         # Returns of the last games of each task.
         self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
-        self.tally = Tally.of({}, self.spec.num_tasks)  # of all games
+        self.tally = Tally.from_json({}, self.spec.num_tasks)  # of all games
         self.notes: dict[str, Any] = {}
         self.wall_seconds = 0.0  # of earlier lives
         self.lag_sum, self.lag_count = 0.0, 0
@@ -117,7 +119,8 @@ class _Run:
             state = loaded.restore("learner", state)
             self._take_up(loaded.meta)
         elif self.config.init_from is not None and not self.group.rank:
-            behaviour = _behaviour_in(self.config.init_from, self.agent, state)
+            template = jax.eval_shape(self.agent.behaviour, state)
+            behaviour = load_behaviour(self.config.init_from, template)
             state = self.agent.warm_start(state, jax.tree.map(jnp.asarray, behaviour))
         if self.change is not None:
             state, self.notes = self.change(self.agent, state, self.notes)
@@ -180,7 +183,7 @@ class _Run:
             kept = [kept]  # as before there were suites; or none, of a population's member
         for recent, returns in zip(self.recent, kept, strict=False):
             recent.extend(returns)
-        self.tally = Tally.of(meta.get("tally", {}), self.spec.num_tasks)
+        self.tally = Tally.from_json(meta.get("tally", {}), self.spec.num_tasks)
         self.notes = meta.get("notes", {})
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
@@ -358,7 +361,9 @@ class _Run:
             "lag_sum": self.lag_sum,
             "lag_count": self.lag_count,
         }
-        trees = {"learner": runtime.learner_state, **runtime.state()}
+        learner = runtime.learner_state
+        behaviour = self.agent.behaviour(learner)
+        trees = {"learner": learner, "behaviour": behaviour, **runtime.state()}
         self.checkpointer.save(self.agent_steps, trees, meta, block=block)
 
     def _summary(self, status: str, bound_by: str) -> dict[str, Any]:
@@ -423,20 +428,6 @@ def _donated(state: LearnerState) -> bool:
 
 def _next_multiple(steps: int, every: int | None) -> int | None:
     return None if every is None else (steps // every + 1) * every
-
-
-def _behaviour_in(path: Path, agent: Agent, state: LearnerState) -> PyTree:
-    """What acts in another run, or in what `pronk export` wrote, of this run's shapes."""
-    template = jax.eval_shape(agent.behaviour, state)
-    if path.is_file():
-        return ArrayFile(path).read("behaviour", template)
-    loaded: Loaded | None = Checkpointer(run_of(path) / "checkpoints").load()
-    if loaded is None:
-        raise UserError(
-            f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
-            " that `pronk export` wrote."
-        )
-    return agent.behaviour(loaded.restore("learner", state))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Small files that are either there whole or not at all, and what to tell a user when they aren't.
+"""Atomic writes of files, JSON, and the error messages for writes that fail.
 
-Imports nothing heavy, so that the command line can use it at once.
+Imports nothing heavy, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 from pronk.errors import UserError
 
-_WHAT_TO_DO = {
+_ADVICE = {
     errno.ENOSPC: "free some space there, or choose another directory with `{flag}`",
     errno.EDQUOT: "free some of your quota there, or choose another directory with `{flag}`",
-    errno.EROFS: "choose a directory that can be written to with `{flag}`",
+    errno.EROFS: "choose a writable directory with `{flag}`",
     errno.EACCES: "make it writable for you, or choose another directory with `{flag}`",
     errno.EPERM: "make it writable for you, or choose another directory with `{flag}`",
     errno.EEXIST: "move away the file that stands in its place, or choose another `{flag}`",
@@ -28,15 +28,15 @@ _WHAT_TO_DO = {
 
 
 def cannot_write(path: Path, error: OSError, flag: str = "--run-dir") -> UserError:
-    """The UserError for a failed write below `path`, which `flag` chose: what failed, why, and what
-    to do."""
-    advice = _WHAT_TO_DO.get(error.errno or 0, "check the directory and the disk it is on")
+    """The UserError for a failed write below `path`, the value of the flag `flag`: what failed,
+    why, and what to do."""
+    advice = _ADVICE.get(error.errno or 0, "check the directory and the disk it is on")
     advice = advice.format(flag=flag)
     return UserError(f"cannot write `{path}`: {error.strerror or error}; {advice}")
 
 
 def fsync_directory(path: Path) -> None:
-    """Make what was created or renamed in the directory `path` survive a power cut."""
+    """Make files created or renamed in the directory `path` survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,23 +44,29 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_and_sync(path: Path, data: bytes) -> None:
-    """Write the new file `path` and wait until the disk has it; raises OSError."""
+def write_and_sync(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, one after another, to the new file `path` and wait until they are on disk.
+
+    Raises OSError.
+    """
     with open(path, "wb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` such that a reader, or a crash, sees the old or the new content.
+def write_atomically(path: Path, *parts: bytes | memoryview, flag: str = "--run-dir") -> None:
+    """Replace the content of `path` by `parts`; a reader, or a crash, sees the old or the new one.
 
-    Raises UserError where the directory cannot be written to.
+    Missing parent directories are created. A process killed in between leaves a `.tmp-*` file.
+    Raises UserError where the write fails; `flag` is the flag that chose `path`.
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_and_sync(temporary, data)
+            write_and_sync(temporary, *parts)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -68,11 +74,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
         fsync_directory(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, flag) from error
 
 
-def plain(value: Any) -> Any:
-    """What `json` cannot write, as something it can: NumPy and jax scalars and arrays, paths."""
+def to_json(value: Any) -> Any:
+    """The `default` of `json.dumps` for NumPy and jax scalars and arrays, and for paths."""
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):
@@ -81,18 +87,18 @@ def plain(value: Any) -> Any:
 
 
 def write_json_atomically(path: Path, obj: Any) -> None:
-    """Replace `path` by `obj` as indented JSON, wholly or not at all.
+    """Replace the content of `path` by `obj` as indented JSON, atomically.
 
-    NumPy scalars and paths are written as numbers and strings, NaN and infinities as Python's
-    `json` writes and reads them. Raises UserError where the directory cannot be written to.
+    NumPy scalars become numbers and paths strings; NaN and infinities are written as Python's
+    `json` writes and reads them. Raises UserError where the write fails.
     """
-    text = json.dumps(obj, indent=2, default=plain) + "\n"
+    text = json.dumps(obj, indent=2, default=to_json) + "\n"
     write_atomically(path, text.encode())
 
 
 def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `record` in which NaN and infinities, which JSON lacks, are None, and so in the
-    mappings that it holds."""
+    """A copy of `record`, and of the mappings in it, with None for NaN and infinities, which JSON
+    lacks."""
     result = {}
     for name, value in record.items():
         value = value.item() if hasattr(value, "item") else value
@@ -103,9 +109,9 @@ def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines of a `metrics.jsonl`, each as written and parsed; torn ones are left out.
+    """The lines of a `metrics.jsonl`, each as (bytes, parsed record), without torn ones.
 
-    A process killed in mid-write leaves a last line that is no JSON or lacks its line end.
+    A process killed during a write leaves a last line that is not JSON or lacks its line end.
     """
     result = []
     for line in path.read_bytes().splitlines(keepends=True):

@@ -1,5 +1,4 @@
-"""The journal of a population: a file of JSON lines that is only appended to, and of which nothing
-is lost that was written."""
+"""The journal of a population: a file of JSON lines that is only appended to, and durable."""
 
 from __future__ import annotations
 
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pronk.errors import UserError
-from pronk.storage.files import cannot_write, plain
+from pronk.storage.files import cannot_write, to_json
 
 JOURNAL = "journal.jsonl"  # in the population's directory
-# What an event has, besides what only one execution needs.
+# The fields that every kind of event has, whatever executed the population.
 _SCORED = ("member", "steps", "episodes", "score", "error")
 _FIELDS = {
     "start": ("member", "hyper"),
@@ -24,8 +23,11 @@ _FIELDS = {
 
 
 class Journal:
-    """The journal at `path`, made if there is none; what a killed process left half-written at its
-    end is cut off. Raises UserError where it can't be written."""
+    """The journal at `path`, created if missing.
+
+    A line that a killed process left half-written at its end is cut off. Raises UserError where it
+    cannot be written.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -33,7 +35,7 @@ class Journal:
             self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise cannot_write(path, error) from None
-        self.cut(_whole(path.read_bytes()))
+        self.truncate(_complete(path.read_bytes()))
 
     @property
     def size(self) -> int:
@@ -41,8 +43,8 @@ class Journal:
         return self._file.tell()
 
     def append(self, *events: Mapping[str, Any]) -> None:
-        """Write a line for each; they are on the disk when this returns."""
-        lines = [json.dumps(dict(e), default=plain, allow_nan=False) + "\n" for e in events]
+        """Write a line per event; they are on disk when this returns."""
+        lines = [json.dumps(dict(e), default=to_json, allow_nan=False) + "\n" for e in events]
         try:
             self._file.write("".join(lines).encode())
             self._file.flush()
@@ -50,14 +52,14 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
-    def cut(self, size: int) -> None:
-        """Forget all beyond the first `size` bytes; raises UserError where there are fewer."""
-        found = self.path.stat().st_size
-        if found < size:
+    def truncate(self, size: int) -> None:
+        """Remove everything after the first `size` bytes; UserError where there are fewer."""
+        actual = self.path.stat().st_size
+        if actual < size:
             raise UserError(
-                f"`{self.path}` has {found:,} bytes, and the checkpoint beside it was saved after"
-                f" {size:,}: it was cut short or replaced. Put back a copy of it, or give another"
-                " --run-dir."
+                f"`{self.path}` has {actual:,} bytes, and the checkpoint beside it was saved when"
+                f" it had {size:,}: it was truncated or replaced. Put back a copy of it, or give"
+                " another --run-dir."
             )
         try:
             self._file.truncate(size)
@@ -67,35 +69,39 @@ class Journal:
             raise cannot_write(self.path, error) from None
 
     def close(self) -> None:
-        """Safe to call twice. What could not be written has been told by `append`."""
-        with contextlib.suppress(OSError):
+        """Close the file; safe to call twice."""
+        with contextlib.suppress(OSError):  # a failed write has raised in `append`
             self._file.close()
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The events, without a line that is still being written. Raises UserError where there is no
-    journal, or a line of it is none of ours."""
+    """The events of the journal at `path`, without a line that is still being written.
+
+    Raises UserError where there is no journal, or a line of it is no event.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read `{path}`: {error.strerror}") from None
     events = []
-    for number, line in enumerate(data[: _whole(data)].splitlines(), 1):
+    for number, line in enumerate(data[: _complete(data)].splitlines(), 1):
         try:
             event = json.loads(line)
             if not isinstance(event["event"], str):
-                raise TypeError("its event is no name")
+                raise TypeError("its event is not a name")
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path, number, error) from None
         events.append(event)
     return events
 
 
-def events_of(directory: Path) -> list[dict[str, Any]]:
-    """The journal of a population; raises UserError where there is none, or a line of it is none of
-    ours."""
+def read_events(directory: Path) -> list[dict[str, Any]]:
+    """The events of the population in `directory`, checked.
+
+    Raises UserError where there is no journal, or a line of it is no event of a population.
+    """
     path = directory / JOURNAL
-    events, begun = read_journal(path), set()
+    events, started = read_journal(path), set()
     for number, event in enumerate(events, 1):
         name = event["event"]
         if name not in _FIELDS:
@@ -104,8 +110,8 @@ def events_of(directory: Path) -> list[dict[str, Any]]:
         if missing:
             raise _damaged(path, number, f"no '{missing[0]}'")
         if name == "start":
-            begun.add(event["member"])
-        elif event["member"] not in begun:
+            started.add(event["member"])
+        elif event["member"] not in started:
             raise _damaged(path, number, f"member {event['member']} has no start")
     return events
 
@@ -117,6 +123,6 @@ def _damaged(path: Path, line: int, why: object) -> UserError:
     )
 
 
-def _whole(data: bytes) -> int:
-    """Bytes up to the last line's end."""
+def _complete(data: bytes) -> int:
+    """The number of bytes up to the end of the last complete line."""
     return data.rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""Blocks of shared memory, named after the process that owns them."""
+"""Blocks of shared memory, named after the process that creates them."""
 
 from __future__ import annotations
 

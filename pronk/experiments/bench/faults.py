@@ -372,12 +372,11 @@ def checkpoints(directory: Path) -> Iterator[Row]:
 
     def whole() -> list[Path]:
         found = sorted((run.run_dir / "checkpoints").glob("[0-9]*"))
-        return [p for p in found if (p / "arrays.safetensors").read_bytes() != damaged.get(p)]
+        return [p for p in found if p.read_bytes() != damaged.get(p)]
 
     for fault in ("cut short", "a bit flipped", "other shapes claimed"):
         newest, before = whole()[:-3:-1]
-        path = newest / "arrays.safetensors"
-        data = bytearray(path.read_bytes())
+        data = bytearray(newest.read_bytes())
         if fault == "cut short":
             del data[-100:]
         elif fault == "a bit flipped":
@@ -385,14 +384,14 @@ def checkpoints(directory: Path) -> Iterator[Row]:
         else:
             at = data.index(b'"shape":[') + len(b'"shape":[')
             data[at : at + 1] = b"9"
-        path.write_bytes(data)
+        newest.write_bytes(data)
         damaged[newest] = bytes(data)
         out, resumed, seconds = _again(directory, flags)
         named = f"checkpoints/{newest.name}" in "".join(out.split())  # lines may break anywhere
         yield {
             "fault": f"newest checkpoint: {fault}",
             "phase": "named" if named else "NOT named",
-            "lost_steps": max(0, int(before.name) - resumed),
+            "lost_steps": max(0, int(before.stem) - resumed),
             "seconds_to_recover": seconds,
         }
 

@@ -27,7 +27,7 @@ from pronk.pbt.vmapped import final_returns
 from pronk.run import plot_population as lineage
 from pronk.run.resolve import resolve
 from pronk.run.setup import configure_jax
-from pronk.storage.journal import events_of
+from pronk.storage.journal import read_events
 from pronk.types import Array
 
 TUNE = (
@@ -130,7 +130,7 @@ def _cell(settings: PBT, name: str, seed: int, kind: str) -> dict[str, Any]:
     summary = pbt.run(plan, config)
     if summary["status"] != "finished":
         raise KeyboardInterrupt  # it is saved; the same command goes on
-    events = events_of(directory)
+    events = read_events(directory)
     starts = [e["hyper"] for e in events if e["event"] == "start"]
     ends = [e["hyper"] for e in events if e["event"] == "end"]
     return {
@@ -145,7 +145,7 @@ def _cell(settings: PBT, name: str, seed: int, kind: str) -> dict[str, Any]:
 def _curves(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """Best and median of the members' scores each time that they were ready, all together, and in
     the end."""
-    lines = lineage.lines_of(events).values()
+    lines = lineage.member_lines(events).values()
     scores = np.array([line.scores for line in lines])
     steps = np.array([line.steps for line in lines]).mean(axis=0)
     ranked = np.nan_to_num(scores, nan=-np.inf)
