@@ -471,7 +471,8 @@ def benchmark(args: list[str]) -> None:
         value = getattr(settings, field.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and value <= 0:
-            raise UserError(f"`--{field.name}` is {value}; expected a number above zero.")
+            flag = field.name.replace("_", "-")
+            raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
     from pronk.experiments import bench
     from pronk.storage.files import cannot_write, write_json_atomically
 

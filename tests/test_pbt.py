@@ -1253,7 +1253,7 @@ def test_the_benchmark(
 ) -> None:
     monkeypatch.setattr(bench, "without_cache", contextlib.nullcontext)  # compiling takes its time
     path = tmp_path / "population.json"
-    flags = ["--members", 2, "--steps", 800, "--envs-per-actor", 2, "--unroll", 5, "--json", path]
+    flags = ["--members", 2, "--steps", 800, "--num-envs", 2, "--unroll", 5, "--json", path]
     pronk("bench", "population", *flags, "--vmapped")
     rows = json.loads(path.read_text())["rows"]
     assert [row["compilations"] for row in rows] == [2, 2, 4, 2]

@@ -67,7 +67,8 @@ def pronk_rows(seconds: float) -> list[dict[str, Any]]:
     bench = [sys.executable, "-m", "pronk.cli", "bench"]
     flags = ["--seconds", str(seconds), "--json", "-"]
     result = last_json([*bench, "throughput", *flags])
-    setting = f"{result['actors']} actors × {result['envs']} envs, batch {result['batch']}"
+    envs, batch = result["envs_per_actor"], result["batch_size"]
+    setting = f"{result['actors']} actors × {envs} envs, batch {batch}"
     rate = result["end_to_end_steps_per_second"]
     versions = f"{version('pronk')}, jax {version('jax')}"
     row = {"system": "pronk IMPALA", "version": versions, "setting": setting}
@@ -76,7 +77,7 @@ def pronk_rows(seconds: float) -> list[dict[str, Any]]:
 
 def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
     """The update alone, ours and PyTorch's, one after the other."""
-    size = ["--network", network, "--unroll", "20", "--batch", "32", "--seconds", str(seconds)]
+    size = ["--network", network, "--unroll", "20", "--batch-size", "32", "--seconds", str(seconds)]
     bench = [sys.executable, "-m", "pronk.cli", "bench", "learner"]
     ours = last_json([*bench, *size, "--json", "-"])
     python = ENVIRONMENTS / "torch" / "bin" / "python"
@@ -108,7 +109,7 @@ def tree_rows(seconds: float) -> list[dict[str, Any]]:
         "sample_microseconds": 1e6 * median_seconds(lambda: tree.sample(batch, rng), seconds),
         "update_microseconds": 1e6 * median_seconds(lambda: tree.set(index, priority), seconds),
     }
-    size = ["--items", str(items), "--batch", str(batch), "--seconds", str(seconds)]
+    size = ["--items", str(items), "--batch-size", str(batch), "--seconds", str(seconds)]
     theirs = last_json([python, HERE / "cpprb_tree.py", *size])
     setting = f"{batch} of {items:,} priorities"
     return [
