@@ -14,7 +14,7 @@ from pronk.experiments.bench.timing import median_seconds
 from pronk.run.build import build, configure_jax, initial_state
 from pronk.run.resolve import resolve
 from pronk.runtime import fused
-from pronk.types import Agent, Array
+from pronk.types import Agent, Array, Learnt
 
 UPDATES_PER_CALL = 16
 _VECTOR: dict[str, Any] = {"hidden_sizes": (64, 64)}
@@ -101,4 +101,4 @@ def repeat(update: Callable[..., Any], updates: int) -> Callable[..., Any]:
 
 def _without_update(agent: Agent) -> Agent:
     """The agent with an update that only counts steps."""
-    return agent._replace(learn=lambda state, batch: (state, (), {}))
+    return agent._replace(learn=lambda state, batch: Learnt(state, {}))
