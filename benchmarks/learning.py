@@ -1,8 +1,8 @@
-"""Learning results on the small problems: five seeds each, the worst reported.
+"""Learning results on the small problems, with five seeds each; prints the worst.
 
     python benchmarks/learning.py [NAME ...] [--runs DIR] [--seeds 5]
 
-Interrupted, the same command goes on with what is missing. Writes `docs/results/NAME.csv` (the
+The same command resumes an interrupted benchmark. Writes `docs/results/NAME.csv` (the
 curves), `docs/results/NAME.png` and `docs/results/learning.csv` (one line per seed).
 """
 
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 @dataclass(frozen=True)
 class Claim:
-    """A problem, how it is trained, and the score that was to be reached."""
+    """A problem, its training settings, and the score to reach."""
 
     env: str
     steps: int
@@ -34,7 +34,7 @@ class Claim:
 
 
 MEMORY = {"env_args": {"delay": 20}, "unroll": 44}
-# R2D2 with few environments: what is learnt from is what the replay holds, not how many there are.
+# R2D2 with few environments: it learns from the replay, however many environments fill it.
 FEW = {"actors": 1, "envs_per_actor": 8}
 HIDDEN = {"env_args": {"hide_velocities": True}}
 CUE = {
@@ -71,7 +71,7 @@ CLAIMS = {
 
 
 def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
-    """Train and evaluate one seed, unless that was done before."""
+    """Train and evaluate one seed, unless its result exists."""
     claim, run_dir = CLAIMS[name], runs / name / str(seed)
     result_file = run_dir / "result.json"
     if result_file.exists():
@@ -86,7 +86,7 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
         **claim.settings,
     )
     if summary["status"] != "finished":
-        raise SystemExit("interrupted; the same command goes on")
+        raise SystemExit("interrupted; the same command resumes")
     greedy = pronk.load(run_dir).evaluate(episodes=claim.episodes)
     result = {
         "problem": name,
@@ -105,7 +105,7 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing, then write the tables and the plots."""
+    """Run the missing seeds, then write the tables and the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {list(CLAIMS)}")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "learning")
@@ -119,16 +119,16 @@ def main() -> None:
         plot(
             [args.runs / name / str(seed) for seed in range(args.seeds)],
             RESULTS / f"{name}.png",
-            title=f"{CLAIMS[name].env}, {args.seeds} seeds ({name})",
+            title=CLAIMS[name].env,
             csv=RESULTS / f"{name}.csv",
         )
         worst = min(r["evaluation_return"] for r in results)
         print(f"{name}: worst of {args.seeds} seeds {worst} (target {CLAIMS[name].target})")
-    found = sorted(args.runs.glob("*/*/result.json"))
-    rows = [json.loads(path.read_text()) for path in found]
+    paths = sorted(args.runs.glob("*/*/result.json"))
+    rows = [json.loads(path.read_text()) for path in paths]
     measured = {row["problem"] for row in rows}
     table = RESULTS / "learning.csv"
-    if table.exists():  # what is not here stays as it was
+    if table.exists():  # keep the rows of other problems
         with table.open() as file:
             rows += [row for row in csv.DictReader(file) if row["problem"] not in measured]
     with table.open("w", newline="") as file:

@@ -1199,7 +1199,13 @@ def test_the_experiment(
     pronk("reproduce", "pbt", *flags)
     out = capsys.readouterr().out
     assert "small catch: the best fixed member is at " in out
-    names = ("pbt.csv", "pbt.png", "pbt-lineage-small-catch.png")
+    names = (
+        "pbt.csv",
+        "pbt.png",
+        "pbt-curves.csv",
+        "pbt-curves.png",
+        "pbt-lineage-small-catch.png",
+    )
     assert all((tmp_path / name).exists() for name in names)
     with (tmp_path / "pbt.csv").open() as file:
         rows = list(csv.DictReader(file))

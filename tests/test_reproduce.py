@@ -1,9 +1,12 @@
-"""The experiments: what they measure, and that they go on where they were interrupted."""
+"""The experiments: what they measure, and that they resume where they were interrupted."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +15,15 @@ import pytest
 
 from pronk import cli, envs
 from pronk.agents import r2d2
-from pronk.experiments.reproduce import policy_lag, popart_atari, side_by_side, vtrace_ablation
+from pronk.experiments.reproduce import (
+    pbt,
+    policy_lag,
+    popart_atari,
+    side_by_side,
+    td_lambda,
+    vtrace_ablation,
+    vtrace_analysis,
+)
 from pronk.experiments.reproduce import popart as popart_experiment
 from pronk.experiments.reproduce import r2d2_ablations as ablations
 from pronk.experiments.reproduce import r2d2_staleness as study
@@ -43,7 +54,7 @@ def late():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)), state.params)
     actor = ActorFactory(plan, plan.env, 0, 1, study.ENVS, 0)(agent)
-    found, trajectories = study._Late(), []
+    found, trajectories = study._RecentEpisodes(), []
     for _ in range(60):
         trajectories.append(actor.unroll(params, 0).trajectory)
         found.add(trajectories[-1])
@@ -112,7 +123,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablations, "GAMES", 2)
+    monkeypatch.setattr(ablations, "EPISODES", 2)
     some = {name: ablations.VARIANTS[name] for name in ("R2D2", "Feed-Forward", "roll")}
     assert len(ablations.VARIANTS) == 6
     monkeypatch.setattr(ablations, "VARIANTS", some)
@@ -212,11 +223,11 @@ def test_what_was_learnt_plays_in_the_end():
     assert curves.final[1] > curves.mean_return[1, 0] + 0.1
 
 
-def pretended(plan, members, *, points):
+def pretended(plan, members, *, points, observe=None):
     """Curves as if something had been learnt: the more, the nearer the learning rate is to 1e-3."""
     level = [1 / (1 + abs(np.log10(m.hyper["learning_rate"]) + 3)) + m.seed / 1e4 for m in members]
     curves = np.outer(level, np.linspace(0, 1, points))
-    curves[:, 0] = np.nan  # no game had ended yet
+    curves[:, 0] = np.nan  # no episode had ended yet
     steps = np.tile(np.arange(1, points + 1) * 100, (len(members), 1))
     return side_by_side.Curves(curves, steps, np.array(level), curves[..., None])
 
@@ -226,9 +237,9 @@ def pretend(monkeypatch):
     """Two tasks and two corrections; nothing is trained, and the plans are noted."""
     plans = []
 
-    def train(plan, members, *, points):
+    def train(plan, members, **options):
         plans.append(plan)
-        return pretended(plan, members, points=points)
+        return pretended(plan, members, **options)
 
     tasks = {
         "short": vtrace_ablation.Task("pronk/Catch-v0", {"rows": 4}, 3200, {"hidden_sizes": (8,)}),
@@ -240,14 +251,14 @@ def pretend(monkeypatch):
     for module in (vtrace_ablation, policy_lag):
         monkeypatch.setattr(module, "TASKS", tasks)
         monkeypatch.setattr(module, "CORRECTIONS", {"vtrace": "V-trace", "none": "none"})
-        monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(side_by_side, "train", train)
     return plans
 
 
 def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys):
     args = ["reproduce", "vtrace-ablation", "--seeds", "2", "--output", str(tmp_path / "runs")]
     args += ["--results", str(tmp_path)]
-    cell, done = vtrace_ablation._cell, []
+    cell, done = vtrace_ablation.train, []
 
     def some(plan, seeds):
         if len(done) == 3:
@@ -255,11 +266,11 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
         done.append(plan)
         return cell(plan, seeds)
 
-    monkeypatch.setattr(vtrace_ablation, "_cell", some)
+    monkeypatch.setattr(vtrace_ablation, "train", some)
     with pytest.raises(SystemExit):
         cli.main(args)
     assert len(list((tmp_path / "runs").iterdir())) == 3
-    monkeypatch.setattr(vtrace_ablation, "_cell", lambda *x: done.append(x[0]) or cell(*x))
+    monkeypatch.setattr(vtrace_ablation, "train", lambda *x: done.append(x[0]) or cell(*x))
     cli.main(args)
     shown = capsys.readouterr().out
     assert len(done) == 8  # two tasks × two corrections × with and without replay
@@ -278,9 +289,9 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
     assert {(p.agent_config.replay_fraction, p.agent_config.batch_size) for p in done} == {
         (0.0, 8), (0.5, 16)
     }  # fmt: skip
-    grid = len(vtrace_ablation.LEARNING_RATES) * len(vtrace_ablation.ENTROPY_COSTS)
+    grid = math.prod(map(len, vtrace_ablation.GRID.values()))
     rows = (tmp_path / "vtrace-ablation.csv").read_text().splitlines()
-    assert len(rows) == 1 + 8 * (grid * vtrace_ablation.SELECTION_SEEDS + 2)
+    assert len(rows) == 1 + 8 * (grid * side_by_side.SELECTION_SEEDS + 2)
     curves = (tmp_path / "vtrace-ablation-curves.csv").read_text().splitlines()
     assert len(curves) == 1 + 8 * 2
     assert {len(row.split(",")) for row in curves} == {5 + vtrace_ablation.POINTS}
@@ -291,7 +302,7 @@ def test_the_grids_best_point_is_run_on_other_seeds(pretend):
     plan = vtrace_ablation.plan_for(
         vtrace_ablation.TASKS["short"], "vtrace", replay=False, lag=0, steps=100
     )
-    found = vtrace_ablation._cell(plan, 3)
+    found = vtrace_ablation.train(plan, 3)
     assert found["best"] == {"learning_rate": 1e-3, "entropy_cost": 1e-3}
     assert len(found["grid"]) == 6
     # The last quarter's mean of 40 points that rise from 0 to 1 + seed / 10,000.
@@ -332,6 +343,18 @@ def test_the_verdict_counts_who_is_near_the_best():
     assert "| 1-step | **1.2** [1.1, 1.3] |" in vtrace_ablation.table(found)
 
 
+def test_committed_figures_can_be_drawn_from_the_committed_tables(tmp_path):
+    results = Path(__file__).parents[1] / "docs" / "results"
+    for table in results.glob("*.csv"):
+        shutil.copy(table, tmp_path)
+    for module in (
+        policy_lag, popart_atari, popart_experiment, ablations, study, td_lambda, vtrace_ablation,
+        vtrace_analysis, pbt,
+    ):  # fmt: skip
+        assert module.draw(tmp_path).stat().st_size > 10_000
+    assert popart_experiment.draw_statistics(tmp_path).stat().st_size > 10_000
+
+
 def test_policy_lag_as_an_experiment(pretend, tmp_path, capsys):
     args = ["reproduce", "policy-lag", "--seeds", "2", "--output", str(tmp_path / "runs")]
     cli.main([*args, "--results", str(tmp_path)])
@@ -351,7 +374,7 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
     tasks = popart_experiment.SUITES[popart_experiment.SUITE]
     scales, plans = np.array([task.reward_scale for task in tasks]), []
 
-    def train(plan, members, *, points, look=None):
+    def train(plan, members, *, points, observe=None):
         """Everyone's returns rise to a share of what an agent of its own gets, 2 in each task's own
         rewards, from the 1 of the first policy; the best learning rate is 1e-3."""
         if len(plans) == stop:
@@ -367,10 +390,10 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
         shape = (len(members), len(tasks))
         statistics = popart.Statistics(np.ones(shape), np.full(shape, 4.0), np.zeros(shape))
         learners = SimpleNamespace(extra={"statistics": statistics})
-        looked = [] if look is None else [look(learners)] * points
-        return side_by_side.Curves(returns.mean(-1), steps, level, returns, looked)
+        observed = [] if observe is None else [observe(learners)] * points
+        return side_by_side.Curves(returns.mean(-1), steps, level, returns, observed)
 
-    monkeypatch.setattr(popart_experiment, "train", train)
+    monkeypatch.setattr(side_by_side, "train", train)
     args = ["reproduce", "popart", "--seeds", "2", "--output", str(tmp_path / "runs")]
     args += ["--results", str(tmp_path)]
     stop = 5  # after two agents' grids and runs, and the third one's grid
@@ -400,7 +423,9 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
     statistics = (tmp_path / "popart-statistics.csv").read_text().splitlines()
     assert len(statistics) == 1 + popart_experiment.POINTS * 2 * len(tasks)
     assert statistics[1].endswith(",1,2")
-    for picture in ("popart", "popart-statistics"):
+    curves = (tmp_path / "popart-curves.csv").read_text().splitlines()
+    assert len(curves) == 1 + len(popart_experiment.CONDITIONS) * 2 * popart_experiment.POINTS
+    for picture in ("popart", "popart-curves", "popart-statistics"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
 
 
@@ -408,12 +433,12 @@ def test_what_an_agent_of_its_own_does_not_learn_is_no_measure():
     tasks = popart_experiment.SUITES[popart_experiment.SUITE]
     cell = {"scores": [[1.0] * len(tasks)] * 2, "curves": [[[1.0] * len(tasks)]] * 2}
     singles = {task.name: {"scores": [[0.0], [0.0]]} for task in tasks}
-    found = popart_experiment._Normalised({"popart": cell}, singles, [0.0] * len(tasks))
-    assert np.isnan(found.of["popart"]).all()
+    found = popart_experiment.Normalised({"popart": cell}, singles, [0.0] * len(tasks))
+    assert np.isnan(found.scores["popart"]).all()
 
 
 def test_popart_on_atari_as_an_experiment(monkeypatch, tmp_path, capsys):
-    """One run for each agent, which goes on; scores are human-normalised."""
+    """One run for each agent, which resumes; scores are human-normalised."""
     games, trained = popart_atari.GAMES, []
 
     def train(agent, env, *, run_dir, **settings):

@@ -1,6 +1,6 @@
-"""cpprb's prioritised sampling alone: microseconds of a draw and of an update; see run.py.
+"""cpprb's prioritised sampling alone: microseconds of a sample and of an update; see run.py.
 
-Its transitions hold one number, so that the tree is what is timed; a draw there also gives the
+Its transitions hold one number, so that mostly the tree is timed; sampling there also computes the
 importance weights.
 """
 
@@ -16,7 +16,7 @@ from cpprb import PrioritizedReplayBuffer
 
 
 def microseconds(call, seconds: float) -> float:
-    """Median of one call."""
+    """Median duration of a call."""
     times = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -124,11 +124,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
-    found = {
+    times = {
         layout: milliseconds(args.network, args.unroll, args.batch_size, args.seconds / 2, layout)
         for layout in ("channels first", "channels last")
     }
-    best = min(found, key=lambda layout: found[layout])
+    best = min(times, key=lambda layout: times[layout])
     print(
         json.dumps(
             {
@@ -136,8 +136,8 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "network": args.network,
                 "layout": best,
-                "milliseconds_per_update": found[best],
-                "milliseconds_by_layout": found,
+                "milliseconds_per_update": times[best],
+                "milliseconds_by_layout": times,
             }
         )
     )
