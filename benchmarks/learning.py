@@ -31,6 +31,7 @@ class Claim:
     settings: dict[str, Any] = field(default_factory=dict)
     episodes: int = 100
     agent: str = "impala"
+    variant: str = ""  # in the figure's title
 
 
 MEMORY = {"env_args": {"delay": 20}, "unroll": 44}
@@ -47,27 +48,36 @@ CUE = {
     "learning_rate": 1e-3,
     "replay_capacity": 100_000,
 }
+NONE = {**CUE, "recurrent_core": "none"}
 CLAIMS = {
     "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),
-    "catch-fused": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000),
-    "catch-local": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "local"}, 1000),
-    "memory-lstm": Claim(
-        "pronk/MemoryCue-v0", 4_000_000, "≥ 0.95", {**MEMORY, "recurrent_core": "lstm"}, 1000
+    "catch-fused": Claim(
+        "pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000, variant="fused runtime"
     ),
-    "memory-none": Claim("pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000),
+    "catch-local": Claim(
+        "pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "local"}, 1000, variant="local runtime"
+    ),
+    "memory-lstm": Claim(
+        "pronk/MemoryCue-v0", 4_000_000, "≥ 0.95", {**MEMORY, "recurrent_core": "lstm"}, 1000,
+        variant="with an LSTM",
+    ),
+    "memory-none": Claim(
+        "pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000, variant="feed-forward"
+    ),
     "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
     "r2d2-cartpole": Claim("CartPole-v1", 200_000, "≥ 475", FEW, agent="r2d2"),
-    "r2d2-hidden": Claim("pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2"),
-    "r2d2-memory-lstm": Claim("pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2"),
-    "r2d2-memory-none": Claim(
-        "pronk/MemoryCue-v0",
-        400_000,
-        "chance, 0.25",
-        {**CUE, "recurrent_core": "none"},
-        1000,
-        agent="r2d2",
+    "r2d2-hidden": Claim(
+        "pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2",
+        variant="velocities hidden",
     ),
-}
+    "r2d2-memory-lstm": Claim(
+        "pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2", variant="with an LSTM"
+    ),
+    "r2d2-memory-none": Claim(
+        "pronk/MemoryCue-v0", 400_000, "chance, 0.25", NONE, 1000, agent="r2d2",
+        variant="feed-forward",
+    ),
+}  # fmt: skip
 
 
 def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
@@ -104,6 +114,11 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
     return result
 
 
+def title(name: str) -> str:
+    """Of a problem's figure."""
+    return ", ".join(filter(None, [CLAIMS[name].env, CLAIMS[name].variant]))
+
+
 def main() -> None:
     """Run the missing seeds, then write the tables and the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -119,7 +134,7 @@ def main() -> None:
         plot(
             [args.runs / name / str(seed) for seed in range(args.seeds)],
             RESULTS / f"{name}.png",
-            title=CLAIMS[name].env,
+            title=title(name),
             csv=RESULTS / f"{name}.csv",
         )
         worst = min(r["evaluation_return"] for r in results)

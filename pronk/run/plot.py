@@ -188,7 +188,9 @@ def _draw(
         grid, values = _on_common_grid(curves)
         label = f"{label}\nmean of {len(members)} seeds, band from min to max"
         axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
-        axes.plot(grid, values.mean(0), dashes, color=colour, label=label, linewidth=1.8)
+        marker = "o" if len(grid) and grid[0] == grid[-1] else None  # one point is no line
+        style = {"color": colour, "label": label, "linewidth": 1.8, "marker": marker}
+        axes.plot(grid, values.mean(0), dashes, **style)
     averaged = f"\n(mean of {smooth} records)" if smooth > 1 else ""
     axes.set_xlabel(_LABELS.get(x, x))
     axes.set_ylabel(_LABELS.get(y, y) + averaged)
