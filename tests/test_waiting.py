@@ -62,13 +62,13 @@ def test_a_step_takes_as_long_as_its_slowest_slot():
 def test_episodes_of_the_uneven_task():
     env = envs.make("pronk/Waiting-v0", 8, env_args={"task": "uneven", "scale": 0.0})
     env.reset()
-    seen = 0
+    ended = 0
     for _ in range(700):
         timestep = env.step(np.zeros(8, int))
-        seen += int(timestep.terminated.sum())
+        ended += int(timestep.terminated.sum())
         np.testing.assert_array_equal(timestep.reward, 1.0 - timestep.first)
     episodes = env.episodes()
-    assert len(episodes) == seen
+    assert len(episodes) == ended
     later = [e for e in episodes if e.length > 0][8:]
     assert all(100 <= e.length <= 300 and e.episode_return == e.length for e in later)
 

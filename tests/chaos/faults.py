@@ -348,10 +348,12 @@ def full_disk(directory: Path, limit: int | None) -> list[Row]:
                 while file.write(bytes(1 << 12)):
                     pass
             process.wait(timeout=60)
-            said, saved = run.output(), run.saved_steps()
+            printed, saved = run.output(), run.saved_steps()
             filler.unlink()
             explained = (
-                process.returncode == 2 and "free some space" in said and "Traceback" not in said
+                process.returncode == 2
+                and "free some space" in printed
+                and "Traceback" not in printed
             )
         output, after = _resume(directory, flags)
     finally:

@@ -144,7 +144,7 @@ def _keys(members: int) -> tuple[Array, Array]:
 def _singles(
     plan: Plan, agent: Agent, env: Any, settings: Settings, *, each: bool
 ) -> Iterator[int]:
-    """The same members, one run after another; `each` compiles its program anew."""
+    """The same members, one run after another; each: compile the programs of every run."""
 
     def programs() -> tuple[Callable[..., Any], Callable[..., Any]]:
         init, update = fused.build(agent, env, **fused_shape(plan, agent))

@@ -213,10 +213,10 @@ def _delta_q(
     # The strategy's rows, from the one at which its state begins.
     begin = np.array(starts) - config.burn_in
     window = begin + np.arange(config.burn_in + LENGTH)[:, None]
-    seen = jax.tree.map(lambda x: x[window, columns], (timestep, last_action))
+    rows = jax.tree.map(lambda x: x[window, columns], (timestep, last_action))
     stored = jax.tree.map(lambda x: x[begin, columns], core.state)
     state = stored if config.stored_state else zeros
-    estimate, _ = forward(params, *seen, state)
+    estimate, _ = forward(params, *rows, state)
     estimate, true = np.asarray(estimate)[config.burn_in :], np.asarray(true)
     expected = true[window[config.burn_in :], columns]
     delta = np.linalg.norm(estimate - expected, axis=-1) / np.abs(expected).max(axis=(0, 2))
