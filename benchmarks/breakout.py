@@ -2,7 +2,7 @@
 
     python benchmarks/breakout.py [--seconds 180] [--run-dir DIR] [-- flags for pronk train]
 
-Prints JSON: agent steps per second after the first update, seconds to the first update (run it
+Prints JSON: agent steps per second after the first record, seconds to the first update (run it
 twice for a warm compilation cache), and the process's resident memory over time.
 """
 
@@ -27,10 +27,10 @@ def resident_bytes(pid: int) -> int:
 
 
 def main() -> None:
-    """Train in a process of its own, watch it, interrupt it as a user would."""
+    """Train in a process of its own, sample its memory, interrupt it as a user would."""
     parser = argparse.ArgumentParser(description="End-to-end speed while training on Breakout.")
     parser.add_argument("--seconds", type=float, default=180)
-    parser.add_argument("--run-dir", help="where the run is kept; else it is thrown away")
+    parser.add_argument("--run-dir", help="keep the run here; else it is deleted")
     parser.add_argument("flags", nargs="*", help="flags for pronk train, after --")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -47,7 +47,7 @@ def main() -> None:
             if line.startswith("first update"):
                 first_update = time.perf_counter() - started
                 break
-        # Read on: a full pipe would stop the run.
+        # Keep reading: a full pipe would block the run.
         reader = threading.Thread(target=process.stdout.read, daemon=True)
         reader.start()
         resident = []
@@ -55,7 +55,7 @@ def main() -> None:
         while time.monotonic() < end and process.poll() is None:
             resident.append(round(resident_bytes(process.pid) / 2**20))
             time.sleep(5)
-        process.send_signal(signal.SIGINT)  # as a user would; nothing to one that has finished
+        process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
         lines = (Path(args.run_dir or directory) / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]

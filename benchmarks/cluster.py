@@ -1,11 +1,11 @@
-"""Actors on a one-machine Ray cluster beside actors in processes, in turns.
+"""Actors on a Ray cluster of one machine beside actors in this process's threads, in turns.
 
     python benchmarks/cluster.py breakout --rounds 3 --seconds 20
     python benchmarks/cluster.py waiting --seconds 20
 
-breakout: docs/results/ray.csv, agent steps per second of each, and their ratio. waiting:
-docs/results/ray-waiting.csv, 1,024 environments that wait, in 8 actors: how much of what they
-could do is done, and for how much of the time the learner waits.
+breakout writes docs/results/ray.csv: agent steps per second of each, and their ratio. waiting
+writes docs/results/ray-waiting.csv: 8 actors with 1,024 environments that sleep, the share of the
+speed that these allow, and the share of the time that the learner waits.
 """
 
 from __future__ import annotations
@@ -20,25 +20,22 @@ from pronk.experiments.bench.training import train_for
 from pronk.run.resolve import resolve
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-PLACES: dict[str, dict[str, Any]] = {
-    "processes": {"actor_kind": "process"},
-    "ray": {"ray": "local"},
-}
+PLACES: dict[str, dict[str, Any]] = {"threads": {}, "ray": {"ray": "local"}}
 ACTORS, ENVS = 8, 128
 
 
 def breakout(rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Training on Breakout with two actors of 16 environments."""
+    """Train on Breakout with two actors of 16 environments."""
     rows = []
     for i in range(rounds):
         row: dict[str, Any] = {"round": i}
-        for place, where in PLACES.items():
-            plan = resolve("impala", "ALE/Breakout-v5", actors=2, envs_per_actor=16, **where)
-            found = train_for(plan, seconds)
-            row[f"{place}_steps_per_second"] = round(found["end_to_end_steps_per_second"])
-            row[f"{place}_learner_waits"] = round(found["learner_waits_share"], 3)
-            row[f"{place}_lag"] = round(found["policy_lag"], 2)
-        row["ratio"] = round(row["ray_steps_per_second"] / row["processes_steps_per_second"], 3)
+        for place, placement in PLACES.items():
+            plan = resolve("impala", "ALE/Breakout-v5", actors=2, envs_per_actor=16, **placement)
+            result = train_for(plan, seconds)
+            row[f"{place}_steps_per_second"] = round(result["end_to_end_steps_per_second"])
+            row[f"{place}_learner_waits"] = round(result["learner_waits_share"], 3)
+            row[f"{place}_lag"] = round(result["policy_lag"], 2)
+        row["ratio"] = round(row["ray_steps_per_second"] / row["threads_steps_per_second"], 3)
         print(row, flush=True)
         rows.append(row)
     return rows
@@ -48,7 +45,7 @@ def waiting(seconds: float) -> list[dict[str, Any]]:
     """1,024 environments of 84 × 84 × 4 pixels, a small network, steps of 0.3 s."""
     rows, scale = [], 30.0
     limit = ACTORS * ENVS / (STEP_SECONDS * scale)
-    for place, where in PLACES.items():
+    for place, placement in PLACES.items():
         plan = resolve(
             "impala",
             "pronk/Waiting-v0",
@@ -59,10 +56,10 @@ def waiting(seconds: float) -> list[dict[str, Any]]:
             hidden_sizes=(32,),
             batch_size=64,
             unroll=20,
-            **where,
+            **placement,
         )
-        found = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
-        speed = found["end_to_end_steps_per_second"]
+        result = train_for(plan, seconds, warm_seconds=20 * STEP_SECONDS * scale * 4)
+        speed = result["end_to_end_steps_per_second"]
         rows.append(
             {
                 "step_seconds": STEP_SECONDS * scale,
@@ -70,11 +67,11 @@ def waiting(seconds: float) -> list[dict[str, Any]]:
                 "environments_allow": round(limit),
                 "steps_per_second": round(speed),
                 "share": round(speed / limit, 3),
-                "learner_waits": round(found["learner_waits_share"], 3),
-                "actor_steps": round(found["actor_steps_share"], 3),
-                "actor_infers": round(found["actor_infers_share"], 3),
-                "actor_waits": round(found["actor_waits_share"], 3),
-                "lag": round(found["policy_lag"], 2),
+                "learner_waits": round(result["learner_waits_share"], 3),
+                "actor_steps": round(result["actor_steps_share"], 3),
+                "actor_infers": round(result["actor_infers_share"], 3),
+                "actor_waits": round(result["actor_waits_share"], 3),
+                "lag": round(result["policy_lag"], 2),
             }
         )
         print(rows[-1], flush=True)
@@ -82,7 +79,7 @@ def waiting(seconds: float) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, and write what was found."""
+    """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["breakout", "waiting"])
     parser.add_argument("--rounds", type=int, default=3)

@@ -2,8 +2,8 @@
 
     python benchmarks/convolution.py [--batch 672] [--repeats 20]
 
-Prints the median milliseconds of each layer's forward pass and gradients both ways, one right
-after the other so that a busy machine slows both, and their ratio.
+Prints the median milliseconds of each layer's forward pass and gradients in both forms, which take
+turns so that a busy machine slows both, and their ratio.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYERS = [(84, 4, 8, 4, 16), (20, 16, 4, 2, 32)]
 
 
 def xla_conv(x: Any, kernel: Any, stride: int) -> Any:
-    """What anyone would write."""
+    """XLA's convolution of pixels or features."""
     x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32) / 255.0
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -34,12 +34,12 @@ def xla_conv(x: Any, kernel: Any, stride: int) -> Any:
 
 
 def weight_gradient(conv: Callable[[Any, Any], Any], x: Any, kernel: Any, grad: Any) -> Any:
-    """Of the sum of `conv(x, kernel) * grad`."""
+    """The gradient of the sum of `conv(x, kernel) * grad` with respect to `kernel`."""
     return jax.vjp(lambda k: conv(x, k), kernel)[1](grad)[0]
 
 
 def input_gradient(conv: Callable[[Any, Any], Any], x: Any, kernel: Any, grad: Any) -> Any:
-    """Of the sum of `conv(x, kernel) * grad`."""
+    """The gradient of the sum of `conv(x, kernel) * grad` with respect to `x`."""
     return jax.vjp(lambda x: conv(x, kernel), x)[1](grad)[0]
 
 

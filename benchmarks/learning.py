@@ -1,8 +1,8 @@
-"""Learning results on the small problems: five seeds each, the worst reported.
+"""Learning results on the small problems, with five seeds each; prints the worst.
 
     python benchmarks/learning.py [NAME ...] [--runs DIR] [--seeds 5]
 
-Interrupted, the same command goes on with what is missing. Writes `docs/results/NAME.csv` (the
+The same command resumes an interrupted benchmark. Writes `docs/results/NAME.csv` (the
 curves), `docs/results/NAME.png` and `docs/results/learning.csv` (one line per seed).
 """
 
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 @dataclass(frozen=True)
 class Claim:
-    """A problem, how it is trained, and the score that was to be reached."""
+    """A problem, its training settings, and the score to reach."""
 
     env: str
     steps: int
@@ -31,10 +31,11 @@ class Claim:
     settings: dict[str, Any] = field(default_factory=dict)
     episodes: int = 100
     agent: str = "impala"
+    variant: str = ""  # in the figure's title
 
 
 MEMORY = {"env_args": {"delay": 20}, "unroll": 44}
-# R2D2 with few environments: what is learnt from is what the replay holds, not how many there are.
+# R2D2 with few environments: it learns from the replay, however many environments fill it.
 FEW = {"actors": 1, "envs_per_actor": 8}
 HIDDEN = {"env_args": {"hide_velocities": True}}
 CUE = {
@@ -47,31 +48,40 @@ CUE = {
     "learning_rate": 1e-3,
     "replay_capacity": 100_000,
 }
+NONE = {**CUE, "recurrent_core": "none"}
 CLAIMS = {
     "cartpole": Claim("CartPole-v1", 290_000, "≥ 475"),
-    "catch-fused": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000),
-    "catch-local": Claim("pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "local"}, 1000),
-    "memory-lstm": Claim(
-        "pronk/MemoryCue-v0", 4_000_000, "≥ 0.95", {**MEMORY, "recurrent_core": "lstm"}, 1000
+    "catch-fused": Claim(
+        "pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "fused"}, 1000, variant="fused runtime"
     ),
-    "memory-none": Claim("pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000),
+    "catch-local": Claim(
+        "pronk/Catch-v0", 300_000, "≥ 0.98", {"runtime": "local"}, 1000, variant="local runtime"
+    ),
+    "memory-lstm": Claim(
+        "pronk/MemoryCue-v0", 4_000_000, "≥ 0.95", {**MEMORY, "recurrent_core": "lstm"}, 1000,
+        variant="with an LSTM",
+    ),
+    "memory-none": Claim(
+        "pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000, variant="feed-forward"
+    ),
     "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
     "r2d2-cartpole": Claim("CartPole-v1", 200_000, "≥ 475", FEW, agent="r2d2"),
-    "r2d2-hidden": Claim("pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2"),
-    "r2d2-memory-lstm": Claim("pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2"),
-    "r2d2-memory-none": Claim(
-        "pronk/MemoryCue-v0",
-        400_000,
-        "chance, 0.25",
-        {**CUE, "recurrent_core": "none"},
-        1000,
-        agent="r2d2",
+    "r2d2-hidden": Claim(
+        "pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2",
+        variant="velocities hidden",
     ),
-}
+    "r2d2-memory-lstm": Claim(
+        "pronk/MemoryCue-v0", 400_000, "≥ 0.95", CUE, 1000, agent="r2d2", variant="with an LSTM"
+    ),
+    "r2d2-memory-none": Claim(
+        "pronk/MemoryCue-v0", 400_000, "chance, 0.25", NONE, 1000, agent="r2d2",
+        variant="feed-forward",
+    ),
+}  # fmt: skip
 
 
 def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
-    """Train and evaluate one seed, unless that was done before."""
+    """Train and evaluate one seed, unless its result exists."""
     claim, run_dir = CLAIMS[name], runs / name / str(seed)
     result_file = run_dir / "result.json"
     if result_file.exists():
@@ -86,7 +96,7 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
         **claim.settings,
     )
     if summary["status"] != "finished":
-        raise SystemExit("interrupted; the same command goes on")
+        raise SystemExit("interrupted; the same command resumes")
     greedy = pronk.load(run_dir).evaluate(episodes=claim.episodes)
     result = {
         "problem": name,
@@ -104,8 +114,13 @@ def run(name: str, seed: int, runs: Path) -> dict[str, Any]:
     return result
 
 
+def title(name: str) -> str:
+    """Of a problem's figure."""
+    return ", ".join(filter(None, [CLAIMS[name].env, CLAIMS[name].variant]))
+
+
 def main() -> None:
-    """Run what is missing, then write the tables and the plots."""
+    """Run the missing seeds, then write the tables and the plots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {list(CLAIMS)}")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "learning")
@@ -119,16 +134,16 @@ def main() -> None:
         plot(
             [args.runs / name / str(seed) for seed in range(args.seeds)],
             RESULTS / f"{name}.png",
-            title=f"{CLAIMS[name].env}, {args.seeds} seeds ({name})",
+            title=title(name),
             csv=RESULTS / f"{name}.csv",
         )
         worst = min(r["evaluation_return"] for r in results)
         print(f"{name}: worst of {args.seeds} seeds {worst} (target {CLAIMS[name].target})")
-    found = sorted(args.runs.glob("*/*/result.json"))
-    rows = [json.loads(path.read_text()) for path in found]
+    paths = sorted(args.runs.glob("*/*/result.json"))
+    rows = [json.loads(path.read_text()) for path in paths]
     measured = {row["problem"] for row in rows}
     table = RESULTS / "learning.csv"
-    if table.exists():  # what is not here stays as it was
+    if table.exists():  # keep the rows of other problems
         with table.open() as file:
             rows += [row for row in csv.DictReader(file) if row["problem"] not in measured]
     with table.open("w", newline="") as file:

@@ -2,10 +2,9 @@
 
     python benchmarks/scaling.py [--seconds 4]
 
-IMPALA on environments that wait (`pronk/Waiting-v0`, even: 10 ms per step), an actor for each, the
-shallow network. Writes `docs/results/scaling.csv` row by row, and continues with what is missing;
-then draws `docs/results/scaling.png`. `model` is the queueing model of `pronk bench architectures`,
-with the costs of the parts measured at the beginning.
+IMPALA on environments that sleep (`pronk/Waiting-v0`, even: 10 ms per step), one actor per
+environment, the shallow network. Appends each row to `docs/results/scaling.csv`, skipping rows that
+are there, then draws `docs/results/scaling.png`.
 """
 
 from __future__ import annotations
@@ -13,46 +12,37 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from pronk.experiments.bench.architectures import waiting_costs
-from pronk.experiments.bench.queueing import Costs, predict
-from pronk.experiments.bench.settings import Architectures
 from pronk.experiments.bench.training import train_for
 from pronk.run.resolve import resolve
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-COSTS = RESULTS / "scaling-costs.json"
 ROWS = RESULTS / "scaling.csv"
 FIELDS = (
-    *("varied", "actors", "unroll", "batch", "steps_per_second", "model"),
+    *("varied", "actors", "unroll", "batch", "steps_per_second"),
     *("policy_lag", "learner_waits_share", "actor_waits_share", "bound_by"),
 )
-ACTORS, UNROLL, BATCH = 128, 20, 48
+STANDARD = {"actors": 128, "unroll": 20, "batch": 48}
 VARIED = {
     "unroll": (1, 5, 10, 20, 40, 80),
     "batch": (1, 4, 16, 48, 96),
     "actors": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 }
+PANELS = {  # title, x label
+    "unroll": ("128 actors, batch 48", "unroll length (agent steps)"),
+    "batch": ("128 actors, unroll 20", "batch size (trajectories)"),
+    "actors": ("unroll 20, batch 48 or the number of actors", "actors (one environment each)"),
+}
+STEPS_PER_ENV = 100  # per second: each step sleeps 10 ms
 
 
-def costs_of(seconds: float) -> Costs:
-    """Of the parts, measured once."""
-    if not COSTS.exists():
-        costs = waiting_costs(Architectures(envs_per_actor=BATCH, unroll=UNROLL, seconds=seconds))
-        COSTS.write_text(json.dumps(costs._asdict(), indent=1) + "\n")
-    return Costs(**json.loads(COSTS.read_text()))
-
-
-def measured(actors: int, unroll: int, batch: int, costs: Costs, seconds: float) -> dict[str, Any]:
-    """One row."""
+def measure(actors: int, unroll: int, batch: int, seconds: float) -> dict[str, Any]:
+    """The measured columns of one row."""
     plan = resolve(
         "impala",
         "pronk/Waiting-v0",
@@ -66,77 +56,64 @@ def measured(actors: int, unroll: int, batch: int, costs: Costs, seconds: float)
         batch_size=batch,
     )
     result = train_for(plan, seconds, warm_seconds=seconds / 3)
-    row = {
-        "steps_per_second": result["end_to_end_steps_per_second"],
-        "model": modelled(actors, unroll, batch, costs),
-    }
-    return row | {k: result[k] for k in FIELDS if k in result}
+    result["steps_per_second"] = result["end_to_end_steps_per_second"]
+    return {name: result[name] for name in FIELDS if name in result}
 
 
-def modelled(actors: int, unroll: int, batch: int, costs: Costs) -> float:
-    """What the queueing model says."""
-    # An update's work is proportional to its steps; what is made for each trajectory, to those.
-    share = batch / BATCH
-    scaled = costs._replace(
-        assemble=costs.assemble * share,
-        update=costs.update * share * (unroll + 1) / (UNROLL + 1),
-    )
-    return predict(
-        "impala",
-        "even",
-        scaled,
-        cores=os.cpu_count() or 1,
-        actor_cores=1,
-        envs_per_actor=actors,
-        unroll=unroll,
-        batch=batch,
-    )
-
-
-def draw(rows: list[dict[str, str]]) -> None:
-    """A panel for each number that was varied."""
-    figure, axes = plt.subplots(1, len(VARIED), figsize=(12, 3.6), constrained_layout=True)
+def draw(rows: list[dict[str, str]], path: Path) -> None:
+    """One panel for each number that was varied; both axes logarithmic and alike in all panels."""
+    figure = Figure(figsize=(12, 3.9), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(VARIED), sharey=True)
     for axis, name in zip(axes, VARIED, strict=True):
-        own = sorted((r for r in rows if r["varied"] == name), key=lambda r: int(r[name]))
-        x = [int(r[name]) for r in own]
-        axis.plot(x, [float(r["steps_per_second"]) for r in own], "o-", label="measured")
-        axis.plot(x, [float(r["model"]) for r in own], "s--", label="model")
+        own = [row for row in rows if row["varied"] == name]
+        points = sorted((int(row[name]), float(row["steps_per_second"])) for row in own)
+        x, y = zip(*points, strict=True)
+        axis.plot(x, y, "o-", label="measured, 3 to 4 s for each point")
         if name == "actors":
-            axis.plot(x[:8], [100 * n for n in x[:8]], ":", color="grey", label="waiting alone")
-            axis.set_yscale("log")
+            limit = [n for n in x if STEPS_PER_ENV * n <= 1.5 * max(y)]
+            label = f"limit of the environments: {STEPS_PER_ENV} steps/s each"
+            axis.plot(limit, [STEPS_PER_ENV * n for n in limit], ":", color="black", label=label)
         axis.set_xscale("log", base=2)
-        axis.set_xlabel({"unroll": "unroll length", "batch": "batch size"}.get(name, name))
+        axis.set_yscale("log")
+        axis.set_xticks(x, [str(n) for n in x], fontsize=8)
+        axis.xaxis.set_minor_locator(NullLocator())
+        title, label = PANELS[name]
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel(label)
         axis.grid(alpha=0.3)
+    ticks = (100, 200, 500, 1000, 2000, 3000)
+    axes[0].set_yticks(ticks, [f"{n:,}" for n in ticks])
+    axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].set_ylabel("agent steps per second")
-    axes[-1].legend()
-    figure.savefig(RESULTS / "scaling.png", dpi=120)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path)
 
 
 def main() -> None:
-    """Measure what is missing, then draw."""
+    """Measure the missing rows, then draw."""
     parser = argparse.ArgumentParser(description="Throughput and its limits.")
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per row, after a warm-up")
     seconds = parser.parse_args().seconds
-    costs = costs_of(seconds)
     if not ROWS.exists():
         with ROWS.open("w", newline="") as file:
-            csv.DictWriter(file, FIELDS).writeheader()
-    standard = {"actors": ACTORS, "unroll": UNROLL, "batch": BATCH}
+            csv.writer(file).writerow(FIELDS)
+    with ROWS.open() as file:
+        rows = list(csv.DictReader(file))
+    header = list(rows[0]) if rows else FIELDS
+    done = {(row["varied"], int(row[row["varied"]])) for row in rows}
     for varied, values in VARIED.items():
         for value in values:
-            numbers = standard | {varied: value}
-            if varied == "actors":  # an update needs no more trajectories than there are actors
-                numbers["batch"] = min(BATCH, value)
-            with ROWS.open() as file:
-                done = [(r["varied"], int(r[r["varied"]])) for r in csv.DictReader(file)]
             if (varied, value) in done:
                 continue
-            row = {"varied": varied, **numbers} | measured(**numbers, costs=costs, seconds=seconds)
+            numbers = STANDARD | {varied: value}
+            if varied == "actors":  # an update needs no more trajectories than there are actors
+                numbers["batch"] = min(STANDARD["batch"], value)
+            row = {"varied": varied, **numbers} | measure(**numbers, seconds=seconds)
             print(json.dumps(row), flush=True)
             with ROWS.open("a", newline="") as file:
-                csv.DictWriter(file, FIELDS).writerow(row)
+                csv.DictWriter(file, header, extrasaction="ignore").writerow(row)
     with ROWS.open() as file:
-        draw(list(csv.DictReader(file)))
+        draw(list(csv.DictReader(file)), RESULTS / "scaling.png")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
   export RUN FILE    what acts, as one safetensors file to give to others
   inspect RUN        configuration, counters and a digest of a run
   list               agents, environments, and what each agent supports
-  bench NAME         how fast this machine trains, and what bounds it
-  reproduce NAME     an experiment of a paper: table and picture
+  bench NAME         measure how fast this machine trains, and what limits it
+  reproduce NAME     run an experiment of a paper: tables and figures
 
 `pronk COMMAND --help` says more. Example: pronk train impala ALE/Pong-v5
 """
@@ -463,7 +463,8 @@ def benchmark(args: list[str]) -> None:
         value = getattr(settings, field.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and value <= 0:
-            raise UserError(f"`--{field.name}` is {value}; expected a number above zero.")
+            flag = field.name.replace("_", "-")
+            raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
     from pronk.experiments import bench
     from pronk.storage.files import cannot_write, write_json_atomically
 
@@ -502,18 +503,8 @@ def reproduce(args: list[str]) -> None:
     if not getattr(settings, "scale", 1.0) > 0:
         raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
     from pronk.experiments import reproduce as experiments
-    from pronk.storage.files import cannot_write
 
-    try:
-        report = experiments.run(name, settings)
-    except OSError as error:
-        at = Path(error.filename) if isinstance(error.filename, str | Path) else None
-        for flag in ("output", "results"):
-            place = getattr(settings, flag, None)
-            if at and place and (at.is_relative_to(place) or place.is_relative_to(at)):
-                raise cannot_write(at, error, f"--{flag}") from None
-        raise
-    print(report)
+    print(experiments.run(name, settings))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -59,3 +59,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if not chosen and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Counter(int(COUNT.read_text())), "pronk-counter")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the marker `chaos` out unless markers were chosen with -m."""
+    if config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)

@@ -1,4 +1,4 @@
-"""The benchmarks: what they print, and that their figures belong together. Not how fast it is."""
+"""The benchmarks: their output and that its numbers are consistent. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
 
 
 def test_learner(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(capsys, "learner", "--unroll", 2, "--batch", 2, "--seconds", 0.1)
+    result = run(capsys, "learner", "--unroll", 2, "--batch-size", 2, "--seconds", 0.1)
     per_second = 4 / (result["milliseconds_per_update"] / 1e3)
     assert result["steps_per_second"] == pytest.approx(per_second)
     share = result["gigaflops"] / result["matrix_product_gigaflops"]
@@ -32,7 +32,7 @@ def test_learner(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--envs-per-actor", 4, "--batch", 4, "--unroll", 5, "--seconds", 0.6]
+    flags = ["--envs-per-actor", 4, "--batch-size", 4, "--unroll", 5, "--seconds", 0.6]
     result = run(capsys, "throughput", "--env", "CartPole-v1", *flags)
     parts = [result[f"{part}_steps_per_second_per_core"] for part in ("env", "act", "learn")]
     limit = result["cores"] / sum(1 / part for part in parts)
@@ -44,7 +44,7 @@ def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--compress"]])
 def test_replay(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
-    size = ["--observations", 3000, "--envs-per-actor", 4, "--batch", 4, "--seconds", 0.1]
+    size = ["--observations", 3000, "--num-envs", 4, "--batch-size", 4, "--seconds", 0.1]
     result = run(capsys, "replay", *size, *flags)
     for name in ("inserts_per_second", "samples_per_second", "updates_per_second"):
         assert result[name] > 0
@@ -64,7 +64,7 @@ def test_fused(
     }
     monkeypatch.setattr(fused, "CASES", small)
     path = tmp_path / "fused.json"
-    flags = ["--envs-per-actor", "4", "--unroll", "5", "--seconds", "0.05"]
+    flags = ["--num-envs", "4", "--unroll", "5", "--seconds", "0.05"]
     cli.main(["bench", "fused", *flags, "--json", str(path)])
     shown = capsys.readouterr().out
     rows = json.loads(path.read_text())["rows"]
@@ -73,8 +73,18 @@ def test_fused(
         assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["without_update"])
         assert row["env"] in shown
     with pytest.raises(SystemExit):
-        cli.main(["bench", "fused", "--envs-per-actor", "1"])
+        cli.main(["bench", "fused", "--num-envs", "1"])
     assert "1 of the 2 tasks" in capsys.readouterr().err
+
+
+def test_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("async", "sync-step")
+    flags = ["--tasks", "even", "--architectures", *names, "--num-envs", 2, "--unroll", 2]
+    rows = run(capsys, "architectures", *flags, "--seconds", 0.1)["rows"]
+    assert [row["architecture"] for row in rows] == list(names)
+    assert [(row["actors"], row["envs_per_actor"]) for row in rows] == [(2, 1), (1, 2)]
+    # Each of two environments sleeps 10 ms per step.
+    assert all(0 < row["steps_per_second"] < 220 for row in rows)
 
 
 def test_floating_point_operations_are_those_of_the_network() -> None:
@@ -107,10 +117,12 @@ def test_tables() -> None:
     ("args", "message"),
     [
         (["lerner"], "did you mean 'learner'"),
-        (["learner", "--batch", "0"], "`--batch` is 0; expected a number above zero"),
+        (["learner", "--batch-size", "0"], "`--batch-size` is 0; expected a number above zero"),
+        (["architectures", "--architectures", "asinc"], "did you mean 'async'"),
+        (["architectures", "--tasks", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
         (["throughput", "--env", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
         (
-            ["fused", "--seconds", "0.01", "--envs-per-actor", "2", "--json", "/nowhere/x"],
+            ["fused", "--seconds", "0.01", "--num-envs", "2", "--json", "/nowhere/x"],
             "/nowhere/x",
         ),
     ],

@@ -20,10 +20,10 @@ import pronk
 from pronk import agents, envs
 from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.experiments.bench.harm import Progress, never_go_back, training
 from pronk.runtime.learner import Learner
 from pronk.runtime.multi_learner import ALONE
 from pronk.types import Batch
+from tests.chaos.harm import RunWatcher, counters_increase, training
 
 
 def free_address() -> str:
@@ -150,22 +150,22 @@ def test_two_learners_stop_together_and_go_on(tmp_path):
     """Whichever of them is interrupted; the first one's run is the run."""
     with two_learners(tmp_path, "--checkpoint-every", "1000") as both:
         first = both[0][1]
-        first.goes_on()
+        first.wait_for_records()
         both[1][0].send_signal(signal.SIGINT)
         assert [process.wait(timeout=60) for process, _ in both] == [0, 0]
-        outs = [run.said() for _, run in both]
+        outs = [run.output() for _, run in both]
     assert all("interrupted" in out for out in outs)
     saved = pronk.load(tmp_path / "0").steps
     assert all(f"interrupted at {saved:,} steps" in out for out in outs)
     with two_learners(tmp_path) as both:
-        first.goes_on()
+        first.wait_for_records()
         both[0][0].send_signal(signal.SIGTERM)
         assert [process.wait(timeout=60) for process, _ in both] == [0, 0]
-        assert f"resumed at {saved:,} steps" in first.said()
-    assert never_go_back(first.records())
+        assert f"resumed at {saved:,} steps" in first.output()
+    assert counters_increase(first.records())
     # What the other tells is beside its own run, which is none.
     beside = tmp_path / "1" / "learner1"
-    assert Progress(beside).records()[-1]["steps"] > saved
+    assert RunWatcher(beside).records()[-1]["steps"] > saved
     assert not list(beside.glob("checkpoints/*"))
 
 
@@ -199,8 +199,8 @@ def test_learners_with_other_settings_are_told(tmp_path):
     ):
         assert [process.wait(timeout=100) for process, _ in (first, second)] == [2, 2]
     for _, run in (first, second):
-        assert "were not started with the same settings" in run.said()
-        assert "Traceback" not in run.said()
+        assert "were not started with the same settings" in run.output()
+        assert "Traceback" not in run.output()
 
 
 def test_who_is_alone_asks_nobody():

@@ -1200,7 +1200,13 @@ def test_the_experiment(
     pronk("reproduce", "pbt", *flags)
     out = capsys.readouterr().out
     assert "small catch: the best fixed member is at " in out
-    names = ("pbt.csv", "pbt.png", "pbt-lineage-small-catch.png")
+    names = (
+        "pbt.csv",
+        "pbt.png",
+        "pbt-curves.csv",
+        "pbt-curves.png",
+        "pbt-lineage-small-catch.png",
+    )
     assert all((tmp_path / name).exists() for name in names)
     with (tmp_path / "pbt.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -1254,7 +1260,7 @@ def test_the_benchmark(
 ) -> None:
     monkeypatch.setattr(bench, "without_cache", contextlib.nullcontext)  # compiling takes its time
     path = tmp_path / "population.json"
-    flags = ["--members", 2, "--steps", 800, "--envs-per-actor", 2, "--unroll", 5, "--json", path]
+    flags = ["--members", 2, "--steps", 800, "--num-envs", 2, "--unroll", 5, "--json", path]
     pronk("bench", "population", *flags, "--vmapped")
     rows = json.loads(path.read_text())["rows"]
     assert [row["compilations"] for row in rows] == [2, 2, 4, 2]

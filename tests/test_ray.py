@@ -20,25 +20,25 @@ import jax
 import numpy as np
 import pytest
 import ray
-from harm import harmed
 from ray.cluster_utils import Cluster as Raylets
 
 import pronk
 from pronk import agents, envs
 from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.experiments.bench.harm import (
-    Progress,
-    descendants,
-    never_go_back,
-    processes,
-    stopped,
-    training,
-)
 from pronk.runtime import workers
 from pronk.runtime.actor import Actor, Player
 from pronk.runtime.places.ray import Cluster, Needs, RayActor
 from pronk.runtime.places.supervise import Departed, Lost
+from tests.chaos.harm import (
+    RunWatcher,
+    counters_increase,
+    descendants,
+    find_processes,
+    harming,
+    stop,
+    training,
+)
 
 # Else the raylets' processes would look for this module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -86,7 +86,7 @@ def machine(raylets: Raylets) -> Iterator[Any]:
 
 def hosts() -> set[int]:
     """Processes of actors on the machines of this test."""
-    return {*processes("ray::Host")} & {*descendants(os.getpid())}
+    return {*find_processes("ray::Host")} & {*descendants(os.getpid())}
 
 
 def make_actor(fate: str = "") -> Actor:
@@ -200,21 +200,21 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
             process,
             run,
         ):
-            run.goes_on()
+            run.wait_for_records()
             raylets.remove_node(nodes.pop(), allow_graceful=False)
-            run.until(lambda: run.lines("actor_faults.log"))
-            run.until(lambda: "1 of 2 actors wait for a place" in " ".join(run.said().split()))
+            run.wait_for(lambda: run.lines("actor_faults.log"))
+            run.wait_for(lambda: "1 of 2 actors wait for a place" in " ".join(run.output().split()))
             nodes.append(raylets.add_node(num_cpus=1))
-            run.until(lambda: "all actors have a place" in " ".join(run.said().split()))
-            run.until(lambda: len(hosts()) == 2)
-            run.goes_on()
-            out = stopped(process, run)
+            run.wait_for(lambda: "all actors have a place" in " ".join(run.output().split()))
+            run.wait_for(lambda: len(hosts()) == 2)
+            run.wait_for_records()
+            out = stop(process, run)
     finally:
         for node in nodes:
             raylets.remove_node(node)
     assert "interrupted" in out
-    assert never_go_back(Progress(tmp_path).records())
-    assert pronk.load(tmp_path).steps >= Progress(tmp_path).records()[-1]["steps"]
+    assert counters_increase(RunWatcher(tmp_path).records())
+    assert pronk.load(tmp_path).steps >= RunWatcher(tmp_path).records()[-1]["steps"]
     (line,) = run.lines("actor_faults.log")
     assert "its machine left the cluster" in line
 
@@ -222,18 +222,18 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
 def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(workers, "TELL_AFTER", 1.0)
 
-    def harm(run: Progress) -> None:
+    def harm(run: RunWatcher) -> None:
         told: list[str] = []
 
         def says_so() -> bool:
             told.append(capfd.readouterr().out)
             return "2 of 2 actors wait for a place" in "".join(told)
 
-        run.until(says_so)
+        run.wait_for(says_so)
         os.kill(os.getpid(), signal.SIGINT)
 
     start = time.monotonic()
-    with harmed(tmp_path, harm, survives=False):
+    with harming(tmp_path, harm, survives=False):
         summary = pronk.train(
             "impala", "CartPole-v1", run_dir=tmp_path, ray=raylets.address, actors=2, **TINY
         )
@@ -288,8 +288,8 @@ def test_without_the_token_nobody_gets_in(raylets, tmp_path, monkeypatch):
     with monkeypatch.context() as other:
         other.setenv("RAY_AUTH_TOKEN", "wrong" * 8)
         with training(tmp_path, *args) as (process, run):
-            run.until(lambda: "InvalidAuthToken" in run.said() or process.poll() is not None)
-    assert "InvalidAuthToken" in run.said()
+            run.wait_for(lambda: "InvalidAuthToken" in run.output() or process.poll() is not None)
+    assert "InvalidAuthToken" in run.output()
     assert not run.lines()
 
 
@@ -306,9 +306,9 @@ def test_who_is_not_let_in_is_told_of_the_token(raylets, monkeypatch):
 def test_a_cluster_of_ones_own_ends_with_a_run_that_is_killed(tmp_path):
     args = ("impala", ENV, "--ray", "local", *FLAGS, "--hidden-sizes", "8")
     with training(tmp_path, *args) as (process, run):
-        run.goes_on(2)
+        run.wait_for_records(2)
         started = {*descendants(process.pid)}
-        assert started & {*processes("raylet")}
-        assert started & {*processes("ray::Host")}
+        assert started & {*find_processes("raylet")}
+        assert started & {*find_processes("ray::Host")}
     # Its watchmen, which have nothing left to watch, take a minute more.
-    run.until(lambda: not started & {*processes("raylet"), *processes("ray::Host")})
+    run.wait_for(lambda: not started & {*find_processes("raylet"), *find_processes("ray::Host")})

@@ -1,9 +1,12 @@
-"""The experiments: what they measure, and that they go on where they were interrupted."""
+"""The experiments: what they measure, and that they resume where they were interrupted."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +15,15 @@ import pytest
 
 from pronk import cli, envs
 from pronk.agents import r2d2
-from pronk.experiments.reproduce import policy_lag, popart_atari, side_by_side, vtrace_ablation
+from pronk.experiments.reproduce import (
+    pbt,
+    policy_lag,
+    popart_atari,
+    side_by_side,
+    td_lambda,
+    vtrace_ablation,
+    vtrace_analysis,
+)
 from pronk.experiments.reproduce import popart as popart_experiment
 from pronk.experiments.reproduce import r2d2_ablations as ablations
 from pronk.experiments.reproduce import r2d2_staleness as study
@@ -26,8 +37,8 @@ from pronk.runtime import fused
 
 
 @pytest.fixture(scope="module")
-def late():
-    """Episodes of one network that has not changed since, and what measures them."""
+def recent_episodes():
+    """Episodes of one unchanged network; its trajectories, parameters and forward function."""
     plan = study._plan("stored state", 0, 1000)
     # Acting at random, for episodes longer than an untrained network's.
     config = dataclasses.replace(plan.agent_config, epsilon_greedy=1.0, epsilon_alpha=0.0)
@@ -37,43 +48,43 @@ def late():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)), state.params)
     actor = ActorFactory(plan, plan.env, 0, 1, study.ENVS, 0)(agent)
-    found, trajectories = study._Late(), []
+    recent, trajectories = study._RecentEpisodes(), []
     for _ in range(60):
         trajectories.append(actor.unroll(params, 0).trajectory)
-        found.add(trajectories[-1])
+        recent.add(trajectories[-1])
     _, forward = r2d2.action_values(plan.agent_config, spec)
-    return found, trajectories, params, jax.jit(forward)
+    return recent, trajectories, params, jax.jit(forward)
 
 
-def test_whole_episodes_are_kept(late):
-    found, trajectories, _, _ = late
-    assert len(found.episodes) > 20
-    for episode in found.episodes:
+def test_complete_episodes_are_kept(recent_episodes):
+    recent, trajectories, _, _ = recent_episodes
+    assert len(recent.episodes) > 20
+    for episode in recent.episodes:
         first = episode.timestep.first
         assert first[0]
         assert not first[1:].any()
         ended = episode.timestep.terminated | episode.timestep.truncated
         assert ended[-1]
         assert not ended[:-1].any()
-    rows = sum(len(e.action) for e in found.episodes)
+    rows = sum(len(e.action) for e in recent.episodes)
     assert rows <= sum(t.action[:-1].size for t in trajectories)
 
 
-def test_a_state_that_is_right_has_no_discrepancy(late):
-    """The stored one, while the network is the one that stored it; zeros are wrong, and a burn-in
-    makes them less so."""
-    found, _, params, forward = late
+def test_stored_states_of_an_unchanged_network_have_no_error(recent_episodes):
+    """The stored state is right while the network has not changed; zeros are wrong, and a burn-in
+    reduces their error."""
+    recent, _, params, forward = recent_episodes
     delta = {}
     for strategy in study.STRATEGIES:
         config = study._plan(strategy, 0, 1000).agent_config
-        delta[strategy] = study._delta_q(forward, params, found, config, np.random.default_rng(1))
+        delta[strategy] = study._delta_q(forward, params, recent, config, np.random.default_rng(1))
     for strategy in ("stored state", "stored + burn-in"):
         assert max(delta[strategy]) < 1e-4
     assert delta["zero state"][0] > delta["zero state + burn-in"][0] > 1e-4
     assert delta["zero state"][0] > delta["zero state"][1]
 
 
-def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_study_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "EVERY", 5)
     monkeypatch.setattr(study, "FORGET", (1, 500))
     args = ["reproduce", "r2d2-staleness", "--seeds", "1", "--steps", "1500"]
@@ -105,8 +116,8 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, capsys):
     assert len(memory) == 1 + 4 * 2
 
 
-def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablations, "GAMES", 2)
+def test_each_ablation_changes_one_part_and_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "EPISODES", 2)
     some = {name: ablations.VARIANTS[name] for name in ("R2D2", "Feed-Forward", "roll")}
     assert len(ablations.VARIANTS) == 6
     monkeypatch.setattr(ablations, "VARIANTS", some)
@@ -127,7 +138,7 @@ def test_the_ablations_are_of_one_part_each_and_go_on(tmp_path, monkeypatch, cap
     assert len(rows) == 1 + len(ablations.VARIANTS)
     curves = (tmp_path / "r2d2-ablations.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in curves[1:]} == set(ablations.VARIANTS)
-    # What is done is not done again.
+    # Finished runs are not repeated.
     (kept,) = (tmp_path / "runs").glob("roll-0-2000-*.json")
     kept.unlink()
     train, trained = ablations._train, []
@@ -157,11 +168,11 @@ def test_bad_input(args, message, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-# Fused runs side by side, and what is made of them.
+# Fused runs side by side, and the experiments made of them.
 
 
-def test_members_are_the_runs_that_they_would_be_alone():
-    """Their own seeds and hyperparameters, whoever is beside them."""
+def test_members_equal_single_runs():
+    """With their own seeds and hyperparameters, independently of the others."""
     plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=1600, batch_size=2, unroll=5,
                    hidden_sizes=(8,), runtime="fused")  # fmt: skip
     members = [
@@ -191,8 +202,8 @@ def test_members_are_the_runs_that_they_would_be_alone():
     assert np.all(np.abs(curves.final) < 1)
 
 
-def test_what_was_learnt_plays_in_the_end():
-    """And not what acted so many updates before, nor what is learnt while it plays."""
+def test_the_final_parameters_are_evaluated():
+    """Neither those of so many updates before, nor any learnt during the evaluation."""
     plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=60_000, batch_size=16,
                    env_args={"rows": 4}, hidden_sizes=(16,), reward_scale=1.0, runtime="fused",
                    policy_lag=40)  # fmt: skip
@@ -206,23 +217,23 @@ def test_what_was_learnt_plays_in_the_end():
     assert curves.final[1] > curves.mean_return[1, 0] + 0.1
 
 
-def pretended(plan, members, *, points):
+def pretended(plan, members, *, points, observe=None):
     """Curves as if something had been learnt: the more, the nearer the learning rate is to 1e-3."""
     level = [1 / (1 + abs(np.log10(m.hyper["learning_rate"]) + 3)) + m.seed / 1e4 for m in members]
     curves = np.outer(level, np.linspace(0, 1, points))
-    curves[:, 0] = np.nan  # no game had ended yet
+    curves[:, 0] = np.nan  # no episode had ended yet
     steps = np.tile(np.arange(1, points + 1) * 100, (len(members), 1))
     return side_by_side.Curves(curves, steps, np.array(level), curves[..., None])
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Two tasks and two corrections; nothing is trained, and the plans are noted."""
+    """Two tasks and two corrections; records the plans instead of training."""
     plans = []
 
-    def train(plan, members, *, points):
+    def train(plan, members, **options):
         plans.append(plan)
-        return pretended(plan, members, points=points)
+        return pretended(plan, members, **options)
 
     tasks = {
         "short": vtrace_ablation.Task("pronk/Catch-v0", {"rows": 4}, 3200, {"hidden_sizes": (8,)}),
@@ -234,14 +245,14 @@ def pretend(monkeypatch):
     for module in (vtrace_ablation, policy_lag):
         monkeypatch.setattr(module, "TASKS", tasks)
         monkeypatch.setattr(module, "CORRECTIONS", {"vtrace": "V-trace", "none": "none"})
-        monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(side_by_side, "train", train)
     return plans
 
 
-def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_ablation_resumes(pretend, tmp_path, monkeypatch, capsys):
     args = ["reproduce", "vtrace-ablation", "--seeds", "2", "--output", str(tmp_path / "runs")]
     args += ["--results", str(tmp_path)]
-    cell, done = vtrace_ablation._cell, []
+    cell, done = vtrace_ablation.train, []
 
     def some(plan, seeds):
         if len(done) == 3:
@@ -249,11 +260,11 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
         done.append(plan)
         return cell(plan, seeds)
 
-    monkeypatch.setattr(vtrace_ablation, "_cell", some)
+    monkeypatch.setattr(vtrace_ablation, "train", some)
     with pytest.raises(SystemExit):
         cli.main(args)
     assert len(list((tmp_path / "runs").iterdir())) == 3
-    monkeypatch.setattr(vtrace_ablation, "_cell", lambda *x: done.append(x[0]) or cell(*x))
+    monkeypatch.setattr(vtrace_ablation, "train", lambda *x: done.append(x[0]) or cell(*x))
     cli.main(args)
     shown = capsys.readouterr().out
     assert len(done) == 8  # two tasks × two corrections × with and without replay
@@ -261,43 +272,45 @@ def test_an_interrupted_ablation_goes_on(pretend, tmp_path, monkeypatch, capsys)
     assert "best, or within the interval of the best (or 1% of the spread), with replay:" in shown
     cli.main(args)
     assert len(done) == 8
-    # With other settings nothing of it counts, and nothing of it is lost.
+    # Other settings reuse none of the results, and keep them.
     cli.main([*args[:2], "--scale", "0.5", "--tasks", "short", *args[2:]])
     assert len(done) == 12
     cli.main([*args[:2], "--scale", "0.5", *args[2:]])
     assert len(done) == 16
     assert len(list((tmp_path / "runs").iterdir())) == 16
     assert {p.run.policy_lag for p in done} == {10}
-    # As many trajectories just acted with replay as without.
+    # As many fresh trajectories with replay as without.
     assert {(p.agent_config.replay_fraction, p.agent_config.batch_size) for p in done} == {
         (0.0, 8), (0.5, 16)
     }  # fmt: skip
-    grid = len(vtrace_ablation.LEARNING_RATES) * len(vtrace_ablation.ENTROPY_COSTS)
+    grid = math.prod(map(len, vtrace_ablation.GRID.values()))
     rows = (tmp_path / "vtrace-ablation.csv").read_text().splitlines()
-    assert len(rows) == 1 + 8 * (grid * vtrace_ablation.SELECTION_SEEDS + 2)
+    assert len(rows) == 1 + 8 * (grid * side_by_side.SELECTION_SEEDS + 2)
     curves = (tmp_path / "vtrace-ablation-curves.csv").read_text().splitlines()
     assert len(curves) == 1 + 8 * 2
     assert {len(row.split(",")) for row in curves} == {5 + vtrace_ablation.POINTS}
     assert (tmp_path / "vtrace-ablation.png").stat().st_size > 10_000
 
 
-def test_the_grids_best_point_is_run_on_other_seeds(pretend):
+def test_the_best_point_of_the_grid_is_run_on_other_seeds(pretend):
     plan = vtrace_ablation.plan_for(
         vtrace_ablation.TASKS["short"], "vtrace", replay=False, lag=0, steps=100
     )
-    found = vtrace_ablation._cell(plan, 3)
-    assert found["best"] == {"learning_rate": 1e-3, "entropy_cost": 1e-3}
-    assert len(found["grid"]) == 6
+    result = vtrace_ablation.train(plan, 3)
+    assert result["best"] == {"learning_rate": 1e-3, "entropy_cost": 1e-3}
+    assert len(result["grid"]) == 6
     # The last quarter's mean of 40 points that rise from 0 to 1 + seed / 10,000.
     rising = np.linspace(0, 1, 40)[-10:].mean()
-    assert found["scores"] == pytest.approx([rising * (1 + seed / 1e4) for seed in (100, 101, 102)])
-    assert found["grid"][0]["scores"] == pytest.approx(
+    assert result["scores"] == pytest.approx(
+        [rising * (1 + seed / 1e4) for seed in (100, 101, 102)]
+    )
+    assert result["grid"][0]["scores"] == pytest.approx(
         [rising * (1 / (1 + np.log10(1e-3 / 3e-4)) + seed / 1e4) for seed in (0, 1)]
     )
 
 
 @pytest.mark.parametrize("name", vtrace_ablation.TASKS)
-def test_the_tasks_plans_can_be_made(name):
+def test_every_task_has_a_plan(name):
     for replay in (False, True):
         plan = vtrace_ablation.plan_for(
             vtrace_ablation.TASKS[name], "one-step", replay=replay, lag=10, steps=1000
@@ -308,22 +321,34 @@ def test_the_tasks_plans_can_be_made(name):
         assert shape["draws"] == (shape["num_envs"] if replay else 0)
 
 
-def test_the_verdict_counts_who_is_near_the_best():
+def test_the_verdict_counts_corrections_near_the_best():
     def cell(correction, scores):
         return {"task": "a", "replay": False, "correction": correction, "scores": scores}
 
     scores = {"vtrace": [1.0, 1.2], "one-step": [1.1, 1.3], "epsilon": [0.2] * 2, "none": [0.0] * 2}
-    found = [cell(c, s) for c, s in scores.items()]
+    cells = [cell(c, s) for c, s in scores.items()]
     close = {"vtrace": 0.495, "one-step": 0.5, "epsilon": 0.48, "none": -0.5}
-    found += [{**cell(c, [s] * 2), "replay": True} for c, s in close.items()]
+    cells += [{**cell(c, [s] * 2), "replay": True} for c, s in close.items()]
     start = "best, or within the interval of the best (or 1% of the spread), "
-    assert vtrace_ablation.verdict(found).splitlines() == [
+    assert vtrace_ablation.verdict(cells).splitlines() == [
         f"{start}without replay: V-trace 1 (1) of 1, 1-step 1 (1) of 1, ε-correction 0 (0) of 1,"
         " no-correction 0 (0) of 1",
         f"{start}with replay: V-trace 0 (1) of 1, 1-step 1 (1) of 1, ε-correction 0 (0) of 1,"
         " no-correction 0 (0) of 1",
     ]
-    assert "| 1-step | **1.2** [1.1, 1.3] |" in vtrace_ablation.table(found)
+    assert "| 1-step | **1.2** [1.1, 1.3] |" in vtrace_ablation.table(cells)
+
+
+def test_committed_figures_can_be_drawn_from_the_committed_tables(tmp_path):
+    results = Path(__file__).parents[1] / "docs" / "results"
+    for table in results.glob("*.csv"):
+        shutil.copy(table, tmp_path)
+    for module in (
+        policy_lag, popart_atari, popart_experiment, ablations, study, td_lambda, vtrace_ablation,
+        vtrace_analysis, pbt,
+    ):  # fmt: skip
+        assert module.draw(tmp_path).stat().st_size > 10_000
+    assert popart_experiment.draw_statistics(tmp_path).stat().st_size > 10_000
 
 
 def test_policy_lag_as_an_experiment(pretend, tmp_path, capsys):
@@ -340,14 +365,14 @@ def test_policy_lag_as_an_experiment(pretend, tmp_path, capsys):
 
 
 def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
-    """Interrupted, it goes on; nine tenths and a tenth are counted against agents of their own."""
+    """It resumes; 0.9 and 0.1 are relative to agents trained on one task."""
     share = {"none": {1.0: 0.5, 0.0: 0.05}, "art": {0.0: 0.8}, "popart": {0.0: 0.95}}
     tasks = popart_experiment.SUITES[popart_experiment.SUITE]
     scales, plans = np.array([task.reward_scale for task in tasks]), []
 
-    def train(plan, members, *, points, look=None):
-        """Everyone's returns rise to a share of what an agent of its own gets, 2 in each task's own
-        rewards, from the 1 of the first policy; the best learning rate is 1e-3."""
+    def train(plan, members, *, points, observe=None):
+        """Returns rise from 1 (untrained policy) to a share of 2 (an agent for this task alone),
+        in each task's own rewards; the best learning rate is 1e-3."""
         if len(plans) == stop:
             raise KeyboardInterrupt
         plans.append(plan)
@@ -361,10 +386,10 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
         shape = (len(members), len(tasks))
         statistics = popart.Statistics(np.ones(shape), np.full(shape, 4.0), np.zeros(shape))
         learners = SimpleNamespace(extra={"statistics": statistics})
-        looked = [] if look is None else [look(learners)] * points
-        return side_by_side.Curves(returns.mean(-1), steps, level, returns, looked)
+        observed = [] if observe is None else [observe(learners)] * points
+        return side_by_side.Curves(returns.mean(-1), steps, level, returns, observed)
 
-    monkeypatch.setattr(popart_experiment, "train", train)
+    monkeypatch.setattr(side_by_side, "train", train)
     args = ["reproduce", "popart", "--seeds", "2", "--output", str(tmp_path / "runs")]
     args += ["--results", str(tmp_path)]
     stop = 5  # after two agents' grids and runs, and the third one's grid
@@ -394,20 +419,22 @@ def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
     statistics = (tmp_path / "popart-statistics.csv").read_text().splitlines()
     assert len(statistics) == 1 + popart_experiment.POINTS * 2 * len(tasks)
     assert statistics[1].endswith(",1,2")
-    for picture in ("popart", "popart-statistics"):
+    curves = (tmp_path / "popart-curves.csv").read_text().splitlines()
+    assert len(curves) == 1 + len(popart_experiment.CONDITIONS) * 2 * popart_experiment.POINTS
+    for picture in ("popart", "popart-curves", "popart-statistics"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 10_000
 
 
-def test_what_an_agent_of_its_own_does_not_learn_is_no_measure():
+def test_a_task_that_the_reference_does_not_learn_has_no_score():
     tasks = popart_experiment.SUITES[popart_experiment.SUITE]
     cell = {"scores": [[1.0] * len(tasks)] * 2, "curves": [[[1.0] * len(tasks)]] * 2}
     singles = {task.name: {"scores": [[0.0], [0.0]]} for task in tasks}
-    found = popart_experiment._Normalised({"popart": cell}, singles, [0.0] * len(tasks))
-    assert np.isnan(found.of["popart"]).all()
+    normalised = popart_experiment.Normalised({"popart": cell}, singles, [0.0] * len(tasks))
+    assert np.isnan(normalised.scores["popart"]).all()
 
 
 def test_popart_on_atari_as_an_experiment(monkeypatch, tmp_path, capsys):
-    """One run for each agent, which goes on; scores are human-normalised."""
+    """One run for each agent, which resumes; scores are human-normalised."""
     games, trained = popart_atari.GAMES, []
 
     def train(agent, env, *, run_dir, **settings):
@@ -444,5 +471,5 @@ def test_popart_on_atari_as_an_experiment(monkeypatch, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.count("(50.0%)") == 3 * len(games)
     curves = (tmp_path / "popart-atari.csv").read_text().splitlines()
-    assert len(curves) == 1 + 3  # where all games have ended
+    assert len(curves) == 1 + 3  # records with a return of every game
     assert (tmp_path / "popart-atari.png").stat().st_size > 10_000

@@ -29,7 +29,7 @@ def make_env(config) -> gym.Env:
 
 
 def steps_per_second(runners: int, envs: int, seconds: float) -> float:
-    """Of one setting."""
+    """The speed of one setting."""
     config = (
         IMPALAConfig()
         .environment("breakout")
@@ -50,14 +50,14 @@ def steps_per_second(runners: int, envs: int, seconds: float) -> float:
         .reporting(min_time_s_per_iteration=1)
     )
     algo = config.build_algo()
-    seen: list[tuple[float, float]] = []
+    points: list[tuple[float, float]] = []
     start = time.perf_counter()
     while time.perf_counter() - start < WARM_SECONDS + seconds:
         learnt = algo.train().get("learners", {}).get("__all_modules__", {})
         if time.perf_counter() - start > WARM_SECONDS and learnt:
-            seen.append((time.perf_counter(), learnt["num_env_steps_trained_lifetime"]))
+            points.append((time.perf_counter(), learnt["num_env_steps_trained_lifetime"]))
     algo.stop()
-    (first, before), (last, after) = seen[0], seen[-1]
+    (first, before), (last, after) = points[0], points[-1]
     return (after - before) / (last - first)
 
 

@@ -1,12 +1,12 @@
-"""pronk beside what a user would pick instead: Breakout, the shallow network, unroll 20, two cores.
+"""pronk beside other libraries: Breakout, the shallow network, unroll 20, two cores.
 
-    python benchmarks/peers/run.py setup            # an environment for each peer, once
+    python benchmarks/peers/run.py setup            # a virtual environment for each peer
     python benchmarks/peers/run.py [--seconds 60] [--rounds 3] [NAME ...]
 
-Each peer runs in an environment of its own under `build/peers`, one after the other, round by
-round, so that a noisy machine is noisy for all. Writes `docs/results/peers.csv`: agent steps per
-second while training, per round, with versions. `torch` is the learner's update alone, in
-milliseconds; `cpprb` the draw and the update of 64 of 100,000 priorities, in microseconds.
+Each peer runs in a virtual environment of its own under `build/peers`. They take turns, round by
+round, so that a noisy machine affects all. Writes `docs/results/peers.csv`: agent steps per second
+while training, per round, with versions. `torch` is the learner's update alone, in milliseconds;
+`cpprb` sampling and updating 64 of 100,000 priorities, in microseconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCRIPTS = {
 
 
 def setup(names: list[str]) -> None:
-    """Make the environments that are missing."""
+    """Create the missing virtual environments."""
     for name in names:
         directory = ENVIRONMENTS / name
         done = directory / ".done"
@@ -46,7 +46,7 @@ def setup(names: list[str]) -> None:
         requirements = HERE / f"requirements-{name}.txt"
         subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
         pip = [directory / "bin" / "python", "-m", "pip", "install", "-q"]
-        # torch first and alone: what else is wanted must not replace the CPU build.
+        # torch first and alone: other requirements must not replace its CPU build.
         lines = requirements.read_text().split()
         for torch in [line for line in lines if line.startswith("torch")]:
             subprocess.run([*pip, torch], check=True)
@@ -55,7 +55,7 @@ def setup(names: list[str]) -> None:
 
 
 def last_json(command: list[Any]) -> dict[str, Any]:
-    """What a command prints last, which is JSON."""
+    """The JSON that a command prints last."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     lines = done.stdout.strip().splitlines()
     start = max(i for i, line in enumerate(lines) if line.startswith("{"))
@@ -63,11 +63,12 @@ def last_json(command: list[Any]) -> dict[str, Any]:
 
 
 def pronk_rows(seconds: float) -> list[dict[str, Any]]:
-    """End to end, as a user trains."""
+    """Training with pronk."""
     bench = [sys.executable, "-m", "pronk.cli", "bench"]
     flags = ["--seconds", str(seconds), "--json", "-"]
     result = last_json([*bench, "throughput", *flags])
-    setting = f"{result['actors']} actors × {result['envs']} envs, batch {result['batch']}"
+    envs, batch = result["envs_per_actor"], result["batch_size"]
+    setting = f"{result['actors']} actors × {envs} envs, batch {batch}"
     rate = result["end_to_end_steps_per_second"]
     versions = f"{version('pronk')}, jax {version('jax')}"
     row = {"system": "pronk IMPALA", "version": versions, "setting": setting}
@@ -75,8 +76,8 @@ def pronk_rows(seconds: float) -> list[dict[str, Any]]:
 
 
 def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
-    """The update alone, ours and PyTorch's, one after the other."""
-    size = ["--network", network, "--unroll", "20", "--batch", "32", "--seconds", str(seconds)]
+    """The update alone, pronk's and then PyTorch's."""
+    size = ["--network", network, "--unroll", "20", "--batch-size", "32", "--seconds", str(seconds)]
     bench = [sys.executable, "-m", "pronk.cli", "bench", "learner"]
     ours = last_json([*bench, *size, "--json", "-"])
     python = ENVIRONMENTS / "torch" / "bin" / "python"
@@ -97,7 +98,7 @@ def learner_rows(network: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def tree_rows(seconds: float) -> list[dict[str, Any]]:
-    """The sum-tree alone, ours and cpprb's, one after the other."""
+    """The sum-tree alone, pronk's and then cpprb's."""
     python, items, batch = ENVIRONMENTS / "cpprb" / "bin" / "python", 100_000, 64
     tree, rng = SumTree(items), np.random.default_rng(0)
     tree.set(np.arange(items), rng.random(items))
@@ -108,7 +109,7 @@ def tree_rows(seconds: float) -> list[dict[str, Any]]:
         "sample_microseconds": 1e6 * median_seconds(lambda: tree.sample(batch, rng), seconds),
         "update_microseconds": 1e6 * median_seconds(lambda: tree.set(index, priority), seconds),
     }
-    size = ["--items", str(items), "--batch", str(batch), "--seconds", str(seconds)]
+    size = ["--items", str(items), "--batch-size", str(batch), "--seconds", str(seconds)]
     theirs = last_json([python, HERE / "cpprb_tree.py", *size])
     setting = f"{batch} of {items:,} priorities"
     return [
@@ -139,23 +140,25 @@ def main() -> None:
         return
     chosen = args.names or names
     kept = []
-    if RESULTS.exists():  # what is not measured now stays as it was
+    if RESULTS.exists():  # keep the rows of other systems
         with RESULTS.open() as file:
-            kept = [r for r in csv.DictReader(file) if not measured(r["system"], chosen)]
+            kept = [r for r in csv.DictReader(file) if not is_chosen(r["system"], chosen)]
     rows: list[dict[str, Any]] = []
     for i in range(args.rounds):
-        found: list[dict[str, Any]] = []
+        measured: list[dict[str, Any]] = []
         if "pronk" in chosen:
-            found += pronk_rows(args.seconds)
+            measured += pronk_rows(args.seconds)
         for name in [name for name in chosen if name in SCRIPTS]:
             python = ENVIRONMENTS / name / "bin" / "python"
-            found.append(last_json([python, HERE / SCRIPTS[name], "--seconds", str(args.seconds)]))
+            measured.append(
+                last_json([python, HERE / SCRIPTS[name], "--seconds", str(args.seconds)])
+            )
         if "torch" in chosen:
             for network in ("shallow", "deep"):
-                found += learner_rows(network, args.seconds / 2)
+                measured += learner_rows(network, args.seconds / 2)
         if "cpprb" in chosen:
-            found += tree_rows(args.seconds / 10)
-        for row in found:
+            measured += tree_rows(args.seconds / 10)
+        for row in measured:
             print(i + 1, json.dumps(row), flush=True)
             rows.append({"round": i + 1} | {k: row[k] for k in FIELDS if k in row})
         with RESULTS.open("w", newline="") as file:
@@ -164,8 +167,8 @@ def main() -> None:
             writer.writerows([*kept, *rows])
 
 
-def measured(system: str, chosen: list[str]) -> bool:
-    """Whether a row's system is measured anew."""
+def is_chosen(system: str, chosen: list[str]) -> bool:
+    """Whether a row's system is one of the chosen peers."""
     kinds = {
         "pronk": system == "pronk IMPALA",
         "torch": "update" in system,

@@ -1,7 +1,7 @@
 """Sample Factory's asynchronous APPO on Breakout with the shallow IMPALA network; see run.py.
 
-Tries the settings that matter on few cores, and prints JSON of the fastest. Without V-trace, with
-which version 2.1.1 fails in its first update (its summaries miss the advantages).
+Tries the settings that matter on few cores, and prints JSON of the fastest. V-trace is
+off: with it, version 2.1.1 fails in its first update (its summaries miss the advantages).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sample_factory.train import make_runner
 from torch import nn
 
 WARM_SECONDS = 10.0
-START_SECONDS = 60.0  # it takes at most to start
+START_SECONDS = 60.0  # at most, to start
 SETTINGS = {
     "2 workers × 16 envs": (2, 16),
     "2 workers × 8 envs": (2, 8),
@@ -57,7 +57,7 @@ class Shallow(Encoder):
 
 
 class Squeeze(gym.ObservationWrapper):
-    """What Sample Factory wants: the stack's frames as channels, uint8."""
+    """The stack's frames as channels, uint8, as Sample Factory expects."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -68,7 +68,7 @@ class Squeeze(gym.ObservationWrapper):
 
 
 def make_env(name, cfg, env_config, render_mode=None) -> gym.Env:
-    """Breakout as pronk's default has it."""
+    """Breakout with pronk's default preprocessing."""
     # Sample Factory needs a Gymnasium older than the one ale-py registers itself with.
     register_v5_envs()
     env = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0)
@@ -78,24 +78,24 @@ def make_env(name, cfg, env_config, render_mode=None) -> gym.Env:
 
 
 class Clock(AlgoObserver):
-    """Prints the steps per second of `seconds`, once they are over."""
+    """Prints the steps per second over `seconds`, after a warm-up."""
 
     def __init__(self, seconds: float) -> None:
         self.end = WARM_SECONDS + seconds
-        self.seen: list[tuple[float, int]] = []
+        self.points: list[tuple[float, int]] = []
 
     def on_training_step(self, runner: Runner, training_iteration_since_resume: int) -> None:
-        self.seen.append((time.perf_counter(), runner.total_env_steps_since_resume or 0))
-        first = self.seen[0][0]
-        if self.seen[-1][0] - first >= self.end:
-            counted = [entry for entry in self.seen if entry[0] - first >= WARM_SECONDS]
+        self.points.append((time.perf_counter(), runner.total_env_steps_since_resume or 0))
+        first = self.points[0][0]
+        if self.points[-1][0] - first >= self.end:
+            counted = [entry for entry in self.points if entry[0] - first >= WARM_SECONDS]
             (start, before), (end, after) = counted[0], counted[-1]
             print("rate", (after - before) / (end - start), flush=True)
             self.end = float("inf")
 
 
 def run(workers: int, envs: int, seconds: float) -> None:
-    """Train for ever: it does not keep to --train_for_seconds. `rate_of` ends it."""
+    """Train until killed by `rate_of`: Sample Factory ignores --train_for_seconds."""
     with tempfile.TemporaryDirectory() as directory:
         argv = [
             *("--env=breakout", "--experiment=bench", f"--train_dir={directory}", "--device=cpu"),
@@ -114,7 +114,7 @@ def run(workers: int, envs: int, seconds: float) -> None:
 
 
 def rate_of(setting: str, seconds: float) -> float:
-    """Steps per second of one setting, in processes of its own that are ended then."""
+    """Steps per second of one setting, in a process group that is killed afterwards."""
     command = [sys.executable, __file__, "--setting", setting, "--seconds", str(seconds)]
     deadline = time.monotonic() + START_SECONDS + WARM_SECONDS + 2 * seconds
     with tempfile.NamedTemporaryFile("w") as log:
@@ -128,7 +128,7 @@ def rate_of(setting: str, seconds: float) -> float:
         finally:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    raise SystemExit(f"Sample Factory gave no figure with {setting}.")
+    raise SystemExit(f"Sample Factory printed no rate with {setting}.")
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ class Shallow(BaseFeaturesExtractor):
 
 
 def make_env() -> gym.Env:
-    """Breakout as pronk's default has it."""
+    """Breakout with pronk's default preprocessing."""
     gym.register_envs(ale_py)
     env = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0)
     env = AtariPreprocessing(env, grayscale_newaxis=True)
@@ -52,7 +52,7 @@ def make_env() -> gym.Env:
 
 
 class Clock(BaseCallback):
-    """Steps per second after a warm-up, until the time is up."""
+    """Measures steps per second after a warm-up, then ends the training."""
 
     def __init__(self, seconds: float):
         super().__init__()
@@ -69,7 +69,7 @@ class Clock(BaseCallback):
 
 
 def steps_per_second(vector: Any, envs: int, threads: int, seconds: float) -> float:
-    """Of one setting."""
+    """The speed of one setting."""
     torch.set_num_threads(threads)
     env = VecTransposeImage(VecFrameStack(vector([make_env] * envs), 4))
     model = A2C(

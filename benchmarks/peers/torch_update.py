@@ -1,7 +1,7 @@
 """IMPALA's update in PyTorch, for comparison with `pronk bench learner`: the same networks, losses
 and sizes, on random pixels.
 
-    python benchmarks/peers/torch_update.py --network shallow --unroll 20 --batch 32 --seconds 20
+    python benchmarks/peers/torch_update.py --network shallow --unroll 20 --batch-size 32
 
 Prints JSON: the median milliseconds of an update in the faster of PyTorch's two memory formats.
 """
@@ -121,14 +121,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="IMPALA's update in PyTorch.")
     parser.add_argument("--network", choices=["shallow", "deep"], default="shallow")
     parser.add_argument("--unroll", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
-    found = {
-        layout: milliseconds(args.network, args.unroll, args.batch, args.seconds / 2, layout)
+    times = {
+        layout: milliseconds(args.network, args.unroll, args.batch_size, args.seconds / 2, layout)
         for layout in ("channels first", "channels last")
     }
-    best = min(found, key=lambda layout: found[layout])
+    best = min(times, key=lambda layout: times[layout])
     print(
         json.dumps(
             {
@@ -136,8 +136,8 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "network": args.network,
                 "layout": best,
-                "milliseconds_per_update": found[best],
-                "milliseconds_by_layout": found,
+                "milliseconds_per_update": times[best],
+                "milliseconds_by_layout": times,
             }
         )
     )

@@ -224,11 +224,14 @@ def _draw(
         grid, values = _on_common_grid(curves)
         label = f"{label}\nmean of {len(members)} seeds, band from minimum to maximum"
         axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
-        axes.plot(grid, values.mean(0), dashes, color=colour, label=label, linewidth=1.8)
+        marker = "o" if len(grid) and grid[0] == grid[-1] else None  # one point is no line
+        style = {"color": colour, "label": label, "linewidth": 1.8, "marker": marker}
+        axes.plot(grid, values.mean(0), dashes, **style)
     averaged = f"\n(average over {smooth} records)" if smooth > 1 else ""
     largest = max(run.x[-1] for _, members in groups for run in members)
     finish_axes(axes, _label(x), largest, seconds=x == "wall_seconds")
     axes.set_ylabel(_label(y) + averaged)
+    axes.margins(x=0.02)
     if title is not None:
         axes.set_title(title)
     axes.legend(frameon=False, fontsize="small")

@@ -7,32 +7,27 @@ from typing import Any
 
 
 def run(name: str, settings: Any) -> dict[str, Any]:
-    """Measure; `settings` is the class of that name in `pronk.experiments.bench.settings`."""
+    """Run a benchmark; `settings` is its class in `pronk.experiments.bench.settings`."""
     return importlib.import_module(f"pronk.experiments.bench.{name}").measure(settings)
 
 
 def table(result: dict[str, Any]) -> str:
-    """A result for people: a line for each figure, and one for each of the `rows`."""
+    """A result as text: one line per scalar, then `rows` as a table."""
     scalars = {k.replace("_", " "): v for k, v in result.items() if k != "rows"}
     width = max(map(len, scalars), default=0)
-    lines = [f"{name:{width}}  {_shown(value)}" for name, value in scalars.items()]
-    rows = result.get("rows", [])
-    if rows:
-        columns = list(dict.fromkeys(k for row in rows for k in row))  # some rows lack some
+    lines = [f"{name:{width}}  {_format(value)}" for name, value in scalars.items()]
+    if rows := result.get("rows"):
+        columns = list(dict.fromkeys(k for row in rows for k in row))  # not every row has all
         cells = [[k.replace("_", " ") for k in columns]]
-        cells += [[_shown(row.get(k, "")) for k in columns] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += [
-            "  ".join(
-                f"{cell:>{width}}" if i else f"{cell:{width}}"
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in cells
-        ]
+        cells += [[_format(row.get(k, "")) for k in columns] for row in rows]
+        first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for head, *tail in cells:
+            right = [f"{cell:>{width}}" for cell, width in zip(tail, others, strict=True)]
+            lines.append("  ".join([f"{head:{first}}", *right]))
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if type(value) is int else str(value)

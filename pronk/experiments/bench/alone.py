@@ -1,4 +1,4 @@
-"""A measurement in a process of its own, which has one core."""
+"""Run a measurement in a process of its own, pinned to one core."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pronk.run.setup import configure_jax
 
 
 def alone(measure: Callable[..., Any], *args: Any) -> Any:
-    """What `measure`, a function of a module, returns there; raises its UserErrors."""
+    """The result of `measure(*args)`, a module-level function; re-raises its UserErrors."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_on_one_core, args=(theirs, measure, *args))
     process.start()
     theirs.close()
     try:
-        mistake, result = ours.recv()
+        message, result = ours.recv()
     except EOFError:
         process.join()
         raise UserError(
-            f"the process that measured '{measure.__name__}' alone died with exit code"
-            f" {process.exitcode}; what it said is above."
+            f"the process of the measurement '{measure.__name__}' ended with exit code"
+            f" {process.exitcode}; see its output above."
         ) from None
     process.join()
-    if mistake is not None:
-        raise UserError(mistake)
+    if message is not None:
+        raise UserError(message)
     return result
 
 

@@ -1,7 +1,8 @@
-"""The fused runtime, with and without its update."""
+"""Speed of the fused runtime, with and without the update."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from pronk.experiments.bench.timing import median_seconds
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, configure_jax, initial_state
 from pronk.runtime import fused
-from pronk.types import Agent
+from pronk.types import Agent, Array, Learnt
 
 UPDATES_PER_CALL = 16
 _VECTOR: dict[str, Any] = {"hidden_sizes": (64, 64)}
@@ -33,11 +34,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measure(settings: Fused) -> dict[str, Any]:
-    """Agent steps per second of Catch and CartPole (network 64 × 64), of MinAtar's games (16
-    kernels of 3 × 3, and 128 units), and so of a suite with and without PopArt. Raises UserError
-    where a task of the suite would get no environment."""
+    """Agent steps per second of each of `CASES`.
+
+    Raises UserError where a task of the suite would get no environment.
+    """
     for env, _ in CASES.values():
-        check_slots(env, settings.envs)
+        check_slots(env, settings.num_envs)
     configure_jax()
     rows = []
     for name, case in CASES.items():
@@ -52,7 +54,7 @@ def measure(settings: Fused) -> dict[str, Any]:
             }
         )
     return {
-        "envs": settings.envs,
+        "num_envs": settings.num_envs,
         "unroll": settings.unroll,
         "device": jax.devices()[0].device_kind,
         "rows": rows,
@@ -63,34 +65,40 @@ def _steps_per_second(
     case: tuple[str, dict[str, Any]], settings: Fused, *, learning: bool
 ) -> float:
     env, network = case
-    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.envs, **network)
+    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.num_envs, **network)
     _, agent = build(plan, env)
     if not learning:
         agent = _without_update(agent)
     jax_env = envs.jax_env_of(env)
     assert jax_env is not None
-    init, update = fused.build(agent, jax_env, unroll=settings.unroll, num_envs=settings.envs)
+    init, update = fused.build(agent, jax_env, unroll=settings.unroll, num_envs=settings.num_envs)
     run = jax.jit(init)(initial_state(plan, agent), jax.random.key(0))
-
-    def many(run: fused.RunState) -> tuple[fused.RunState, Any]:
-        def one(run: fused.RunState, _: None) -> tuple[fused.RunState, Any]:
-            run, outcome = update(run)
-            return run, outcome.steps
-
-        return jax.lax.scan(one, run, length=UPDATES_PER_CALL)
-
-    many = jax.jit(many, donate_argnums=0)
+    program = jax.jit(repeat(update, UPDATES_PER_CALL), donate_argnums=0)
     steps = 0
 
     def call() -> None:
         nonlocal run, steps
-        run, counts = many(run)
-        steps = int(counts.sum())
+        run, count = program(run)
+        steps = int(count)
 
     seconds = median_seconds(call, settings.seconds)
     return steps / seconds
 
 
+def repeat(update: Callable[..., Any], updates: int) -> Callable[..., Any]:
+    """A function of the run's state: so many updates, and their agent steps in all."""
+
+    def program(run: fused.RunState) -> tuple[fused.RunState, Array]:
+        def body(run: fused.RunState, _: None) -> tuple[fused.RunState, Array]:
+            run, outcome = update(run)
+            return run, outcome.steps
+
+        run, steps = jax.lax.scan(body, run, length=updates)
+        return run, steps.sum()
+
+    return program
+
+
 def _without_update(agent: Agent) -> Agent:
-    """The same, but it learns nothing: what is left of the update is counting."""
-    return agent._replace(learn=lambda state, batch: (state, (), {}))
+    """The agent with an update that only counts steps."""
+    return agent._replace(learn=lambda state, batch: Learnt(state, {}))

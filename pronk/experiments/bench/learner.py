@@ -1,4 +1,4 @@
-"""The learner's update alone."""
+"""Speed of the learner's update alone."""
 
 from __future__ import annotations
 
@@ -19,26 +19,30 @@ ENV = "ALE/Breakout-v5"
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Milliseconds per update of random pixels, and the share of a matrix product's speed."""
+    """Milliseconds per update on random pixels, and its FLOP/s beside a matrix product's."""
     configure_jax()
     plan = resolve(
-        "impala", ENV, torso=settings.network, unroll=settings.unroll, batch_size=settings.batch
+        "impala",
+        ENV,
+        torso=settings.network,
+        unroll=settings.unroll,
+        batch_size=settings.batch_size,
     )
     spec, agent = build(plan, ENV)
     state = initial_state(plan, agent)
     flops = forward_flops(agent, spec, state)
-    batch = random_batch(agent, spec, state, settings.unroll, settings.batch)
+    batch = random_batch(agent, spec, state, settings.unroll, settings.batch_size)
     seconds = update_seconds(agent, state, batch.trajectory, settings.seconds)
     peak = matrix_flops(min(settings.seconds, 2.0))
-    # As is usual, a backward pass counts as two forward passes.
-    achieved = 3 * flops * (settings.unroll + 1) * settings.batch / seconds
+    # A backward pass counts as two forward passes, as is usual.
+    achieved = 3 * flops * (settings.unroll + 1) * settings.batch_size / seconds
     return {
         "network": settings.network,
         "unroll": settings.unroll,
-        "batch": settings.batch,
+        "batch_size": settings.batch_size,
         "device": jax.devices()[0].device_kind,
         "milliseconds_per_update": 1e3 * seconds,
-        "steps_per_second": settings.unroll * settings.batch / seconds,
+        "steps_per_second": settings.unroll * settings.batch_size / seconds,
         "gigaflops": achieved / 1e9,
         "matrix_product_gigaflops": peak / 1e9,
         "share_of_matrix_product": achieved / peak,
@@ -48,7 +52,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 def update_seconds(
     agent: Agent, state: LearnerState, trajectory: Trajectory, seconds: float
 ) -> float:
-    """Median seconds of an update from all of `trajectory`, as a runtime's learner does it."""
+    """Median seconds of an update on the whole of `trajectory`, through the runtime's learner."""
     width = trajectory.version.shape[0]
     learner = Learner(agent, state, batch_size=width)
     queue = Queue(width)

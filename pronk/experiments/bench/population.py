@@ -1,4 +1,4 @@
-"""A population in one program, against single fused runs, compilation included."""
+"""Speed of a population in one program and of single fused runs, compilation included."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from pronk import envs
 from pronk.config.spec import Plan
 from pronk.errors import UserError
-from pronk.experiments.bench.fused import NETWORKS
+from pronk.experiments.bench.fused import NETWORKS, repeat
 from pronk.experiments.bench.settings import Population as Settings
 from pronk.run.build import fused_shape
 from pronk.run.resolve import resolve
@@ -25,18 +25,17 @@ from pronk.runtime import fused
 from pronk.runtime.population import Population
 from pronk.types import Agent, Array
 
-CALLS = 20  # of the program per run
-COMPILED = "/jax/core/compile/backend_compile_duration"
-_LISTENING: list[int] = []  # compilations so far, once there is someone who counts
+CALLS = 20  # of the compiled program per run
+COMPILED = "/jax/core/compile/backend_compile_duration"  # a monitoring event of JAX
+_COUNT: list[int] = []  # compilations so far; empty until a listener is registered
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Seconds from nothing to the last update, wall and of the CPU; those that the updates take
-    once all is compiled; compilations (of programs; each way has one for the beginning and one for
-    the updates); and agent steps per second.
+    """A row for each way to train the members: wall and CPU seconds from start to last update,
+    seconds of the updates alone once compiled, compilations, and agent steps per second.
 
-    Nothing comes from the cache of compiled programs. Single runs are compiled each, as commands of
-    their own are that find no cache; and once for all of them.
+    The persistent compilation cache is off. Single runs are measured twice: compiled each, as
+    separate commands would be, and compiled once for all.
     """
     configure_jax()
     env = envs.jax_env_of(settings.env)
@@ -44,44 +43,44 @@ def measure(settings: Settings) -> dict[str, Any]:
         raise UserError(f"`--env` is '{settings.env}'; expected an environment written in JAX.")
     plan = resolve(
         "impala", settings.env, preset="small", runtime="fused", unroll=settings.unroll,
-        batch_size=settings.envs, **NETWORKS.get(settings.env, {"hidden_sizes": (64, 64)}),
+        batch_size=settings.num_envs, **NETWORKS.get(settings.env, {"hidden_sizes": (64, 64)}),
     )  # fmt: skip
     _, agent = build(plan, settings.env)
-    in_turn = jax.default_backend() == "cpu"
+    one_by_one = jax.default_backend() == "cpu"
     ways: dict[str, Callable[[], Iterator[int]]] = {
-        "population": lambda: _population(plan, agent, env, settings, in_turn),
+        "population": lambda: _population(plan, agent, env, settings, one_by_one),
         "single runs, compiled once": lambda: _singles(plan, agent, env, settings, each=False),
     }
     if settings.compiled_each:
         each = "single runs, compiled each"
         ways[each] = lambda: _singles(plan, agent, env, settings, each=True)
-    if settings.vmapped and in_turn:
+    if settings.vmapped and one_by_one:
         ways["population, vmapped"] = lambda: _population(plan, agent, env, settings, False)
     with without_cache():
-        # What is nobody's in particular: the keys' programs, and an accelerator's libraries.
+        # Compiled and loaded first, so that no row pays for it: keys, an accelerator's libraries.
         _keys(settings.members)
         jax.jit(jnp.matmul)(*jnp.ones((2, 64, 64))).block_until_ready()
-        rows = [{"what": name, **_timed(way)} for name, way in ways.items()]
+        rows = [{"way": name, **_timed(way)} for name, way in ways.items()]
     for row in rows:
         row["times_the_population"] = row["seconds"] / rows[0]["seconds"]
         row["times_compiled"] = row["updates_seconds"] / rows[0]["updates_seconds"]
     return {
         "env": settings.env,
         "members": settings.members,
-        "rows_each": settings.steps,
+        "steps_per_member": settings.steps,
         "device": jax.devices()[0].device_kind,
-        "members_in_turn": in_turn,
+        "members_one_by_one": one_by_one,
         "rows": rows,
     }
 
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-    """All is compiled that is meant to be measured."""
+    """Turn the persistent compilation cache off."""
 
-    def use_cache(wanted: bool) -> None:
-        jax.config.update("jax_enable_compilation_cache", wanted)
-        compilation_cache.reset_cache()  # jax asks once, at its first compilation
+    def use_cache(enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()  # JAX reads the flag only at its first compilation
 
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     use_cache(False)
@@ -92,50 +91,50 @@ def without_cache() -> Iterator[None]:
 
 
 def _timed(way: Callable[[], Iterator[int]]) -> dict[str, Any]:
-    """way: yields the agent steps of each call of its program."""
-    if not _LISTENING:
-        _LISTENING.append(0)
+    """Time a way of training, a generator of the agent steps of each call of its program."""
+    if not _COUNT:
+        _COUNT.append(0)
 
-        def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
             del duration_secs, kwargs
-            _LISTENING[0] += event == COMPILED
+            _COUNT[0] += event == COMPILED
 
-        jax.monitoring.register_event_duration_secs_listener(heard)
-    compiled, cpu, start = _LISTENING[0], os.times(), time.perf_counter()
-    steps, ended = 0, [start]
-    for of_call in way():
-        steps += of_call
-        ended.append(time.perf_counter())
-    seconds, after = ended[-1] - start, os.times()
-    calls = np.diff(ended)
+        jax.monitoring.register_event_duration_secs_listener(count)
+    compiled, cpu, start = _COUNT[0], os.times(), time.perf_counter()
+    steps, times = 0, [start]
+    for call_steps in way():
+        steps += call_steps
+        times.append(time.perf_counter())
+    seconds, after = times[-1] - start, os.times()
+    calls = np.diff(times)
     return {
         "seconds": seconds,
         "updates_seconds": float(np.median(calls)) * len(calls),
         "cpu_seconds": after.user + after.system - cpu.user - cpu.system,
-        "compilations": _LISTENING[0] - compiled,
+        "compilations": _COUNT[0] - compiled,
         "steps_per_second": steps / seconds,
     }
 
 
 def _updates(plan: Plan, settings: Settings) -> int:
-    """Per call."""
+    """Updates per call of the program."""
     per_update = plan.agent_config.unroll * plan.agent_config.batch_size
     return max(1, round(settings.steps / per_update / CALLS))
 
 
 def _population(
-    plan: Plan, agent: Agent, env: Any, settings: Settings, in_turn: bool
+    plan: Plan, agent: Agent, env: Any, settings: Settings, one_by_one: bool
 ) -> Iterator[int]:
     shape = fused_shape(plan, agent)
-    made = Population(agent, env, shape, updates=_updates(plan, settings), in_turn=in_turn)
-    runs = made.begin(*_keys(settings.members), {})
+    population = Population(agent, env, shape, updates=_updates(plan, settings), in_turn=one_by_one)
+    runs = population.begin(*_keys(settings.members), {})
     for _ in range(CALLS):
-        runs, told = made.advance(runs)
-        yield int(np.asarray(told.steps).sum())
+        runs, generation = population.advance(runs)
+        yield int(np.asarray(generation.steps).sum())
 
 
 def _keys(members: int) -> tuple[Array, Array]:
-    """For the networks, and for acting."""
+    """The members' keys for initialisation and for acting, `[members]` each."""
     seeds = range(members)
     return (
         jnp.stack([key_for(seed, INIT_KEY) for seed in seeds]),
@@ -146,8 +145,7 @@ def _keys(members: int) -> tuple[Array, Array]:
 def _singles(
     plan: Plan, agent: Agent, env: Any, settings: Settings, *, each: bool
 ) -> Iterator[int]:
-    """The same members and calls, one run after another."""
-    updates = _updates(plan, settings)
+    """The same members, one run after another; each: compile the programs of every run."""
 
     def programs() -> tuple[Callable[..., Any], Callable[..., Any]]:
         init, update = fused.build(agent, env, **fused_shape(plan, agent))
@@ -155,21 +153,13 @@ def _singles(
         def begin(init_key: Any, act_key: Any) -> fused.RunState:
             return init(agent.init(init_key), act_key)
 
-        def some(run: fused.RunState) -> tuple[fused.RunState, Array]:
-            def one(run: fused.RunState, _: None) -> tuple[fused.RunState, Array]:
-                run, outcome = update(run)
-                return run, outcome.steps
+        return jax.jit(begin), jax.jit(repeat(update, _updates(plan, settings)), donate_argnums=0)
 
-            run, steps = jax.lax.scan(one, run, length=updates)
-            return run, steps.sum()
-
-        return jax.jit(begin), jax.jit(some, donate_argnums=0)
-
-    begin, some = programs()
+    begin, advance = programs()
     for seed in range(settings.members):
         if each and seed:
-            begin, some = programs()
+            begin, advance = programs()
         run = begin(key_for(seed, INIT_KEY), key_for(seed, ACTOR_KEY))
         for _ in range(CALLS):
-            run, steps = some(run)
+            run, steps = advance(run)
             yield int(steps)

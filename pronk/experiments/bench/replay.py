@@ -1,4 +1,4 @@
-"""The replay alone: how fast it takes in, gives out and sorts, and how much memory it takes."""
+"""Speed of the replay alone: inserting, sampling, updating priorities; and its memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPISODE = 1000  # steps
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Observations inserted, sequences drawn and priorities set per second; bytes."""
+    """Observations inserted, sequences sampled and priorities updated per second; bytes."""
     keep_freed_memory()
     spec = Sequences(
         capacity=settings.observations,
@@ -32,56 +32,56 @@ def measure(settings: Settings) -> dict[str, Any]:
         priority_exponent=0.9,
         compress=settings.compress,
     )
-    games = _Games(settings.envs, settings.unroll, spec)
-    example = jax.tree.map(lambda x: x[0, 0], games.trajectory()[:3])
-    games = _Games(settings.envs, settings.unroll, spec)
+    stream = _Stream(settings.num_envs, settings.unroll, spec)
+    example = jax.tree.map(lambda x: x[0, 0], stream.trajectory()[:3])
+    stream = _Stream(settings.num_envs, settings.unroll, spec)
     before = _resident()
     replay = Replay(spec, example, tuple(np.zeros(CORE, np.float32) for _ in range(2)))
     seconds = 0.0
     while replay.transitions < settings.observations:
-        trajectory = games.trajectory()
+        trajectory = stream.trajectory()
         start = time.perf_counter()
         replay.add(0, trajectory)
         seconds += time.perf_counter() - start
-    held = _resident() - before
+    used = _resident() - before
     rng = np.random.default_rng(0)
-    batch, keys = replay.sample(settings.batch, rng)
+    batch, keys = replay.sample(settings.batch_size, rng)
     size = sum(x.nbytes for x in jax.tree.leaves(batch))
-    draw = median_seconds(lambda: replay.sample(settings.batch, rng), settings.seconds)
+    sample = median_seconds(lambda: replay.sample(settings.batch_size, rng), settings.seconds)
     source = np.ones(size, np.uint8)
     copy = median_seconds(lambda: source.copy(), settings.seconds / 2)
-    priorities = rng.random(settings.batch)
+    priorities = rng.random(settings.batch_size)
     update = median_seconds(lambda: replay.update(keys, priorities), settings.seconds / 2)
     return {
         "observations": settings.observations,
         "sequences": len(replay),
-        "batch": f"{settings.batch} × {spec.burn_in + spec.length}",
+        "batch": f"{settings.batch_size} × {spec.burn_in + spec.length}",
         "compressed": settings.compress,
         "inserts_per_second": replay.transitions / seconds,
-        "samples_per_second": settings.batch / draw,
-        "updates_per_second": settings.batch / update,
-        "bytes_per_observation": held / replay.transitions,
-        "draw_milliseconds": draw * 1e3,
-        "draw_gigabytes_per_second": size / draw / 1e9,
+        "samples_per_second": settings.batch_size / sample,
+        "updates_per_second": settings.batch_size / update,
+        "bytes_per_observation": used / replay.transitions,
+        "sample_milliseconds": sample * 1e3,
+        "sample_gigabytes_per_second": size / sample / 1e9,
         "copy_gigabytes_per_second": size / copy / 1e9,
-        "share_of_copy": copy / draw,
+        "share_of_copy": copy / sample,
     }
 
 
 def _resident() -> int:
-    """Bytes of memory that this process occupies; where the system does not say, 0."""
+    """Resident bytes of this process; 0 where there is no /proc."""
     path = Path("/proc/self/statm")
     return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else 0
 
 
-class _Games:
-    """Trajectories of stacked frames that move, and episodes that end now and then."""
+class _Stream:
+    """Trajectories of stacked moving frames, of episodes of 1,000 steps."""
 
     def __init__(self, envs: int, unroll: int, spec: Sequences):
         rng = np.random.default_rng(0)
         self._envs, self._unroll, self._t = envs, unroll, 0
         self._starts = StartRecorder(spec, envs)
-        # A picture much larger than what is seen of it: each step sees another part.
+        # Each step shows another part of a picture much larger than a frame.
         self._world = np.repeat(rng.integers(0, 256, (512, 128), np.uint8), 4, axis=1)
         self._ends = rng.integers(EPISODE, size=envs)
 
@@ -90,14 +90,14 @@ class _Games:
         return np.stack([self._world[i : i + SIZE, i % 400 : i % 400 + SIZE] for i in offset])
 
     def trajectory(self) -> Trajectory:
-        """The next one, whose first row is the last one's last."""
-        steps, begin = self._unroll, self._t
+        """The next unroll; its row 0 is the last row of the one before."""
+        steps, start = self._unroll, self._t
         self._t += steps
-        frames = np.stack([self._frame(t) for t in range(begin - STACK + 1, begin + steps + 1)])
+        frames = np.stack([self._frame(t) for t in range(start - STACK + 1, start + steps + 1)])
         observation = np.stack([frames[k : k + steps + 1] for k in range(STACK)], axis=2)
-        ended = (np.arange(begin, begin + steps + 1)[:, None] + self._ends) % EPISODE == 0
-        first = (np.arange(begin, begin + steps + 1)[:, None] + self._ends) % EPISODE == 1
-        first[0] |= begin == 0
+        ended = (np.arange(start, start + steps + 1)[:, None] + self._ends) % EPISODE == 0
+        first = (np.arange(start, start + steps + 1)[:, None] + self._ends) % EPISODE == 1
+        first[0] |= start == 0
         shape = ended.shape
         no, zero = np.zeros(shape, np.bool_), np.zeros(shape, np.int32)
         reward = np.zeros(shape, np.float32)

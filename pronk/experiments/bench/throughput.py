@@ -1,8 +1,8 @@
-"""What environment, inference and learner can do alone, and what training makes of them.
+"""Speed of environment, inference and learner alone, and of training, which needs all three.
 
-Each part alone has one core, so that the work-conserving limit of them together is
-cores / (1/E + 1/I + 1/L): no order of doing the same work can be faster. Parts that take turns slow
-one another down by what each puts out of the caches; `in_turn` is what one core makes of all three.
+Each part alone runs on one core at E, I and L agent steps per second. Together they cannot exceed
+cores / (1/E + 1/I + 1/L), in whatever order the same work is done. In training the parts evict one
+another's data from the caches; `in_turn` is the speed of all three taking turns on one core.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def measure(settings: Throughput) -> dict[str, Any]:
         "env": settings.env,
         "network": plan.agent_config.torso,
         "actors": settings.actors,
-        "envs": settings.envs,
-        "batch": settings.batch,
+        "envs_per_actor": settings.envs_per_actor,
+        "batch_size": settings.batch_size,
         "unroll": settings.unroll,
         "cores": cores,
         "env_steps_per_second_per_core": env,
@@ -67,16 +67,16 @@ def _plan(settings: Throughput) -> Plan:
         settings.env,
         runtime="local",
         actors=settings.actors,
-        envs_per_actor=settings.envs,
+        envs_per_actor=settings.envs_per_actor,
         unroll=settings.unroll,
-        batch_size=settings.batch,
+        batch_size=settings.batch_size,
         **network,
     )
 
 
 def _env(settings: Throughput) -> float:
-    """Random actions in one vector of environments."""
-    env = envs.make(settings.env, settings.envs, workers=0)
+    """Stepping one actor's environments with random actions."""
+    env = envs.make(settings.env, settings.envs_per_actor, workers=0)
     with contextlib.closing(env):
         space = gym.vector.utils.batch_space(env.spec.action_space, env.num_envs)
         space.seed(0)
@@ -89,35 +89,34 @@ def _env(settings: Throughput) -> float:
 
 
 def _act(settings: Throughput) -> float:
-    """Decisions for one vector of environments, as an actor asks for them."""
+    """Acting in one actor's environments."""
     plan = _plan(settings)
     spec, agent = build(plan, plan.env)
     behaviour = jax.jit(agent.behaviour)(initial_state(plan, agent))
-    env_ids = np.arange(settings.envs, dtype=np.int32)
-    player = Player(agent, jax.random.key(0), env_ids, settings.envs)
-    rows = random_rows(spec, (settings.envs,))
+    env_ids = np.arange(settings.envs_per_actor, dtype=np.int32)
+    player = Player(agent, jax.random.key(0), env_ids, settings.envs_per_actor)
+    rows = random_rows(spec, (settings.envs_per_actor,))
     seconds = median_seconds(lambda: player.act(behaviour, rows), settings.seconds / 3)
-    return settings.envs / seconds
+    return settings.envs_per_actor / seconds
 
 
 def _learn(settings: Throughput) -> float:
-    """Updates from one batch of random observations."""
+    """Updating on one batch of random observations."""
     plan = _plan(settings)
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
-    batch = random_batch(agent, spec, state, settings.unroll, settings.batch)
+    batch = random_batch(agent, spec, state, settings.unroll, settings.batch_size)
     seconds = update_seconds(agent, state, batch.trajectory, settings.seconds / 3)
-    return settings.unroll * settings.batch / seconds
+    return settings.unroll * settings.batch_size / seconds
 
 
 def _in_turn(settings: Throughput) -> float:
-    """One actor and the learner, each waiting for the other."""
+    """Training with one actor and the learner taking turns."""
     plan = _plan(settings)
     _, agent = build(plan, plan.env)
-    learner = Learner(agent, initial_state(plan, agent), batch_size=settings.batch)
-    actor = ActorFactory(plan, plan.env, 0, 1, settings.envs, 0)(agent)
-    runtime = RoundsLoop(learner, [actor], Queue(settings.batch), in_turns=True)
-
+    learner = Learner(agent, initial_state(plan, agent), batch_size=settings.batch_size)
+    actor = ActorFactory(plan, plan.env, 0, 1, settings.envs_per_actor, 0)(agent)
+    runtime = RoundsLoop(learner, [actor], Queue(settings.batch_size), in_turns=True)
     with contextlib.closing(runtime):
-        found = training.measure(runtime, settings.seconds / 3, warm_seconds=0.0)
-    return found["end_to_end_steps_per_second"]
+        result = training.measure(runtime, settings.seconds / 3, warm_seconds=0.0)
+    return result["end_to_end_steps_per_second"]

@@ -1,4 +1,4 @@
-"""Timing that the benchmarks share."""
+"""Timing, FLOP counts and random batches for the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MATRIX = 2048
 
 
 def median_seconds(call: Callable[[], Any], seconds: float) -> float:
-    """Of one call, which must wait for its result, over at least three and so many seconds."""
+    """Median duration of `call`, which must block until done, over `seconds` and three calls."""
     for _ in range(2):  # compiles, and fills the caches
         call()
     times: list[float] = []
@@ -31,15 +31,17 @@ def median_seconds(call: Callable[[], Any], seconds: float) -> float:
 
 
 def matrix_flops(seconds: float) -> float:
-    """Floating-point operations per second of a plain matrix product, float32."""
+    """FLOP/s of a float32 matrix product, measured for so many seconds."""
     a = jnp.ones((MATRIX, MATRIX), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     return 2 * MATRIX**3 / median_seconds(lambda: jax.block_until_ready(product(a)), seconds)
 
 
 def forward_flops(agent: Agent, spec: EnvSpec, state: LearnerState) -> float:
-    """Floating-point operations of one observation's forward pass, as XLA counts them with its own
-    convolutions, which it uses on GPUs."""
+    """FLOPs of one observation's forward pass, as XLA counts them when compiling for a GPU.
+
+    On a CPU pronk has its own convolutions, which XLA would not recognise.
+    """
     timestep = random_rows(spec, (1,))
     carry = agent.initial_carry(jax.random.key(0), np.arange(1), 1, False)
     traced = jax.jit(agent.act).trace(agent.behaviour(state), carry, timestep, jax.random.key(0))
@@ -48,7 +50,7 @@ def forward_flops(agent: Agent, spec: EnvSpec, state: LearnerState) -> float:
 
 
 def random_rows(spec: EnvSpec, shape: tuple[int, ...]) -> TimeStep:
-    """Rows `shape` of one long episode, of random observations."""
+    """Random time steps `[*shape]` inside an episode."""
     count = int(np.prod(shape))
     space = gym.vector.utils.batch_space(spec.observation_space, count)
     space.seed(0)
@@ -68,16 +70,16 @@ def random_rows(spec: EnvSpec, shape: tuple[int, ...]) -> TimeStep:
 def random_batch(
     agent: Agent, spec: EnvSpec, state: LearnerState, unroll: int, batch: int
 ) -> Batch:
-    """A batch as actors would bring it: random observations, decided on by the agent."""
+    """A batch `[unroll + 1, batch]` of random observations, with the agent's own actions."""
     rows = random_rows(spec, (unroll + 1, batch))
     carry = agent.initial_carry(jax.random.key(0), np.arange(batch), batch, False)
     core = jax.tree.map(np.asarray, carry.core)
     act, behaviour = jax.jit(agent.act), agent.behaviour(state)
-    decided = []
+    acted = []
     for t in range(unroll + 1):
         row = jax.tree.map(lambda x, t=t: x[t], rows)
         action, carry, extras = act(behaviour, carry, row, jax.random.key(t))
-        decided.append(jax.tree.map(np.asarray, (action, extras)))
-    action, extras = jax.tree.map(lambda *x: np.stack(x), *decided)
+        acted.append(jax.tree.map(np.asarray, (action, extras)))
+    action, extras = jax.tree.map(lambda *x: np.stack(x), *acted)
     version = np.zeros(batch, np.int32)
     return Batch(Trajectory(rows, action, extras, core, version))

@@ -1,4 +1,4 @@
-"""Training as `pronk train` does it, without saving, for so many seconds."""
+"""Train for some seconds as `pronk train` does, without saving, and measure the speed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARM_UPDATES = 5
 
 
 def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[str, Any]:
-    """What `measure` finds of a runtime that is made for it."""
+    """`measure` a runtime built for `plan`."""
     configure_jax()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -40,9 +40,9 @@ def train_for(plan: Plan, seconds: float, *, warm_seconds: float = 3.0) -> dict[
 
 
 def measure(runtime: Runtime, seconds: float, warm_seconds: float) -> dict[str, Any]:
-    """Agent steps per second from an update to an update of `runtime`, and who waited for whom.
+    """Agent steps per second of `runtime`, its mean policy lag, and the shares of waiting time.
 
-    What compiles, the first WARM_UPDATES and at least `warm_seconds`, is not counted.
+    The first WARM_UPDATES updates, which compile, and at least `warm_seconds` are not counted.
     """
     warm, updates = time.perf_counter() + warm_seconds, 0
     while updates < WARM_UPDATES or time.perf_counter() < warm:

@@ -1,15 +1,14 @@
 """Population based training against fixed random draws: the claim of the PBT papers, small.
 
-Jaderberg et al. 2017, section 4.1; Espeholt et al. 2018, section 5.3. On each task a population
-adapts what it was drawn with, once copying whom it has seen to be better (about the t-test of the
-former), once whoever's score is 5 % better (the latter); beside them the same members, with the
-same seeds and first hyperparameters, keep theirs. All are trained for the same agent steps, and
-what they have learnt is then played without learning.
+Jaderberg et al. 2017, section 4.1; Espeholt et al. 2018, section 5.3. On each task one population
+copies members whose score is significantly better (about the t-test of the former paper), one
+copies members whose score is 5 % better (the latter), and one has the same members, with the same
+seeds and initial hyperparameters, but neither copies nor perturbs. All are trained for the same
+agent steps, and the final policies are then evaluated without learning.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -21,13 +20,14 @@ import numpy as np
 from pronk import pbt
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
-from pronk.experiments.reproduce.common import band, chosen, digest, once
+from pronk.experiments.reproduce import common
+from pronk.experiments.reproduce.common import select, unique
 from pronk.experiments.reproduce.settings import PBT
+from pronk.experiments.reproduce.side_by_side import FIRST_SEED
 from pronk.pbt.vmapped import final_returns
 from pronk.run import plot_population as lineage
 from pronk.run.resolve import resolve
 from pronk.run.setup import configure_jax
-from pronk.storage.journal import read_events
 from pronk.types import Array
 
 TUNE = (
@@ -36,18 +36,18 @@ TUNE = (
     "optimiser_epsilon",
     "max_gradient_norm",
 )
-# What a score must be better by to be copied. The fixed ones copy nobody and perturb nothing.
+# By how much a score must be better to be copied. Fixed members neither copy nor perturb.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pbt": ("PBT", {"sigmas": 2.0}),
     "threshold": ("PBT, 5 % alone", {"sigmas": 0.0}),
     "fixed": ("fixed", {"threshold": math.inf, "perturb_probability": 0.0}),
 }
-FIRST_SEED = 100  # tasks, budgets and the rules of copying were chosen on seeds below 8
-NEAR = 0.9  # of the maximum: where a fixed member comes so far, the budget says nothing
+# Tasks, budgets and the rules of copying were chosen on seeds below 8; results begin at FIRST_SEED.
+NEAR = 0.9  # of the maximum: if a fixed member gets as far, the budget can show no difference
 
 
 class Task(NamedTuple):
-    """An environment, what of IMPALA's settings it needs, and what can be won."""
+    """An environment, the IMPALA settings that it needs, and the largest return."""
 
     env: str
     env_args: dict[str, Any]
@@ -87,64 +87,67 @@ def config_for(kind: str, population: int) -> PBTConfig:
     return PBTConfig(population=population, tune=TUNE, execution="vmapped", **KINDS[kind][1])
 
 
-def run(settings: PBT) -> str:
-    """Train what is missing, then write the table and the pictures."""
+def run(settings: PBT, *, output: Path, results: Path) -> str:
+    """Train the missing populations, then write the tables and the figures."""
     configure_jax()
-    names = chosen(settings.tasks, TASKS)
+    names = common.choose_tasks(settings.tasks, TASKS)
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=1, population=min(12, settings.population))
-    settings.results.mkdir(parents=True, exist_ok=True)
-    found = []
+    cells = []
     for name in names:
         for seed in range(FIRST_SEED, FIRST_SEED + settings.seeds):
             for kind in KINDS:
-                cell = f"{name}-{kind}-{seed}".replace(" ", "-")
-                what = {
+                identity = {
                     "task": TASKS[name]._asdict(),
                     "seed": seed,
                     "scale": settings.scale,
                     "pbt": dataclasses.asdict(config_for(kind, settings.population)),
                 }
-                done = once(
-                    settings.output,
-                    cell,
-                    what,
-                    lambda name=name, seed=seed, kind=kind: _cell(settings, name, seed, kind),
+                result = common.cached(
+                    output,
+                    f"{name}-{kind}-{seed}".replace(" ", "-"),
+                    identity,
+                    lambda name=name, seed=seed, kind=kind: _train(
+                        settings, output, name, seed, kind
+                    ),
                 )
-                found.append({"task": name, "seed": seed, "kind": kind, **done})
-    return _write(found, settings)
+                cells.append({"task": name, "seed": seed, "kind": kind, **result})
+    _write(cells, results)
+    pictures = [draw(results), draw_curves(results)]
+    for name in names:
+        picture = results / f"pbt-lineage-{name.replace(' ', '-')}.png"
+        directory = _directory(settings, output, name, FIRST_SEED, "pbt")
+        title = f"PBT on {name}, seed {FIRST_SEED}"
+        pictures.append(lineage.draw(directory, picture, title=title))
+    return "\n\n".join([table(cells), verdict(cells), "\n".join(map(str, pictures))])
 
 
-def _directory(settings: PBT, name: str, seed: int, kind: str) -> Path:
-    what = [TASKS[name]._asdict(), settings.scale, settings.population]
-    cell = f"{name}-{kind}-{seed}-{digest({'what': what})}".replace(" ", "-")
-    return settings.output / "populations" / cell
+def _directory(settings: PBT, output: Path, name: str, seed: int, kind: str) -> Path:
+    key = common.digest({"what": [TASKS[name]._asdict(), settings.scale, settings.population]})
+    return output / "populations" / f"{name}-{kind}-{seed}-{key}".replace(" ", "-")
 
 
-def _cell(settings: PBT, name: str, seed: int, kind: str) -> dict[str, Any]:
+def _train(settings: PBT, output: Path, name: str, seed: int, kind: str) -> dict[str, Any]:
     """One population."""
-    directory = _directory(settings, name, seed, kind)
+    directory = _directory(settings, output, name, seed, kind)
     plan = plan_for(TASKS[name], seed, directory, settings.scale)
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, quiet=True))
     config = config_for(kind, settings.population)
     summary = pbt.run(plan, config)
     if summary["status"] != "finished":
-        raise KeyboardInterrupt  # it is saved; the same command goes on
+        raise KeyboardInterrupt  # it is saved; the same command resumes
     events = read_events(directory)
-    starts = [e["hyper"] for e in events if e["event"] == "start"]
-    ends = [e["hyper"] for e in events if e["event"] == "end"]
     return {
         "scores": final_returns(pbt.set_up(plan, config)).tolist(),
-        "first": starts,
-        "last": ends,
+        "first": [e["hyper"] for e in events if e["event"] == "start"],
+        "last": [e["hyper"] for e in events if e["event"] == "end"],
         "copies": summary["copies"],
         "curves": _curves(events),
     }
 
 
 def _curves(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Best and median of the members' scores each time that they were ready, all together, and in
-    the end."""
+    """Best and median of the members' scores at each generation and at the end."""
     lines = lineage.member_lines(events).values()
     scores = np.array([line.scores for line in lines])
     steps = np.array([line.steps for line in lines]).mean(axis=0)
@@ -156,36 +159,30 @@ def _curves(events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     }
 
 
-def _write(found: list[dict[str, Any]], settings: PBT) -> str:
-    """The CSV, the pictures, and the table as text."""
-    results = settings.results
-    with (results / "pbt.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = sorted(found[0]["first"][0])
-        fields = ["task", "seed", "kind", "member", "score"]
-        writer.writerow(
-            [*fields, *(f"first_{name}" for name in names), *(f"last_{name}" for name in names)]
-        )
-        for cell in found:
-            for i, score in enumerate(cell["scores"]):
-                values = [cell[when][i][name] for when in ("first", "last") for name in names]
-                row = [cell["task"], cell["seed"], cell["kind"], i, score, *values]
-                writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
-    _draw(found, results / "pbt.png")
-    pictures = [results / "pbt.png"]
-    for name in dict.fromkeys(cell["task"] for cell in found):
-        picture = results / f"pbt-lineage-{name.replace(' ', '-')}.png"
-        directory = _directory(settings, name, FIRST_SEED, "pbt")
-        title = f"PBT on {name}, seed {FIRST_SEED}"
-        pictures.append(lineage.draw(directory, picture, title=title))
-    return "\n\n".join([table(found), verdict(found), "\n".join(map(str, pictures))])
+def _write(cells: list[dict[str, Any]], results: Path) -> None:
+    names = sorted(cells[0]["first"][0])
+    rows, curves = [], []
+    for cell in cells:
+        head = [cell["task"], cell["seed"], cell["kind"]]
+        for i, score in enumerate(cell["scores"]):
+            values = [cell[when][i][name] for when in ("first", "last") for name in names]
+            row = [*head, i, score, *values]
+            rows.append([f"{x:.6g}" if isinstance(x, float) else x for x in row])
+        points = zip(*(cell["curves"][k] for k in ("steps", "best", "median")), strict=True)
+        curves += [[*head, *(f"{x:.6g}" for x in point)] for point in points]
+    columns = [f"{when}_{name}" for when in ("first", "last") for name in names]
+    head = ["task", "seed", "kind"]
+    common.write_csv(results / "pbt.csv", [*head, "member", "score", *columns], rows)
+    common.write_csv(results / "pbt-curves.csv", [*head, "steps", "best", "median"], curves)
 
 
-def figures(found: list[dict[str, Any]], task: str, seed: int) -> dict[str, float]:
-    """What is compared, by kind and what: the best member, the one at the top quarter (75th
-    percentile), and the median one. A member of which no game ended counts as the worst."""
+def figures(cells: list[dict[str, Any]], task: str, seed: int) -> dict[str, float]:
+    """The compared returns, as `kind_which`: the best member, the 75th percentile, the median.
+
+    A member that finished no episode counts as the worst.
+    """
     scores: dict[str, Array] = {}
-    for cell in found:
+    for cell in cells:
         if (cell["task"], cell["seed"]) == (task, seed):
             values = np.array(cell["scores"], float)
             scores[cell["kind"]] = np.where(np.isnan(values), np.nanmin(values), values)
@@ -196,114 +193,110 @@ def figures(found: list[dict[str, Any]], task: str, seed: int) -> dict[str, floa
     }
 
 
-def _by_seed(found: list[dict[str, Any]], task: str) -> list[dict[str, float]]:
-    seeds = sorted({cell["seed"] for cell in found if cell["task"] == task})
-    return [figures(found, task, seed) for seed in seeds]
+def _by_seed(cells: list[dict[str, Any]], task: str) -> list[dict[str, float]]:
+    seeds = sorted({cell["seed"] for cell in cells if cell["task"] == task})
+    return [figures(cells, task, seed) for seed in seeds]
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """A row for each task, means over seeds and their range, in Markdown."""
-    columns = {
-        "PBT, best": "pbt_best",
-        "5 % alone, best": "threshold_best",
-        "fixed, best": "fixed_best",
-        "PBT, median": "pbt_median",
-        "5 % alone, median": "threshold_median",
-        "fixed, top quarter": "fixed_quarter",
-        "fixed, median": "fixed_median",
-    }
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for task in dict.fromkeys(cell["task"] for cell in found):
-        rows = _by_seed(found, task)
-        cells = []
-        for name in columns.values():
-            values = [row[name] for row in rows]
-            cells.append(f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})")
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+COLUMNS = {
+    "PBT, best": "pbt_best",
+    "5 % alone, best": "threshold_best",
+    "fixed, best": "fixed_best",
+    "PBT, median": "pbt_median",
+    "5 % alone, median": "threshold_median",
+    "fixed, top quarter": "fixed_quarter",
+    "fixed, median": "fixed_median",
+}
 
 
-def verdict(found: list[dict[str, Any]]) -> str:
-    """For each task, whether the budget leaves something to win, and whether the best member of a
-    population is at least as good as the best fixed one, and its median one as the top quarter: of
-    the mean over seeds, and on how many of them."""
+def table(cells: list[dict[str, Any]]) -> str:
+    """A table with a row for each task: means over seeds and their range."""
     lines = []
-    for task in dict.fromkeys(cell["task"] for cell in found):
-        rows = _by_seed(found, task)
+    for task in unique(cells, "task"):
+        rows, line = _by_seed(cells, task), [task]
+        for name in COLUMNS.values():
+            values = [row[name] for row in rows]
+            line.append(f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})")
+        lines.append(line)
+    return common.markdown(["", *COLUMNS], lines)
+
+
+def verdict(cells: list[dict[str, Any]]) -> str:
+    """For each task, whether the budget can show a difference; and for each kind of population
+    whether its best member is at least as good as the best fixed one, and its median member as the
+    fixed 75th percentile: in the mean over seeds, and on how many of them."""
+    lines = []
+    for task in unique(cells, "task"):
+        rows = _by_seed(cells, task)
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         near = mean["fixed_best"] / TASKS[task].maximum
-        told = f"{task}: the best fixed member is at {near:.0%} of the maximum"
-        lines.append(told + (" (too near to tell)" if near >= NEAR else ""))
+        line = f"{task}: the best fixed member is at {near:.0%} of the maximum"
+        lines.append(line + (" (too near to tell)" if near >= NEAR else ""))
         for kind, (words, _) in KINDS.items():
             if kind == "fixed":
                 continue
-            told = []
+            parts = []
             for ours, theirs in (("best", "best"), ("median", "quarter")):
-                ours, theirs = f"{kind}_{ours}", f"fixed_{theirs}"
-                wins = sum(row[ours] >= row[theirs] for row in rows)
-                sign = "≥" if mean[ours] >= mean[theirs] else "<"
-                names = f"{ours.removeprefix(kind + '_')} {sign} {theirs.replace('_', ' ')}"
-                told.append(f"{names} in the mean, on {wins} of {len(rows)} seeds")
-            lines.append(f"- {words}: {'; '.join(told)}")
+                mine, other = f"{kind}_{ours}", f"fixed_{theirs}"
+                wins = sum(row[mine] >= row[other] for row in rows)
+                sign = "≥" if mean[mine] >= mean[other] else "<"
+                where = f"in the mean, on {wins} of {len(rows)} seeds"
+                parts.append(f"{ours} {sign} fixed {theirs} {where}")
+            lines.append(f"- {words}: {'; '.join(parts)}")
     return "\n".join(lines)
 
 
-def _draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Above, the best (solid) and the median member (dashed) over time, means over seeds with 95 %
-    bootstrap bands; below, each member's return in the end, from the worst to the best, a line for
-    each seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = list(dict.fromkeys(cell["task"] for cell in found))
-    figure, axes = plt.subplots(
-        2, len(tasks), figsize=(4.0 * len(tasks), 6.4), constrained_layout=True, squeeze=False
-    )
-    colours = {"pbt": "#D55E00", "threshold": "#009E73", "fixed": "#0072B2"}
-    for column, task in enumerate(tasks):
-        above, below = axes[:, column]
-        for kind, colour in colours.items():
-            cells = [cell for cell in found if (cell["task"], cell["kind"]) == (task, kind)]
-            for which, dashes in (("best", "-"), ("median", "--")):
-                steps, curves = _resampled([cell["curves"] for cell in cells], which)
-                mean, low, high = band(curves)
-                label = f"{KINDS[kind][0]}, {which}"
-                above.plot(steps / 1000, mean, dashes, color=colour, linewidth=1.4, label=label)
-                above.fill_between(steps / 1000, low, high, color=colour, alpha=0.12, linewidth=0)
-            for i, cell in enumerate(cells):
-                scores = np.sort(cell["scores"])
-                below.plot(
-                    np.linspace(0, 100, len(scores)),
-                    scores,
-                    color=colour,
-                    linewidth=0.9,
-                    alpha=0.8,
-                    label=KINDS[kind][0] if i == 0 else None,
-                )
-        above.set_title(task)
-        above.set_xlabel("thousand agent steps of a member")
-        below.set_xlabel("members, from the worst to the best [%]")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("mean return since last ready")
-    axes[1, 0].set_ylabel("mean return in the end")
-    axes[0, 0].legend(fontsize=7, frameon=False)
-    axes[1, 0].legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+LEGEND = {"pbt": "PBT", "threshold": "PBT that copies any score 5 % better", "fixed": "fixed draws"}
 
 
-def _resampled(curves: list[dict[str, list[float]]], which: str) -> tuple[Array, list[Any]]:
-    """Steps that all seeds have been at, `[points]`, and the seeds' curves there: episodes end
-    where they will, so that no two seeds are ready at the same step."""
-    steps = np.linspace(
-        max(of["steps"][0] for of in curves), min(of["steps"][-1] for of in curves), 40
-    )
-    values = [np.array(of[which], float) for of in curves]
-    values = [np.where(np.isfinite(of), of, np.nan) for of in values]
-    return steps, [
-        np.interp(steps, of["steps"], v).tolist() for of, v in zip(curves, values, strict=True)
-    ]
+def draw(results: Path) -> Path:
+    """Draw the final returns of all members from the table in `results`."""
+    rows = common.read_csv(results / "pbt.csv")
+    tasks = unique(rows, "task")
+    figure, (axes,) = common.panels(1, len(tasks), 4.2, 3.8)
+    for axis, task in zip(axes, tasks, strict=True):
+        for i, (kind, label) in enumerate(LEGEND.items()):
+            own = [row for row in rows if (row["task"], row["kind"]) == (task, kind)]
+            ranked = [np.sort(select(own, "score", seed=seed)) for seed in unique(own, "seed")]
+            place = np.linspace(0, 100, len(ranked[0]))
+            for scores in ranked:
+                axis.plot(place, scores, color=common.COLOURS[i], linewidth=0.6, alpha=0.35)
+            mean, style = np.mean(ranked, axis=0), {"color": common.COLOURS[i], "linewidth": 2.5}
+            axis.plot(place, mean, label=label, **style)
+        axis.set_title(task)
+        axis.set_xlabel("members of a population, ranked (%)\n0: worst, 100: best")
+    axes[0].set_ylabel("mean return after training")
+    note = "thick: mean over populations of the members at each rank; thin: each population"
+    return common.save(figure, results / "pbt.png", note)
+
+
+def draw_curves(results: Path) -> Path:
+    """Draw the best and the median member over time from the table in `results`."""
+    rows = common.read_csv(results / "pbt-curves.csv")
+    tasks, which = unique(rows, "task"), ("best", "median")
+    figure, axes = common.panels(2, len(tasks), 4.2, 3.0, sharex="col", sharey="col")
+    for (row, column), axis in np.ndenumerate(axes):
+        for i, (kind, label) in enumerate(LEGEND.items()):
+            own = [r for r in rows if (r["task"], r["kind"]) == (tasks[column], kind)]
+            steps, curves = _resample(own, which[row])
+            common.draw_band(axis, steps / 1000, common.band(curves), i, label)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        axis.set_title(task)
+    for axis in axes[-1]:
+        axis.set_xlabel("agent steps of a member (thousands)")
+    for axis, member in zip(axes[:, 0], which, strict=True):
+        axis.set_ylabel(f"{member} member's mean return\nin the generation")
+    return common.save(figure, results / "pbt-curves.png", common.BAND)
+
+
+def _resample(rows: list[common.Row], which: str) -> tuple[Array, list[Array]]:
+    """Steps that all seeds cover, `[points]`, and the seeds' curves there.
+
+    Generations end with episodes, so that no two seeds have them at the same step.
+    """
+    curves = []
+    for seed in unique(rows, "seed"):
+        steps, values = (np.array(select(rows, k, seed=seed)) for k in ("steps", which))
+        curves.append((steps, np.where(np.isfinite(values), values, np.nan)))
+    grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 40)
+    return grid, [np.interp(grid, *curve) for curve in curves]

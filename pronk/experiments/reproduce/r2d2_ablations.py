@@ -1,13 +1,12 @@
 """What R2D2's parts are good for: its ablations (Kapturowski et al. 2019, section 5), small.
 
-The task is Orchard, which has what they are about: rewards of unlike size, games long enough for
-the discount to matter, something to remember, and lives. All variants are scored alike: by the raw
-rewards of whole games.
+The task is Orchard, which has what they are about: rewards of different sizes, episodes long enough
+for the discount to matter, something to remember, and lives. All variants are scored alike, by the
+raw rewards of whole episodes.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pronk.experiments.reproduce.common import interval, once
+from pronk.experiments.reproduce import common
+from pronk.experiments.reproduce.common import interval, select, unique
 from pronk.experiments.reproduce.settings import Ablations
 from pronk.run.evaluate import Evaluation
 from pronk.run.policy import load
@@ -40,27 +40,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reset": {"env_args": {**ENV_ARGS, "life_loss": True}},
     "roll": {"env_args": {**ENV_ARGS, "life_loss": "roll"}},
 }
-GAMES = 100  # of the greedy evaluation
+EPISODES = 100  # of the greedy evaluation
 
 
-def run(settings: Ablations) -> str:
-    """Train what is missing, then write the table and the picture."""
+def run(settings: Ablations, *, output: Path, results: Path) -> str:
+    """Train the missing runs, then write the tables and the figure."""
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=1, steps=settings.steps // 3)
-    settings.results.mkdir(parents=True, exist_ok=True)
-    found = []
+    curves, greedy = [], []
     for seed in range(settings.seeds):
         for variant in VARIANTS:
             name = f"{variant}-{seed}-{settings.steps}"
-            work = partial(_train, settings.output / name, variant, seed, settings.steps)
-            found.append(once(settings.output, name, {**COMMON, **VARIANTS[variant]}, work))
-    return _write(found, settings.results)
+            work = partial(_train, output / name, variant, seed, settings.steps)
+            result = common.cached(output, name, {**COMMON, **VARIANTS[variant]}, work)
+            curves += [[variant, seed, *point] for point in result["curve"]]
+            greedy.append([variant, seed, result["greedy"]])
+    header = ["variant", "seed", "steps", "mean_return"]
+    common.write_csv(results / "r2d2-ablations.csv", header, curves)
+    header = ["variant", "seed", "greedy_return"]
+    common.write_csv(results / "r2d2-ablations-greedy.csv", header, greedy)
+    lines = ["variant        greedy return (mean over seeds, 95 % interval)"]
+    lines += [f"{v:14} {interval([x for w, _, x in greedy if w == v])}" for v in VARIANTS]
+    return "\n".join([*lines, str(draw(results))])
 
 
 def _train(run_dir: Path, variant: str, seed: int, steps: int) -> dict[str, Any]:
-    chosen = {**COMMON, **VARIANTS[variant]}
+    settings = {**COMMON, **VARIANTS[variant]}
     summary = train(
-        "r2d2", ENV, steps=steps, seed=seed, run_dir=run_dir, replay_saved=False, **chosen
+        "r2d2", ENV, steps=steps, seed=seed, run_dir=run_dir, replay_saved=False, **settings
     )
     if summary["status"] != "finished":
         raise KeyboardInterrupt
@@ -69,57 +76,33 @@ def _train(run_dir: Path, variant: str, seed: int, steps: int) -> dict[str, Any]
         for _, record in read_lines(run_dir / "metrics.jsonl")
         if record.get("mean_return") is not None
     ]
-    greedy = load(run_dir).evaluate(episodes=GAMES)
+    greedy = load(run_dir).evaluate(episodes=EPISODES)
     assert isinstance(greedy, Evaluation)
     return {"variant": variant, "seed": seed, "greedy": greedy.mean_return, "curve": curve}
 
 
-def _write(found: list[dict[str, Any]], results: Path) -> str:
-    """The CSVs, the picture, and the table as text."""
-    with (results / "r2d2-ablations.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "seed", "steps", "mean_return"])
-        for run in found:
-            writer.writerows([run["variant"], run["seed"], *point] for point in run["curve"])
-    with (results / "r2d2-ablations-greedy.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "seed", "greedy_return"])
-        writer.writerows([run["variant"], run["seed"], run["greedy"]] for run in found)
-    picture = results / "r2d2-ablations.png"
-    _draw(found, picture)
-    lines = ["variant        greedy return (mean over seeds, 95 % interval)"]
-    lines += [f"{v:14} {interval(_greedy(found, v))}" for v in VARIANTS]
-    return "\n".join([*lines, str(picture)])
-
-
-def _greedy(found: list[dict[str, Any]], variant: str) -> list[float]:
-    return [run["greedy"] for run in found if run["variant"] == variant]
-
-
-def _draw(found: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for i, variant in enumerate(VARIANTS):
-        curves = [np.array(run["curve"]).T for run in found if run["variant"] == variant]
-        grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 200)
-        values = np.array([np.interp(grid, *curve) for curve in curves])
-        left.plot(grid, values.mean(0), color=f"C{i}", label=variant)
-        left.fill_between(grid, values.min(0), values.max(0), color=f"C{i}", alpha=0.15)
-        greedy = _greedy(found, variant)
-        value = interval(greedy)
-        error = [[value.mean - value.low], [value.high - value.mean]]
-        right.bar(i, value.mean, color=f"C{i}", alpha=0.6, yerr=error, capsize=3)
-        right.plot([i] * len(greedy), greedy, "k.", markersize=4)
-    left.set_xlabel("agent steps")
-    left.set_ylabel("return, exploring (band: all seeds)")
-    left.legend(fontsize=8)
-    right.set_xticks(range(len(VARIANTS)), [name.replace("-", "-\n") for name in VARIANTS])
-    right.set_ylabel("greedy return after training (95 % intervals)")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def draw(results: Path) -> Path:
+    """Draw the figure from the tables in `results`."""
+    rows = common.read_csv(results / "r2d2-ablations.csv")
+    greedy = common.read_csv(results / "r2d2-ablations-greedy.csv")
+    variants = unique(rows, "variant")
+    figure, ((left, right),) = common.panels(1, 2, 5.4, 4.0, sharey=True)
+    for i, variant in enumerate(variants):
+        curves = []
+        for seed in unique(rows, "seed"):
+            own = {"variant": variant, "seed": seed}
+            curves.append([select(rows, k, **own) for k in ("steps", "mean_return")])
+        grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 200)
+        bands = common.band([np.interp(grid, *curve) for curve in curves])
+        common.draw_band(left, grid / 1000, bands, i, variant, linewidth=1.6)
+        values = select(greedy, "greedy_return", variant=variant)
+        style = {"color": common.COLOURS[i], "marker": "o"}
+        common.draw_points(right, [i], [interval(values)], **style)
+        right.plot([i + 0.15] * len(values), values, ".", color=common.COLOURS[i], alpha=0.5)
+    left.set_xlabel("agent steps (thousands)")
+    left.set_ylabel("mean return")
+    left.set_title("while training, with exploration")
+    right.set_xticks(range(len(variants)), [name.replace("-", "-\n") for name in variants])
+    right.set_title("of the final greedy policy (small dots: seeds)")
+    note = "mean over seeds; band and bars: 95 % bootstrap interval of the mean"
+    return common.save(figure, results / "r2d2-ablations.png", note, columns=6)

@@ -1,21 +1,20 @@
 """How stale recurrent states from replay are: figure 1 of R2D2 (Kapturowski et al. 2019), small.
 
-An agent is trained by each of four strategies: sequences begin with zeros or with the stored state,
-and with or without burn-in. Now and then, sequences are drawn from what its actors did of late, and
-the action values q̂ that the strategy's state gives are compared with q, those of the newest network
-unrolled from the episode's beginning, as it would be when acting:
+An agent is trained with each of four strategies: sequences begin with zeros or with the stored
+state, with or without burn-in. Every few hundred updates, sequences are sampled from the actors'
+recent episodes, and the action values q̂ that the strategy's state gives are compared with q, those
+of the newest network unrolled from the start of the episode, as when acting:
 
-    ΔQ = ‖q̂ − q‖₂ / max |q| over the sequence's rows and actions
+    ΔQ = ‖q̂ − q‖₂ / max |q|, the maximum over the sequence's rows and actions
 
-at the first and at the last row that is learnt from. Then the agents play, and forget all they
-remember every so many steps.
+at the first and at the last row that is learnt from. After training the agents are evaluated with
+their recurrent state reset every so many steps.
 
 The task is CartPole without velocities, on which a memory is needed and episodes are long.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 from functools import partial
@@ -28,7 +27,8 @@ import numpy as np
 
 from pronk.agents import r2d2
 from pronk.config.spec import Plan
-from pronk.experiments.reproduce.common import Interval, interval, once
+from pronk.experiments.reproduce import common
+from pronk.experiments.reproduce.common import Interval, Row, interval, select
 from pronk.experiments.reproduce.settings import Staleness
 from pronk.replay import Limiter, Replay
 from pronk.run.actors import ActorFactory
@@ -47,26 +47,37 @@ STRATEGIES = {
     "stored + burn-in": {"stored_state": True, "burn_in": BURN_IN},
 }
 ENVS = 8
-EPISODES = 200  # of late, from which sequences are drawn to be measured
-MEASURED = 64  # sequences at a time
+EPISODES = 200  # recent ones, from which the measured sequences are sampled
+MEASURED = 64  # sequences per measurement
 EVERY = 300  # updates between measurements
-FORGET = (1, 2, 4, 8, 16, 32, 64, 500)  # steps; 500 is never
+FORGET = (1, 2, 4, 8, 16, 32, 64, 500)  # steps between resets; no episode is longer than 500
 
 
-def run(settings: Staleness) -> str:
-    """Train what is missing, then write the table and the picture."""
+def run(settings: Staleness, *, output: Path, results: Path) -> str:
+    """Train the missing runs, then write the tables and the figure."""
     configure_jax()
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=2, steps=settings.steps // 3)
-    settings.results.mkdir(parents=True, exist_ok=True)
-    found = []
+    measured, memory = [], []
+    columns = ("steps", "first", "last", "return")
     for seed in range(settings.seeds):
         for strategy in STRATEGIES:
             name = f"{strategy.replace(' ', '-')}-{seed}-{settings.steps}"
-            what = dataclasses.asdict(_plan(strategy, seed, settings.steps).agent_config)
+            identity = dataclasses.asdict(_plan(strategy, seed, settings.steps).agent_config)
             work = partial(_train, strategy, seed, settings.steps)
-            found.append(once(settings.output, name, what, work))
-    return _write(found, settings.results)
+            result = common.cached(output, name, identity, work)
+            measured += [[strategy, seed, *(row[k] for k in columns)] for row in result["rows"]]
+            memory += [[strategy, seed, *pair] for pair in result["remembered"].items()]
+    path = results / "r2d2-staleness.csv"
+    common.write_csv(path, ["strategy", "seed", *columns], measured)
+    header = ["strategy", "seed", "forgets_every", "return"]
+    common.write_csv(results / "r2d2-memory.csv", header, memory)
+    rows = common.read_csv(path)
+    lines = ["strategy               ΔQ first (mean, 95 % interval)   ΔQ last"]
+    for strategy in STRATEGIES:
+        first, last = (_late_mean(rows, strategy, k) for k in ("first", "last"))
+        lines.append(f"{strategy:22} {first!s:32} {last}")
+    return "\n".join([*lines, str(draw(results))])
 
 
 def _plan(strategy: str, seed: int, steps: int) -> Plan:
@@ -89,13 +100,13 @@ def _plan(strategy: str, seed: int, steps: int) -> Plan:
 
 
 def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
-    """One run, measured as it goes: actor and learner in turns."""
+    """One run, actor and learner taking turns, with its measurements."""
     plan = _plan(strategy, seed, steps)
     spec, agent = build(plan, plan.env)
     assert isinstance(agent.source, Replayed)
     config = plan.agent_config
     learner = Learner(agent, initial_state(plan, agent), batch_size=config.batch_size)
-    # The recurrent state of every row is wanted here, not only where sequences start.
+    # Record the recurrent state of every row, not only of rows that start sequences.
     every_row = agent.source._replace(sequences=Sequences(capacity=1, length=1))
     actor = ActorFactory(plan, plan.env, 0, 1, ENVS, 0)(agent._replace(source=every_row))
     replay = Replay(agent.source.sequences, row_spec(agent, spec), core_spec(agent))
@@ -107,7 +118,7 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     )
     jit_forward = jax.jit(r2d2.build(config, spec).forward)
     rng = np.random.default_rng([seed, 1])
-    late = _Late()
+    recent = _RecentEpisodes()
     rows: list[dict[str, float]] = []
     returns: list[float] = []
     while replay.transitions < steps:
@@ -116,7 +127,7 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
             learnt = learner.update(learner.prepare([batch]))
             replay.update(keys, np.asarray(learnt.feedback.priorities))
             if learner.updates % EVERY == 0:
-                first, last = _delta_q(jit_forward, learner.state.params, late, config, rng)
+                first, last = _delta_q(jit_forward, learner.state.params, recent, config, rng)
                 rows.append(
                     {
                         "steps": replay.transitions,
@@ -131,9 +142,9 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
             unroll = actor.unroll(behaviour, version)
             returns += [episode.episode_return for episode in unroll.episodes]
             replay.add(0, unroll.trajectory)
-            late.add(unroll.trajectory)
+            recent.add(unroll.trajectory)
     learner.publish()
-    remembered = {str(k): _forgetful(plan, agent, learner.behaviour(), k) for k in FORGET}
+    remembered = {str(k): _evaluate(plan, agent, learner.behaviour(), k) for k in FORGET}
     return {"strategy": strategy, "seed": seed, "rows": rows, "remembered": remembered}
 
 
@@ -153,69 +164,69 @@ def _core_of_rows(trajectory: Trajectory) -> PyTree:
 class _Episode(NamedTuple):
     timestep: PyTree  # leaves [n, ...]
     action: Array  # [n]
-    core: PyTree  # as the actor had it, leaves [n, ...]
+    core: PyTree  # the actor's recurrent state, leaves [n, ...]
 
 
-class _Late:
-    """The last whole episodes, with the recurrent states that the actors had."""
+class _RecentEpisodes:
+    """The last complete episodes, with the actors' recurrent states."""
 
     def __init__(self) -> None:
         self.episodes: list[_Episode] = []
         self._running: list[list[_Episode]] = [[] for _ in range(ENVS)]
 
     def add(self, trajectory: Trajectory) -> None:
-        """Row T comes again."""
+        """Add an unroll; its last row is the first of the next."""
         first = trajectory.timestep.first
-        everything = (trajectory.timestep, trajectory.action, _core_of_rows(trajectory))
+        rows = (trajectory.timestep, trajectory.action, _core_of_rows(trajectory))
         for b in range(ENVS):
             bounds = [0, *(np.flatnonzero(first[1:-1, b]) + 1), len(first) - 1]
             for begin, end in itertools.pairwise(bounds):
                 if first[begin, b] and self._running[b]:
                     parts, self._running[b] = self._running[b], []
                     self.episodes.append(jax.tree.map(lambda *x: np.concatenate(x), *parts))
-                piece = jax.tree.map(lambda x, b=b, i=begin, j=end: x[i:j, b], everything)
+                piece = jax.tree.map(lambda x, b=b, i=begin, j=end: x[i:j, b], rows)
                 self._running[b].append(_Episode(*piece))
         self.episodes = self.episodes[-EPISODES:]
 
 
 def _delta_q(
-    forward: Any, params: PyTree, late: _Late, config: Any, rng: np.random.Generator
+    forward: Any, params: PyTree, recent: _RecentEpisodes, config: Any, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Mean ΔQ at the first and the last row of drawn sequences; NaN where episodes are short."""
-    long = [e for e in late.episodes if len(e.action) > BURN_IN + LENGTH]
+    """Mean ΔQ at the first and last row of sampled sequences; NaN while episodes are too short."""
+    long = [e for e in recent.episodes if len(e.action) > BURN_IN + LENGTH]
     if not long:
         return float("nan"), float("nan")
     longest = 512
-    drawn = [long[i] for i in rng.integers(len(long), size=MEASURED)]
-    # Every strategy has the same sequences to cope with: all have room for a burn-in.
-    starts = [int(rng.integers(BURN_IN, len(e.action) - LENGTH)) for e in drawn]
+    sampled = [long[i] for i in rng.integers(len(long), size=MEASURED)]
+    # The same sequences for every strategy: all leave room for a burn-in.
+    starts = [int(rng.integers(BURN_IN, len(e.action) - LENGTH)) for e in sampled]
 
     def padded(x: Array) -> Array:
         return np.pad(x, [(0, longest - len(x)), *[(0, 0)] * (x.ndim - 1)])
 
-    episodes = [jax.tree.map(padded, e) for e in drawn]
+    episodes = [jax.tree.map(padded, e) for e in sampled]
     timestep, action, core = jax.tree.map(lambda *x: np.stack(x, axis=1), *episodes)
     taken = np.asarray(jax.nn.one_hot(action, 2))
     last_action = np.concatenate([np.zeros_like(taken[:1]), taken[:-1]])
     columns = np.arange(MEASURED)
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x[0]), core.state)
     true, _ = forward(params, timestep, last_action, zeros)
-    # The strategy's rows, from where its state comes in.
+    # The strategy's rows, from the one at which its state begins.
     begin = np.array(starts) - config.burn_in
     window = begin + np.arange(config.burn_in + LENGTH)[:, None]
-    seen = jax.tree.map(lambda x: x[window, columns], (timestep, last_action))
+    rows = jax.tree.map(lambda x: x[window, columns], (timestep, last_action))
     stored = jax.tree.map(lambda x: x[begin, columns], core.state)
     state = stored if config.stored_state else zeros
-    found, _ = forward(params, *seen, state)
-    found, true = np.asarray(found)[config.burn_in :], np.asarray(true)
+    estimate, _ = forward(params, *rows, state)
+    estimate, true = np.asarray(estimate)[config.burn_in :], np.asarray(true)
     expected = true[window[config.burn_in :], columns]
-    delta = np.linalg.norm(found - expected, axis=-1) / np.abs(expected).max(axis=(0, 2))
+    delta = np.linalg.norm(estimate - expected, axis=-1) / np.abs(expected).max(axis=(0, 2))
     return float(delta[0].mean()), float(delta[-1].mean())
 
 
-def _forgetful(plan: Plan, agent: Any, behaviour: PyTree, every: int) -> float:
-    """The mean return of greedy games in which the memory is lost every so many steps."""
-    actor = ActorFactory(plan, plan.env, 1, 2, 2 * ENVS, 0)(agent)  # games of its own
+def _evaluate(plan: Plan, agent: Any, behaviour: PyTree, every: int) -> float:
+    """The greedy mean return with the recurrent state reset every so many steps."""
+    actor = ActorFactory(plan, plan.env, 1, 2, 2 * ENVS, 0)(agent)  # other seeds than in training
     env = actor.env
     ids = np.arange(env.num_envs, dtype=np.int32)
     player = Player(agent, jax.random.key(0), ids, env.num_envs, evaluate=True)
@@ -236,74 +247,52 @@ def _forgetful(plan: Plan, agent: Any, behaviour: PyTree, every: int) -> float:
     return float(returns.mean())
 
 
-def _write(found: list[dict[str, Any]], results: Path) -> str:
-    """The CSVs, the picture, and the table as text."""
-    with (results / "r2d2-staleness.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["strategy", "seed", "steps", "first", "last", "return"])
-        for run in found:
-            for row in run["rows"]:
-                values = [row[k] for k in ("steps", "first", "last", "return")]
-                writer.writerow([run["strategy"], run["seed"], *values])
-    with (results / "r2d2-memory.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["strategy", "seed", "forgets_every", "return"])
-        for run in found:
-            for every, value in run["remembered"].items():
-                writer.writerow([run["strategy"], run["seed"], every, value])
-    _draw(found, results / "r2d2-staleness.png")
-    lines = ["strategy               ΔQ first (mean, 95 % interval)   ΔQ last"]
-    for strategy in STRATEGIES:
-        first, last = (_over_seeds(found, strategy, k) for k in ("first", "last"))
-        lines.append(f"{strategy:22} {first!s:32} {last}")
-    return "\n".join([*lines, str(results / "r2d2-staleness.png")])
-
-
-def _over_seeds(found: list[dict[str, Any]], strategy: str, key: str) -> Interval:
+def _late_mean(rows: list[Row], strategy: str, key: str) -> Interval:
     """Over seeds, of the mean over the second half of training."""
     values = []
-    for run in found:
-        if run["strategy"] == strategy:
-            late = run["rows"][len(run["rows"]) // 2 :]
-            known = [row[key] for row in late if not np.isnan(row[key])]
-            values.append(np.mean(known) if known else np.nan)
+    for seed in common.unique(rows, "seed"):
+        own = select(rows, key, strategy=strategy, seed=seed)
+        late = np.array(own[len(own) // 2 :])
+        known = late[~np.isnan(late)]
+        values.append(known.mean() if len(known) else np.nan)
     return interval(values)
 
 
-def _draw(found: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
-    colours = {name: f"C{i}" for i, name in enumerate(STRATEGIES)}
-    for offset, key in ((-0.2, "first"), (0.2, "last")):
-        for i, strategy in enumerate(STRATEGIES):
-            value = _over_seeds(found, strategy, key)
-            error = [[value.mean - value.low], [value.high - value.mean]]
-            axes[0].bar(i + offset, value.mean, 0.38, color=colours[strategy], yerr=error,
-                        alpha=1.0 if key == "first" else 0.5, capsize=3)  # fmt: skip
-    axes[0].set_xticks(range(len(STRATEGIES)), [s.replace(" ", "\n", 1) for s in STRATEGIES])
-    axes[0].set_ylabel("ΔQ (dark: first row, light: last)")
-    for strategy in STRATEGIES:
-        runs = [run for run in found if run["strategy"] == strategy]
-        count = min(len(run["rows"]) for run in runs)
-        steps = [row["steps"] for row in runs[0]["rows"][:count]]
-        curves = np.array([[row["return"] for row in run["rows"][:count]] for run in runs])
-        axes[1].plot(steps, curves.mean(0), color=colours[strategy], label=strategy)
-        axes[1].fill_between(
-            steps, curves.min(0), curves.max(0), color=colours[strategy], alpha=0.15
-        )
-        kept = np.array([[run["remembered"][str(k)] for k in FORGET] for run in runs])
-        axes[2].errorbar(FORGET, kept.mean(0), kept.std(0), color=colours[strategy], capsize=2)
-    axes[1].set_xlabel("agent steps")
-    axes[1].set_ylabel("return, exploring (band: all seeds)")
-    axes[1].legend(fontsize=8)
-    axes[2].set_xscale("log")
-    axes[2].set_xlabel("steps after which the memory is lost")
-    axes[2].set_ylabel("greedy return (± deviation)")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def draw(results: Path) -> Path:
+    """Draw the figure from the tables in `results`."""
+    rows = common.read_csv(results / "r2d2-staleness.csv")
+    memory = common.read_csv(results / "r2d2-memory.csv")
+    figure, ((left, middle, right),) = common.panels(1, 3, 4.6, 3.9)
+    resets = common.unique(memory, "forgets_every")
+    for i, strategy in enumerate(STRATEGIES):
+        colour = common.COLOURS[i]
+        for shift, key, face in ((-0.12, "first", colour), (0.12, "last", "white")):
+            value = _late_mean(rows, strategy, key)
+            style = {"color": colour, "marker": "o", "markerfacecolor": face}
+            common.draw_points(left, [i + shift], [value], **style)
+        runs = [
+            [select(rows, k, strategy=strategy, seed=seed) for k in ("steps", "return")]
+            for seed in common.unique(rows, "seed")
+        ]
+        count = min(len(steps) for steps, _ in runs)
+        steps = np.array(runs[0][0][:count]) / 1000
+        bands = common.band([returns[:count] for _, returns in runs])
+        common.draw_band(middle, steps, bands, i, strategy, marker=".", linewidth=1.6)
+        kept = [select(memory, "return", strategy=strategy, forgets_every=k) for k in resets]
+        bands = zip(*map(interval, kept), strict=True)
+        common.draw_band(right, resets, bands, i, strategy, marker=".", linewidth=1.6)
+    left.set_xticks(
+        range(len(STRATEGIES)), ["zero\nstate", "zero state\n+ burn-in", "stored\nstate",
+                                 "stored\n+ burn-in"], fontsize=9
+    )  # fmt: skip
+    left.set_ylim(bottom=0)
+    left.set_ylabel("relative error ΔQ of the action values\n(filled: first row, hollow: last row)")
+    middle.set_xlabel("agent steps (thousands)")
+    middle.set_ylabel("mean return of the last 20 episodes,\nwith exploration")
+    right.set_xscale("log")
+    right.minorticks_off()
+    right.set_xticks(resets, [*(f"{k:g}" for k in resets[:-1]), "never"])
+    right.set_xlabel("steps between resets of the recurrent state")
+    right.set_ylabel("mean return of the final greedy policy")
+    note = "mean over seeds; bands and bars: 95 % bootstrap interval of the mean"
+    return common.save(figure, results / "r2d2-staleness.png", note)

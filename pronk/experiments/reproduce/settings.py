@@ -1,4 +1,4 @@
-"""What the experiments can be told. Imports neither jax nor an environment."""
+"""The experiments' settings. Imports neither jax nor an environment, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -6,155 +6,139 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
-class Staleness:
-    """R2D2's recurrent states in replay: how wrong they are, and what memory is good for."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What all experiments have."""
+
+    results: Path | None = None
+    """Folder for the tables (CSV) and figures (PNG). [runs/NAME]"""
+    quick: bool = False
+    """A smaller experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Experiment):
+    """What experiments that train have."""
+
+    output: Path | None = None
+    """Folder for the runs; the same command resumes an interrupted experiment. [runs/NAME]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks(Training):
+    """What experiments on several tasks have."""
+
+    scale: float = 1.0
+    """Train for this share of each task's agent steps."""
+    tasks: tuple[str, ...] = ()
+    """Run only these tasks. [all]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staleness(Training):
+    """R2D2's recurrent states in replay: how wrong they are, and what the memory is good for."""
 
     seeds: int = 5
     """Runs of each training strategy."""
     steps: int = 60_000
     """Agent steps per run."""
-    output: Path = Path("runs") / "r2d2-staleness"
-    """Where the runs' figures are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "r2d2-staleness"
-    """Where the table (CSV) and the picture (PNG) are written."""
     quick: bool = False
     """Two seeds and a third of the steps: some minutes."""
 
 
-@dataclass(frozen=True)
-class Ablations:
-    """R2D2 without one of its parts each, and with a lost life as an end."""
+@dataclass(frozen=True, kw_only=True)
+class Ablations(Training):
+    """R2D2 with one part removed at a time, and with a lost life as the end of an episode."""
 
     seeds: int = 3
     """Runs of each variant."""
     steps: int = 200_000
     """Agent steps per run."""
-    output: Path = Path("runs") / "r2d2-ablations"
-    """Where the runs are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "r2d2-ablations"
-    """Where the tables (CSV) and the picture (PNG) are written."""
     quick: bool = False
     """One seed and a third of the steps: some minutes."""
 
 
-@dataclass(frozen=True)
-class TDLambda:
-    """TD(λ), on-line and off-line, on the random walk: its error against λ and step size."""
+@dataclass(frozen=True, kw_only=True)
+class TDLambda(Experiment):
+    """TD(λ), online and offline, on the random walk: its error against λ and step size."""
 
     seeds: int = 100
-    """Runs of 10 episodes that each figure is a mean of."""
-    results: Path = Path("runs") / "td-lambda"
-    """Where the table (CSV) and the picture (PNG) are written."""
+    """Runs of 10 episodes to average over."""
     quick: bool = False
     """A fifth of the runs."""
 
 
-@dataclass(frozen=True)
-class VTraceAnalysis:
-    """V-trace's operator on random MDPs: its fixed points, how fast it gets there, what c̄ costs."""
+@dataclass(frozen=True, kw_only=True)
+class VTraceAnalysis(Experiment):
+    """V-trace's operator on random MDPs: its fixed points, its speed, and what c̄ costs."""
 
     seeds: int = 20
     """Random MDPs."""
-    results: Path = Path("runs") / "vtrace-analysis"
-    """Where the tables (CSV) and the picture (PNG) are written."""
     quick: bool = False
     """A fifth of the MDPs."""
 
 
-@dataclass(frozen=True)
-class VTraceAblation:
+@dataclass(frozen=True, kw_only=True)
+class VTraceAblation(Tasks):
     """V-trace, 1-step, ε-correction and no correction on five tasks, with and without replay."""
 
     seeds: int = 5
-    """Runs of what is best of the grid, whose learning rate and entropy cost two others chose."""
-    scale: float = 1.0
-    """How much of each task's agent steps is trained for."""
-    tasks: tuple[str, ...] = ()
-    """Some of them only. [all]"""
-    output: Path = Path("runs") / "vtrace-ablation"
-    """Where the runs' figures are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "vtrace-ablation"
-    """Where the tables (CSV) and the picture (PNG) are written."""
+    """Runs with the best learning rate and entropy cost, which two other seeds chose."""
     quick: bool = False
     """The three smallest tasks, three seeds, half of the steps: some minutes."""
 
 
-@dataclass(frozen=True)
-class PolicyLag:
-    """Return against how many updates old the actors' parameters are, for each correction."""
+@dataclass(frozen=True, kw_only=True)
+class PolicyLag(Tasks):
+    """Return against the age of the actors' parameters in updates, for each correction."""
 
     seeds: int = 5
     """Runs of each correction at each lag."""
-    scale: float = 1.0
-    """How much of each task's agent steps is trained for."""
-    tasks: tuple[str, ...] = ()
-    """Some of them only. [all]"""
-    output: Path = Path("runs") / "policy-lag"
-    """Where the runs' figures are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "policy-lag"
-    """Where the table (CSV) and the picture (PNG) are written."""
     quick: bool = False
     """The smallest task, three seeds, half of the steps: some minutes."""
 
 
-@dataclass(frozen=True)
-class PopArt:
+@dataclass(frozen=True, kw_only=True)
+class PopArt(Training):
     """PopArt, ART, clipped and unclipped IMPALA on a suite of reward scales from 0.01 to 10,000."""
 
     seeds: int = 5
-    """Runs of each agent with its best learning rate, which two others chose."""
+    """Runs of each agent with its best learning rate, which two other seeds chose."""
     scale: float = 1.0
-    """How much of the agent steps is trained for."""
+    """Train for this share of the agent steps."""
     debias: bool = True
-    """Whether statistics forget at once what they began with (an agent's `--popart-debias`)."""
-    output: Path = Path("runs") / "popart"
-    """Where the runs' figures are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "popart"
-    """Where the tables (CSV) and the pictures (PNG) are written."""
+    """Correct the statistics for their initial values (an agent's `--popart-debias`)."""
     quick: bool = False
-    """Two seeds, a seventh of the steps: some minutes, and too short to learn the harder tasks."""
+    """Two seeds, a seventh of the steps: some minutes, too short to learn the harder tasks."""
 
 
-@dataclass(frozen=True)
-class PopArtAtari:
+@dataclass(frozen=True, kw_only=True)
+class PopArtAtari(Training):
     """PopArt, unclipped and clipped IMPALA on four Atari games at once, with raw rewards."""
 
     steps: int = 2_200_000
-    """Agent steps of each agent, of all games together: 25 minutes each on two cores."""
+    """Agent steps per agent, of all games together: 25 minutes each on two cores."""
     seed: int = 0
-    """Of the runs."""
+    """Random seed of the runs."""
     episodes: int = 20
-    """Games of each kind that are played in the end, with sampled actions."""
-    output: Path = Path("runs") / "popart-atari"
-    """Where the runs are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "popart-atari"
-    """Where the tables (CSV) and the picture (PNG) are written."""
+    """Episodes per game to evaluate after training, with sampled actions."""
     quick: bool = False
     """A twenty-fifth of the steps: some minutes, in which nothing is learnt yet."""
 
 
-@dataclass(frozen=True)
-class PBT:
+@dataclass(frozen=True, kw_only=True)
+class PBT(Tasks):
     """A population that adapts its hyperparameters against as many fixed random draws of them."""
 
     seeds: int = 10
     """Populations of each kind on each task."""
     population: int = 24
-    """Members of each."""
-    scale: float = 1.0
-    """How much of each task's agent steps is trained for."""
-    tasks: tuple[str, ...] = ()
-    """Some of them only. [all]"""
-    output: Path = Path("runs") / "pbt"
-    """Where the populations are kept; interrupted, the same command goes on."""
-    results: Path = Path("runs") / "pbt"
-    """Where the table (CSV) and the pictures (PNG) are written."""
+    """Members of each population."""
     quick: bool = False
     """One seed, twelve members: some minutes."""
 
 
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, type[Experiment]] = {
     "pbt": PBT,
     "policy-lag": PolicyLag,
     "popart": PopArt,

@@ -6,7 +6,6 @@ episodes, averaged over them and over runs (there: figures 12.6 and 12.8).
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pronk.experiments.reproduce.common import Interval, interval
+from pronk.experiments.reproduce import common
+from pronk.experiments.reproduce.common import Interval, Row, unique
 from pronk.experiments.reproduce.settings import TDLambda
 from pronk.maths.tabular import Walk, random_walk_values, random_walks
 from pronk.maths.td_lambda import td_lambda
@@ -34,26 +34,35 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(settings: TDLambda) -> str:
-    """Compute it all, which takes a minute; write the table and the picture."""
+def run(settings: TDLambda, *, results: Path) -> str:
+    """Compute all errors, which takes a minute; write the table and the figure."""
     configure_jax()
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=max(1, settings.seeds // 5))
-    settings.results.mkdir(parents=True, exist_ok=True)
     walks = random_walks(np.random.default_rng(0), (settings.seeds, EPISODES))
-    found = {}
+    compute = jax.jit(_errors, static_argnames=("online", "trace"))
+    lambdas, step_sizes = np.array(LAMBDAS, np.float32), np.array(STEP_SIZES, np.float32)
+    table = []
     for method, options in METHODS.items():
-        errors = jax.jit(_errors, static_argnames=("online", "trace"))
-        found[method] = np.asarray(
-            errors(
-                walks, np.array(LAMBDAS, np.float32), np.array(STEP_SIZES, np.float32), **options
-            )
-        )
-    return _write(found, settings.results)
+        errors = np.asarray(compute(walks, lambdas, step_sizes, **options))
+        for i, lambda_ in enumerate(LAMBDAS):
+            for j, step_size in enumerate(STEP_SIZES):
+                row = [f"{x:.5g}" for x in _interval(errors[i, j])]
+                table.append([method, lambda_, step_size, *row, errors.shape[-1]])
+    header = ["method", "lambda", "step_size", "rms_error", "low", "high", "runs"]
+    common.write_csv(results / "td-lambda.csv", header, table)
+    rows = common.read_csv(results / "td-lambda.csv")
+    lines = ["least RMS error of all step sizes (mean over runs, 95 % interval), and its step size"]
+    for method in METHODS:
+        for lambda_ in LAMBDAS:
+            best = _best(rows, method, lambda_)
+            value = Interval(best["rms_error"], best["low"], best["high"])
+            lines.append(f"{method:18} λ = {lambda_:<6} {value!s:28} α = {best['step_size']}")
+    return "\n".join([*lines, str(draw(results))])
 
 
 def _errors(walks: Walk, lambdas: Array, step_sizes: Array, **options: Any) -> Array:
-    """Of each λ, step size and run, `[L, A, R]`."""
+    """The error of each λ, step size and run, `[L, A, R]`."""
     truth = jnp.asarray(random_walk_values(), jnp.float32)
 
     def of_run(lambda_: Array, step_size: Array, walk: Walk) -> Array:
@@ -69,65 +78,44 @@ def _errors(walks: Walk, lambdas: Array, step_sizes: Array, **options: Any) -> A
     return jax.vmap(over_steps, (0, None, None))(lambdas, step_sizes, walks)
 
 
-def _write(found: dict[str, Array], results: Path) -> str:
-    """The CSV of every run's errors, the picture, and the table as text."""
-    with (results / "td-lambda.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "lambda", "step_size", "rms_error", "low", "high", "runs"])
-        for method, errors in found.items():
-            for i, lambda_ in enumerate(LAMBDAS):
-                for j, step_size in enumerate(STEP_SIZES):
-                    value = _interval(errors[i, j])
-                    row = [f"{x:.5g}" for x in value]
-                    writer.writerow([method, lambda_, step_size, *row, errors.shape[-1]])
-    picture = results / "td-lambda.png"
-    _draw(found, picture)
-    lines = ["least RMS error of all step sizes (mean over runs, 95 % interval), and where"]
-    for method, errors in found.items():
-        for i, lambda_ in enumerate(LAMBDAS):
-            j = _best(errors[i])
-            value = _interval(errors[i, j])
-            lines.append(f"{method:18} λ = {lambda_:<6} {value!s:28} α = {STEP_SIZES[j]}")
-    return "\n".join([*lines, str(picture)])
-
-
 def _interval(errors: Array) -> Interval:
     """Over runs; infinite where one diverged."""
     finite = np.isfinite(errors).all()
-    return interval(errors.tolist()) if finite else Interval(np.inf, np.inf, np.inf)
+    return common.interval(errors.tolist()) if finite else Interval(np.inf, np.inf, np.inf)
 
 
-def _best(errors: Array) -> int:
-    """The step size of the least mean error; `errors` `[A, R]`."""
-    return int(np.where(np.isfinite(errors), errors, np.inf).mean(-1).argmin())
+def _best(rows: list[Row], method: str, lambda_: float) -> Row:
+    """The row of the step size with the least error."""
+    own = [row for row in rows if (row["method"], row["lambda"]) == (method, lambda_)]
+    return min(own, key=lambda row: row["rms_error"])
 
 
-def _draw(found: dict[str, Array], path: Path) -> None:
-    import matplotlib
+def draw(results: Path) -> Path:
+    """Draw the figure from the table in `results`."""
+    from matplotlib import colormaps
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), constrained_layout=True, sharey=True)
-    for axis, (method, errors) in zip(axes, found.items(), strict=False):
-        for i, lambda_ in enumerate(LAMBDAS):
-            axis.plot(STEP_SIZES, errors[i].mean(-1), label=f"λ = {lambda_}", color=f"C{i}")
+    rows = common.read_csv(results / "td-lambda.csv")
+    methods, lambdas = unique(rows, "method"), unique(rows, "lambda")
+    figure, (axes,) = common.panels(1, 1 + len(methods), 3.6, 3.6, sharey=True)
+    for axis, method in zip(axes, methods, strict=False):
+        for i, lambda_ in enumerate(lambdas):
+            own = [row for row in rows if (row["method"], row["lambda"]) == (method, lambda_)]
+            colour = colormaps["viridis"](i / len(lambdas))
+            x, y = (
+                [row[k] if np.isfinite(row[k]) else np.nan for row in own]
+                for k in ("step_size", "rms_error")
+            )
+            axis.plot(x, y, color=colour, label=f"λ = {lambda_:g}")
         axis.set_title(method)
         axis.set_xlabel("step size α")
-    for method, errors in found.items():
-        best = [_interval(errors[i, _best(errors[i])]) for i in range(len(LAMBDAS))]
-        (line,) = axes[-1].plot(LAMBDAS, [b.mean for b in best], marker=".", label=method)
-        axes[-1].fill_between(
-            LAMBDAS, [b.low for b in best], [b.high for b in best],
-            color=line.get_color(), alpha=0.2,
-        )  # fmt: skip
-    axes[-1].set_title("best step size")
-    axes[-1].set_xlabel("λ")
-    axes[0].set_ylabel("RMS error, first 10 episodes")
+    for i, method in enumerate(methods):
+        best = [_best(rows, method, lambda_) for lambda_ in lambdas]
+        values = [[row[k] for row in best] for k in ("rms_error", "low", "high")]
+        style = {"marker": ".", "color": common.COLOURS[1 + 2 * i]}
+        common.draw_band(axes[-1], lambdas, values, i, f"{method}, best α", **style)
+    axes[-1].set_title("the best step size of each λ")
+    axes[-1].set_xlabel("trace decay λ")
+    axes[0].set_ylabel("RMS error of the values\nin the first 10 episodes")
     axes[0].set_ylim(0.2, 0.56)
-    axes[0].legend(fontsize=7)
-    axes[-1].legend(fontsize=7)
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    note = "mean over runs; band in the right panel: 95 % bootstrap interval of the mean"
+    return common.save(figure, results / "td-lambda.png", note, columns=6)

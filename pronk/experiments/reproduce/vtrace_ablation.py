@@ -1,14 +1,13 @@
 """V-trace against the other corrections, with and without replay: IMPALA's table 2, small.
 
-Espeholt et al. 2018, section 5.2.2: five tasks, of which each needs credit over time in its own
+Espeholt et al. 2018, section 5.2.2: five tasks, each of which needs credit over time in its own
 way. Actors act with parameters ten updates old, so that data are off-policy even without replay.
-Each correction has the same grid of learning rates and entropy costs on each task; the best of it
-on two seeds is then run on five other ones, which the table shows.
+Each correction has the same grid of learning rates and entropy costs on each task; the best point
+of it on two seeds is then run on five others, which the table shows.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pronk.config.spec import Plan
-from pronk.experiments.reproduce.common import Interval, band, chosen, interval, once, plan_identity
+from pronk.experiments.reproduce import common, side_by_side
+from pronk.experiments.reproduce.common import Interval, interval, select, unique
 from pronk.experiments.reproduce.settings import VTraceAblation
-from pronk.experiments.reproduce.side_by_side import Curves, Member, train
+from pronk.experiments.reproduce.side_by_side import FIRST_SEED, POINTS
 from pronk.run.resolve import resolve
 from pronk.run.setup import configure_jax
-from pronk.types import Array
 
 CORRECTIONS = {
     "vtrace": "V-trace",
@@ -30,17 +29,14 @@ CORRECTIONS = {
     "none": "no-correction",
 }
 REPLAY = {False: "without replay", True: "with replay"}
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-ENTROPY_COSTS = (1e-3, 1e-2)
+GRID = {"learning_rate": (3e-4, 1e-3, 3e-3), "entropy_cost": (1e-3, 1e-2)}
 LAG = 10  # updates
-SELECTION_SEEDS, FIRST_SEED = 2, 100  # those that are shown begin at the latter
-POINTS = 40  # of a curve; the score is the mean of the last quarter
 NEAR = 0.01
 FRESH = 160  # transitions just acted, per update; with replay as many again
 
 
 class Task(NamedTuple):
-    """An environment, and what of IMPALA's settings it needs."""
+    """An environment and the IMPALA settings that it needs."""
 
     env: str
     env_args: dict[str, Any]
@@ -63,7 +59,7 @@ QUICK = ("delayed catch", "memory cue", "deep sea")
 
 
 def plan_for(task: Task, correction: str, *, replay: bool, lag: int, steps: int) -> Plan:
-    """A run's plan, of which learning rate and entropy cost are the members' own."""
+    """A run's plan, without the members' own learning rates and entropy costs."""
     settings = {"unroll": 20, "activation": "relu", "reward_scale": 1.0, **task.settings}
     fresh = FRESH // settings["unroll"]
     return resolve(
@@ -82,120 +78,94 @@ def plan_for(task: Task, correction: str, *, replay: bool, lag: int, steps: int)
     )
 
 
-def run(settings: VTraceAblation) -> str:
-    """Train what is missing, then write the tables and the picture."""
+def run(settings: VTraceAblation, *, output: Path, results: Path) -> str:
+    """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    tasks = {
-        name: TASKS[name] for name in chosen(settings.tasks, QUICK if settings.quick else TASKS)
-    }
+    names = common.choose_tasks(settings.tasks, QUICK if settings.quick else TASKS)
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=min(3, settings.seeds), scale=0.5)
-    settings.results.mkdir(parents=True, exist_ok=True)
-    found = []
-    for name, task in tasks.items():
+    cells = []
+    for name in names:
         for replay in REPLAY:
             for correction in CORRECTIONS:
-                steps = round(task.steps * settings.scale)
-                plan = plan_for(task, correction, replay=replay, lag=LAG, steps=steps)
-                cell = f"{name}-{'replay-' if replay else ''}{correction}".replace(" ", "-")
-                done = once(
-                    settings.output,
-                    cell,
-                    {"plan": plan_identity(plan), "seeds": settings.seeds},
-                    lambda plan=plan: _cell(plan, settings.seeds),
+                steps = round(TASKS[name].steps * settings.scale)
+                plan = plan_for(TASKS[name], correction, replay=replay, lag=LAG, steps=steps)
+                result = common.cached(
+                    output,
+                    f"{name}-{'replay-' if replay else ''}{correction}".replace(" ", "-"),
+                    {"plan": common.plan_identity(plan), "seeds": settings.seeds},
+                    lambda plan=plan: train(plan, settings.seeds),
                 )
-                found.append({"task": name, "replay": replay, "correction": correction, **done})
-    return _write(found, settings.results)
+                cells.append({"task": name, "replay": replay, "correction": correction, **result})
+    _write(cells, results)
+    return "\n\n".join([table(cells), verdict(cells), str(draw(results))])
 
 
-def _cell(plan: Plan, seeds: int) -> dict[str, Any]:
-    """The whole grid on few seeds, and its best point on others."""
-    grid = [
-        {"learning_rate": rate, "entropy_cost": cost}
-        for rate in LEARNING_RATES
-        for cost in ENTROPY_COSTS
-    ]
-    members = [Member(seed, hyper) for hyper in grid for seed in range(SELECTION_SEEDS)]
-    tried = score(train(plan, members, points=POINTS)).reshape(len(grid), SELECTION_SEEDS)
-    best = grid[int(np.nan_to_num(tried.mean(axis=1), nan=-np.inf).argmax())]
-    members = [Member(FIRST_SEED + i, best) for i in range(seeds)]
-    curves = train(plan, members, points=POINTS)
+def train(plan: Plan, seeds: int) -> dict[str, Any]:
+    """Tune learning rate and entropy cost, and train the best on other seeds."""
+    tuned = side_by_side.tune(plan, GRID, seeds, rank=lambda scores: scores[:, 0])
+    curves = tuned.curves
+    grid = [{**point, "scores": np.ravel(point["scores"]).tolist()} for point in tuned.grid]
     return {
-        "grid": [{**hyper, "scores": row.tolist()} for hyper, row in zip(grid, tried, strict=True)],
-        "best": best,
-        "scores": score(curves).tolist(),
+        "grid": grid,
+        "best": tuned.best,
+        "scores": curves.scores()[:, 0].tolist(),
         "steps": curves.steps.mean(0).tolist(),
         "curves": curves.mean_return.tolist(),
     }
 
 
-def score(curves: Curves) -> Array:
-    """The mean return of the last quarter of training, `[N]`."""
-    return np.nanmean(curves.mean_return[:, -(POINTS // 4) :], axis=1)
+def _write(cells: list[dict[str, Any]], results: Path) -> None:
+    rows, curves = [], []
+    for cell in cells:
+        name = [cell["task"], cell["replay"], cell["correction"]]
+        for point in cell["grid"]:
+            hyper = [point["learning_rate"], point["entropy_cost"]]
+            for seed, value in enumerate(point["scores"]):
+                rows.append([*name, *hyper, "selection", seed, f"{value:.12g}"])
+        hyper = [cell["best"]["learning_rate"], cell["best"]["entropy_cost"]]
+        for i, (value, curve) in enumerate(zip(cell["scores"], cell["curves"], strict=True)):
+            rows.append([*name, *hyper, "shown", FIRST_SEED + i, f"{value:.12g}"])
+            points = [f"{value:.4g}" for value in curve]
+            curves.append([*name, FIRST_SEED + i, int(cell["steps"][-1]), *points])
+    name = ["task", "replay", "correction"]
+    header = [*name, "learning_rate", "entropy_cost", "part", "seed", "score"]
+    common.write_csv(results / "vtrace-ablation.csv", header, rows)
+    # One row per curve, whose points are equally far apart.
+    points = [f"return{i}" for i in range(1, POINTS + 1)]
+    header = [*name, "seed", "steps_to_the_last", *points]
+    common.write_csv(results / "vtrace-ablation-curves.csv", header, curves)
 
 
-def _write(found: list[dict[str, Any]], results: Path) -> str:
-    """The CSVs, the picture, and the table as text."""
-    with (results / "vtrace-ablation.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        fields = ["task", "replay", "correction", "learning_rate", "entropy_cost", "part", "seed"]
-        writer.writerow([*fields, "score"])
-        for cell in found:
-            name = [cell["task"], cell["replay"], cell["correction"]]
-            for point in cell["grid"]:
-                hyper = [point["learning_rate"], point["entropy_cost"]]
-                for seed, value in enumerate(point["scores"]):
-                    writer.writerow([*name, *hyper, "selection", seed, f"{value:.12g}"])
-            hyper = [cell["best"]["learning_rate"], cell["best"]["entropy_cost"]]
-            for i, value in enumerate(cell["scores"]):
-                writer.writerow([*name, *hyper, "shown", FIRST_SEED + i, f"{value:.12g}"])
-    with (results / "vtrace-ablation-curves.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        # A row for each curve, whose points are equally far apart.
-        points = [f"return{i}" for i in range(1, POINTS + 1)]
-        writer.writerow(["task", "replay", "correction", "seed", "steps_to_the_last", *points])
-        for cell in found:
-            name = [cell["task"], cell["replay"], cell["correction"]]
-            for i, curve in enumerate(cell["curves"]):
-                values = [f"{value:.4g}" for value in curve]
-                writer.writerow([*name, FIRST_SEED + i, int(cell["steps"][-1]), *values])
-    picture = results / "vtrace-ablation.png"
-    _draw(found, picture)
-    return "\n\n".join([table(found), verdict(found), str(picture)])
+def _intervals(cells: list[dict[str, Any]]) -> dict[tuple[str, bool, str], Interval]:
+    return {(c["task"], c["replay"], c["correction"]): interval(c["scores"]) for c in cells}
 
 
-def _intervals(found: list[dict[str, Any]]) -> dict[tuple[str, bool, str], Interval]:
-    return {(c["task"], c["replay"], c["correction"]): interval(c["scores"]) for c in found}
-
-
-def table(found: list[dict[str, Any]]) -> str:
-    """Corrections by tasks, without and with replay, in Markdown; the best of a column is bold."""
-    tasks = list(dict.fromkeys(cell["task"] for cell in found))
-    values = _intervals(found)
-    lines = ["| | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+def table(cells: list[dict[str, Any]]) -> str:
+    """A table of corrections by tasks, without and with replay; the best of a column is bold."""
+    tasks, values, lines = unique(cells, "task"), _intervals(cells), []
     for replay, words in REPLAY.items():
-        lines.append(f"| **{words}** |" + " |" * len(tasks))
+        lines.append([f"**{words}**", *[""] * len(tasks)])
         for correction, name in CORRECTIONS.items():
-            cells = []
+            line = [name]
             for task in tasks:
                 value = values[task, replay, correction]
                 best = max(values[task, replay, c].mean for c in CORRECTIONS)
-                mean = f"{value.mean:.3g}"
-                mean = f"**{mean}**" if value.mean == best else mean
-                cells.append(f"{mean} [{value.low:.3g}, {value.high:.3g}]")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                mean, rest = value.short().split(" ", 1)
+                line.append(f"**{mean}** {rest}" if value.mean == best else value.short())
+            lines.append(line)
+    return common.markdown(["", *tasks], lines)
 
 
-def verdict(found: list[dict[str, Any]]) -> str:
-    """For each correction, on how many tasks it is the best or within the best one's interval; and,
-    where intervals are narrower than what anyone would care for, how often it is not further from
-    the best than NEAR of what lies between the best and the worst."""
-    tasks = list(dict.fromkeys(cell["task"] for cell in found))
-    values = _intervals(found)
-    lines = []
+def verdict(cells: list[dict[str, Any]]) -> str:
+    """For each correction, on how many tasks it is the best or within the best one's interval.
+
+    In brackets also counted: not further from the best than NEAR of the distance between the best
+    and the worst, since intervals can be narrower than any difference that matters.
+    """
+    tasks, values, lines = unique(cells, "task"), _intervals(cells), []
     for replay, words in REPLAY.items():
-        told = []
+        counts = []
         for correction, name in CORRECTIONS.items():
             within = near = 0
             for task in tasks:
@@ -205,37 +175,36 @@ def verdict(found: list[dict[str, Any]]) -> str:
                 mean = values[task, replay, correction].mean
                 within += mean >= best.low
                 near += mean >= min(best.low, best.mean - NEAR * spread)
-            told.append(f"{name} {within} ({near}) of {len(tasks)}")
+            counts.append(f"{name} {within} ({near}) of {len(tasks)}")
         lines.append(
             f"best, or within the interval of the best (or {NEAR:.0%} of the spread), {words}:"
-            f" {', '.join(told)}"
+            f" {', '.join(counts)}"
         )
     return "\n".join(lines)
 
 
-def _draw(found: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = list(dict.fromkeys(cell["task"] for cell in found))
-    figure, axes = plt.subplots(
-        2, len(tasks), figsize=(3.3 * len(tasks), 5.6), constrained_layout=True, squeeze=False
-    )
-    for cell in found:
-        axis = axes[int(cell["replay"]), tasks.index(cell["task"])]
-        i = list(CORRECTIONS).index(cell["correction"])
-        mean, low, high = band(cell["curves"])
-        steps = np.array(cell["steps"]) / 1000
-        axis.plot(steps, mean, color=f"C{i}", label=CORRECTIONS[cell["correction"]])
-        axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15)
-        axis.set_title(f"{cell['task']}, {REPLAY[cell['replay']]}", fontsize=9)
-        axis.grid(alpha=0.3)
+def draw(results: Path) -> Path:
+    """Draw the learning curves from the table in `results`."""
+    rows = common.read_csv(results / "vtrace-ablation-curves.csv")
+    tasks = unique(rows, "task")
+    figure, axes = common.panels(2, len(tasks), 3.1, 2.8, sharex="col", sharey="col")
+    for i, (correction, label) in enumerate(CORRECTIONS.items()):
+        for axis, (replay, task) in zip(
+            axes.flat, [(replay, task) for replay in REPLAY for task in tasks], strict=True
+        ):
+            where = {"task": task, "replay": str(replay), "correction": correction}
+            curves = [
+                [row[f"return{k}"] for k in range(1, POINTS + 1)]
+                for row in rows
+                if where.items() <= row.items()
+            ]
+            last = select(rows, "steps_to_the_last", **where)[0]
+            steps = np.linspace(last / POINTS, last, POINTS) / 1000
+            common.draw_band(axis, steps, common.band(curves), i, label)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        axis.set_title(task)
     for axis in axes[-1]:
-        axis.set_xlabel("thousand agent steps")
-    for row in axes:
-        row[0].set_ylabel("return")
-    axes[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        axis.set_xlabel("agent steps (thousands)")
+    for row, words in zip(axes, REPLAY.values(), strict=True):
+        row[0].set_ylabel(f"mean return\n{words}")
+    return common.save(figure, results / "vtrace-ablation.png", common.BAND)
