@@ -38,9 +38,9 @@ TUNE = (
 )
 # What a score must be better by to be copied. The fixed ones copy nobody and perturb nothing.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pbt": ("PBT", {"sigmas": 2.0}),
-    "threshold": ("PBT, 5 % alone", {"sigmas": 0.0}),
-    "fixed": ("fixed", {"threshold": math.inf, "perturb_probability": 0.0}),
+    "pbt": ("PBT", {"copy_sigmas": 2.0}),
+    "threshold": ("PBT, 5 % alone", {"copy_sigmas": 0.0}),
+    "fixed": ("fixed", {"copy_margin": math.inf, "perturb_probability": 0.0}),
 }
 FIRST_SEED = 100  # tasks, budgets and the rules of copying were chosen on seeds below 8
 NEAR = 0.9  # of the maximum: where a fixed member comes so far, the budget says nothing
