@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before it is known to be needed."""
+"""The command line. Heavy modules are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
+from pronk.config import names
+from pronk.config.arguments import (
+    EvalArguments,
+    ExportArguments,
+    InspectArguments,
+    ListArguments,
+    PBTArguments,
+    PlotArguments,
+    RecordArguments,
+    TrainArguments,
+    parse,
+)
 from pronk.config.assignments import parse_assignments
 from pronk.config.pbt import PBTConfig
-from pronk.config.registry import AGENTS, config_module
+from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.run import RunConfig
 from pronk.errors import UserError, nearest
 
@@ -42,20 +53,19 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake is one paragraph on stderr and exit status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:
+        sys.path.append("")  # the current directory, for agents and environments of the user's own
     try:
         if not args or args[0] in ("-h", "--help"):
             print(USAGE, end="")
             return
         if args[0] == "--version":
-            from importlib.metadata import version
+            from pronk.config.spec import version
 
-            print(f"pronk {version('pronk')}")
+            print(f"pronk {version()}")
             return
         if args[0] not in COMMANDS:
-            raise UserError(
-                f"command '{args[0]}' is unknown{nearest(args[0], COMMANDS) or '.'} Commands:"
-                f" {', '.join(COMMANDS)}."
-            )
+            raise _unknown("command", args[0], COMMANDS, "Commands")
         COMMANDS[args[0]](args[1:])
     except UserError as error:
         print(f"pronk: {error}", file=sys.stderr)
@@ -67,42 +77,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(kind: Any, command: str, args: list[str], **kwargs: Any) -> Any:
-    return tyro.cli(kind, prog=f"pronk {command}", args=args, **kwargs)
-
-
-def _train_usage() -> str:
-    return (
-        "usage: pronk train AGENT ENV [flags]\n\n"
-        f"AGENT is one of: {', '.join(AGENTS)}. ENV is a Gymnasium id (CartPole-v1), an Atari game"
-        " (ALE/Pong-v5)\nor one of pronk's own (pronk/Catch-v0): see `pronk list`. ENV,ENV,… or"
-        " suite/NAME is several tasks for one agent.\n`pronk train AGENT --help` lists the flags.\n"
+def _unknown(kind: str, name: str, known: Mapping[str, Any], listed: str = "Known") -> UserError:
+    return UserError(
+        f"{kind} '{name}' is unknown{nearest(name, known) or '.'} {listed}: {', '.join(known)}."
     )
 
 
-AgentConfig = TypeVar("AgentConfig")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainArguments(Generic[AgentConfig]):
-    """What follows `pronk train AGENT`."""
-
-    env: Positional[str]
-    """Environment: a Gymnasium id, ALE/Game-v5, or one of pronk's own; several, ENV,ENV,…, or a
-    suite's name, for one agent that learns them all."""
-    run: OmitArgPrefixes[RunConfig]
-    agent_config: OmitArgPrefixes[AgentConfig]
-    preset: str = "auto"
-    """The agent's settings to start from; flags override them."""
-    env_arg: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUE, an argument of the environment; may be given several times."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PBTArguments(TrainArguments[AgentConfig], Generic[AgentConfig]):
-    """What follows `pronk pbt AGENT`."""
-
-    pbt: OmitArgPrefixes[PBTConfig] = dataclasses.field(default_factory=PBTConfig)
+def _train_usage(command: str) -> str:
+    return (
+        f"usage: pronk {command} AGENT ENV [flags]\n\n"
+        f"AGENT is one of: {', '.join(AGENTS)}; or your own module, my_package.my_agent. ENV is a"
+        " Gymnasium id\n(CartPole-v1), an Atari game (ALE/Pong-v5) or one of pronk's own"
+        " (pronk/Catch-v0): see `pronk list`.\nENV,ENV,… or suite/NAME is several tasks for one"
+        f" agent.\n`pronk {command} AGENT --help` lists the flags.\n"
+    )
 
 
 def train(args: list[str]) -> None:
@@ -117,7 +105,7 @@ def train(args: list[str]) -> None:
     episodes = min(summary["episodes"], 100)
     score = f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
     if any(name.startswith("return/") for name in summary):
-        score = f"mean return {summary['mean_return']:.2f}, each task's counted alike"
+        score = f"mean return {summary['mean_return']:.2f}, the mean over tasks"
     if not episodes:
         score = "before any episode ended"
     print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
@@ -148,61 +136,51 @@ def pbt(args: list[str]) -> None:
 def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
     """The plan and the arguments of `pronk train` or `pbt`; None where usage was asked for."""
     if not args or args[0] in ("-h", "--help"):
-        print(_train_usage().replace("pronk train", f"pronk {command}"), end="")
+        print(_train_usage(command), end="")
         return None
-    agent, *rest = args
-    if agent.startswith("-"):
-        raise UserError(f"expected `pronk {command} AGENT ENV [flags]`, got '{agent}' for AGENT.")
-    config_class = config_module(agent).Config
-    what = agent if command == "train" else f"a population of {agent}"
+    name, *rest = args
+    if name.startswith("-"):
+        raise UserError(f"expected `pronk {command} AGENT ENV [flags]`, got '{name}' for AGENT.")
+    agent = agent_module(name)
+    _check_names(rest, [RunConfig, agent.config, *([PBTConfig] if command == "pbt" else [])])
+    what = name if command == "train" else f"a population of {name}"
 
-    def parse(defaults: Any) -> Any:
-        return _parse(
-            kind[config_class],
-            f"{command} {agent}",
+    def parsed_from(defaults: Any) -> Any:
+        return parse(
+            kind[agent.config],
+            f"{command} {name}",
             rest,
-            default=kind(env=tyro.MISSING, run=RunConfig(), agent_config=defaults),
+            default=kind(env=tyro.MISSING, run=agent.run_config(), agent_config=defaults),
             description=f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits.",
         )
 
-    from pronk.config.spec import Plan, preset_config
-    from pronk.run.resolve import default_preset, with_defaults
+    from pronk.config.spec import Plan
+    from pronk.run.resolve import auto_preset, complete_env_args
 
     # Once to learn which environment and preset are meant, then with that preset's defaults.
-    parsed = parse(preset_config(agent, "atari"))
-    env_args = with_defaults(agent, parsed.env, parse_assignments(parsed.env_arg, "`--env-arg`"))
+    parsed = parsed_from(agent.config())
+    env_args = complete_env_args(
+        agent, parsed.env, parse_assignments(parsed.env_arg, "`--env-arg`")
+    )
     preset = parsed.preset
     if preset == "auto":
-        preset = default_preset(agent, parsed.env, env_args)
-    parsed = parse(preset_config(agent, preset))
-    return Plan(agent, parsed.env, parsed.run, parsed.agent_config, env_args), parsed
+        preset = auto_preset(agent, parsed.env, env_args)
+    parsed = parsed_from(agent.preset(preset))
+    return Plan(agent.name, parsed.env, parsed.run, parsed.agent_config, env_args), parsed
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalArguments:
-    """What follows `pronk eval`."""
-
-    run: Positional[Path]
-    """A run's directory, or what `pronk export` wrote."""
-    episodes: int = 30
-    """Games to play."""
-    sample: bool = False
-    """Draw actions from the policy instead of taking the likeliest."""
-    seed: int = 1_000_000
-    """Of the games; not one that training used."""
-    env: str | None = None
-    """Play this environment instead of the run's own."""
-    env_arg: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUE, an argument of the environment instead of the run's own."""
-    json: bool = False
-    """Print JSON."""
+def _check_names(args: Sequence[str], kinds: Sequence[type]) -> None:
+    """Raise UserError for a flag that has another name now."""
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
+    for arg in args:
+        name = arg.partition("=")[0][2:].replace("-", "_")
+        if arg.startswith("--") and name not in known and (hint := names.hint(name, known)):
+            raise UserError(hint)
 
 
 def evaluate(args: list[str]) -> None:
     """`pronk eval RUN`."""
-    parsed = _parse(EvalArguments, "eval", args, description="Play games and report the score.")
-    if parsed.episodes < 1:
-        raise UserError(f"`--episodes` is {parsed.episodes}; expected at least 1.")
+    parsed = parse(EvalArguments, "eval", args, description="Play episodes and report the score.")
     from pronk.run.evaluate import SuiteEvaluation
     from pronk.run.policy import load
     from pronk.run.setup import configure_jax
@@ -228,21 +206,24 @@ def evaluate(args: list[str]) -> None:
     print(
         f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps:"
         f" {result.mean_return:.2f} ± {result.standard_error:.2f} (mean ± standard error of"
-        f" {result.episodes} games, {'sampled' if parsed.sample else 'greedy'}, {result.minimum:g}"
-        f" to {result.maximum:g}, {result.mean_length:,.0f} steps long{normalised})"
+        f" {result.episodes} episodes, {'sampled' if parsed.sample else 'greedy'},"
+        f" {result.minimum:g} to {result.maximum:g}, {result.mean_length:,.0f} steps"
+        f" long{normalised})"
     )
 
 
 def _suite_table(result: Any) -> str:
     """A `SuiteEvaluation` for people."""
     width = max(map(len, result.tasks))
-    lines = [f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'games':>5}  {'score':>7}"]
+    lines = [
+        f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'episodes':>8}  {'score':>7}"
+    ]
     for name, found in result.tasks.items():
         score = result.normalised.get(name)
         shown = "–" if score is None else f"{score:.1%}"
         lines.append(
             f"{name:{width}}  {found.mean_return:12.4g}  {found.standard_error:9.3g}"
-            f"  {found.episodes:5}  {shown:>7}"
+            f"  {found.episodes:8}  {shown:>7}"
         )
     if result.scores:
         words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
@@ -251,34 +232,9 @@ def _suite_table(result: Any) -> str:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordArguments:
-    """What follows `pronk record`."""
-
-    run: Positional[Path]
-    """A run's directory, or what `pronk export` wrote."""
-    output: Path | None = None
-    """The film, .mp4 or .gif. [RUN/film.mp4, or film.mp4 beside the file]"""
-    episodes: int = 1
-    """Games to film."""
-    max_steps: int = 10_000
-    """Agent steps at most."""
-    sample: bool = False
-    """Draw actions from the policy instead of taking the likeliest."""
-    seed: int = 1_000_000
-    """Of the games."""
-    task: str | None = None
-    """Which task, of a suite."""
-
-
 def record(args: list[str]) -> None:
     """`pronk record RUN`."""
-    parsed = _parse(RecordArguments, "record", args, description="Film games.")
-    for flag in ("episodes", "max_steps"):
-        if getattr(parsed, flag) < 1:
-            raise UserError(
-                f"`--{flag.replace('_', '-')}` is {getattr(parsed, flag)}; expected at least 1."
-            )
+    parsed = parse(RecordArguments, "record", args, description="Film episodes.")
     from pronk.run.policy import load
     from pronk.run.record import record as film
     from pronk.run.setup import configure_jax
@@ -295,48 +251,27 @@ def record(args: list[str]) -> None:
         sample=parsed.sample,
         task=parsed.task,
     )
-    print(f"{output}: returns {', '.join(f'{r:g}' for r in returns) or 'none, no game ended'}")
-
-
-@dataclasses.dataclass(frozen=True)
-class PlotArguments:
-    """What follows `pronk plot`."""
-
-    runs: Positional[tuple[Path, ...]]
-    """Directories of runs; those that differ in their seed only are drawn as one curve. Or the one
-    of a population: scores, copies, and hyperparameters over time."""
-    output: Path = Path("plot.png")
-    """The picture."""
-    x: str = "steps"
-    """Metric across: steps, frames, wall_seconds, updates."""
-    y: str = "mean_return"
-    """Metric upwards: any name in metrics.jsonl."""
-    smooth: int = 1
-    """Records to average over."""
-    title: str | None = None
-    """Above the picture."""
-    csv: Path | None = None
-    """Also write the curves here."""
+    print(f"{output}: returns {', '.join(f'{r:g}' for r in returns) or 'none, no episode ended'}")
 
 
 def plot(args: list[str]) -> None:
     """`pronk plot RUN [RUN ...]`."""
-    parsed = _parse(PlotArguments, "plot", args, description="Draw learning curves.")
+    parsed = parse(PlotArguments, "plot", args, description="Draw learning curves.")
     if not parsed.runs:
         raise UserError("expected `pronk plot RUN [RUN ...]`, got no run.")
     populations = [run for run in parsed.runs if (run / "pbt.json").exists()]
     if populations:
         if len(parsed.runs) > 1:
             raise UserError(
-                f"'{populations[0]}' holds a population, which has a picture to itself; give it"
-                f" alone, not with {len(parsed.runs) - 1} more."
+                f"'{populations[0]}' holds a population, which has a picture of its own; give it"
+                f" alone, without the {len(parsed.runs) - 1} others."
             )
         for flag in ("x", "y", "smooth", "csv"):
             value, usual = getattr(parsed, flag), getattr(PlotArguments(()), flag)
             if value != usual:
                 raise UserError(
-                    f"`--{flag}` is {value}, and '{populations[0]}' holds a population, whose"
-                    " picture has none; leave it out, or give some of its members."
+                    f"`--{flag}` is {value}, which does nothing for the picture of a population,"
+                    f" as '{populations[0]}' holds; leave it out, or give some of its members."
                 )
         from pronk.run.plot_population import draw as draw_population
 
@@ -357,41 +292,25 @@ def plot(args: list[str]) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class ExportArguments:
-    """What follows `pronk export`."""
-
-    run: Positional[Path]
-    """A run's directory."""
-    output: Positional[Path]
-    """The file, .safetensors."""
-
-
 def export(args: list[str]) -> None:
     """`pronk export RUN FILE`."""
-    description = "Write the newest policy of a run to one file."
-    parsed = _parse(ExportArguments, "export", args, description=description)
+    text = "Write the newest policy of a run to one file."
+    parsed = parse(ExportArguments, "export", args, description=text)
     if parsed.output.suffix != ".safetensors":
-        raise UserError(f"`{parsed.output}` is no name for it; expected one ending .safetensors.")
+        raise UserError(
+            f"the output file is '{parsed.output}'; expected a name ending .safetensors."
+        )
     from pronk.run.policy import export as write
 
     steps = write(parsed.run, parsed.output)
     print(f"{parsed.output}: the policy after {steps:,} steps")
 
 
-@dataclasses.dataclass(frozen=True)
-class InspectArguments:
-    """What follows `pronk inspect`."""
-
-    run: Positional[Path]
-    """A run's directory."""
-    json: bool = False
-    """Print JSON."""
-
-
 def inspect(args: list[str]) -> None:
     """`pronk inspect RUN`."""
-    parsed = _parse(InspectArguments, "inspect", args, description="What a run is and holds.")
+    parsed = parse(
+        InspectArguments, "inspect", args, description="Configuration and state of a run."
+    )
     from pronk.run.inspect import inspect as look
 
     found = look(parsed.run)
@@ -408,29 +327,21 @@ def inspect(args: list[str]) -> None:
             print(f"{name:24} {shown}")
 
 
-@dataclasses.dataclass(frozen=True)
-class ListArguments:
-    """What follows `pronk list`."""
-
-    match: Positional[str] = ""
-    """Show only environments whose id contains this."""
-    json: bool = False
-    """Print JSON."""
-
-
 def list_known(args: list[str]) -> None:
     """`pronk list`."""
-    parsed = _parse(ListArguments, "list", args, description="Agents and environments.")
+    parsed = parse(ListArguments, "list", args, description="Agents and environments.")
     from pronk import envs
 
-    found = [name for name in envs.names() if parsed.match.lower() in name.lower()]
-    agents = {name: config_module(name).SUPPORTS for name in AGENTS}
+    match = parsed.match
+    found = [name for name in envs.names() if match.lower() in name.lower()]
+    known = [match] if match and not found and is_agent(match) else list(AGENTS)
+    agents = {name: agent_module(name).description() for name in known}
     if parsed.json:
         print(json.dumps({"agents": agents, "environments": found}, indent=2))
         return
-    for name, supports in agents.items():
+    for name, description in agents.items():
         print(f"{name}:")
-        for what, which in supports.items():
+        for what, which in description.items():
             print(f"  {what:14} {which}")
     families: dict[str, list[str]] = {}
     for name in found:
@@ -442,27 +353,32 @@ def list_known(args: list[str]) -> None:
             print(f"  {line}")
 
 
+def _choose(command: str, kind: str, known: Mapping[str, Any], args: list[str]) -> Any:
+    """The name and settings of `pronk COMMAND NAME [flags]`; None where usage was asked for."""
+    name, *rest = args or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"usage: pronk {command} NAME [flags]\n")
+        for each, settings in known.items():
+            print(f"  {each:16} {settings.__doc__}")
+        print(f"\n`pronk {command} NAME --help` says more.")
+        return None
+    if name not in known:
+        raise _unknown(kind, name, known)
+    return name, parse(known[name], f"{command} {name}", rest)
+
+
 def benchmark(args: list[str]) -> None:
     """`pronk bench NAME`."""
     from pronk.experiments.bench.settings import BENCHMARKS
 
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: pronk bench NAME [flags]\n")
-        for name, settings in BENCHMARKS.items():
-            print(f"  {name:12} {settings.__doc__}")
-        print("\n`pronk bench NAME --help` says more.")
+    chosen = _choose("bench", "benchmark", BENCHMARKS, args)
+    if chosen is None:
         return
-    name, *rest = args
-    if name not in BENCHMARKS:
-        raise UserError(
-            f"benchmark '{name}' is unknown{nearest(name, BENCHMARKS) or '.'} Known:"
-            f" {', '.join(BENCHMARKS)}."
-        )
-    settings = _parse(BENCHMARKS[name], f"bench {name}", rest)
+    name, settings = chosen
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and value <= 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and value <= 0:
             flag = field.name.replace("_", "-")
             raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
     from pronk.experiments import bench
@@ -484,19 +400,10 @@ def reproduce(args: list[str]) -> None:
     """`pronk reproduce NAME`."""
     from pronk.experiments.reproduce.settings import EXPERIMENTS
 
-    name, *rest = args or ["--help"]
-    if name in ("-h", "--help"):
-        print("usage: pronk reproduce NAME [flags]\n")
-        for known, settings in EXPERIMENTS.items():
-            print(f"  {known:16} {settings.__doc__}")
-        print("\n`pronk reproduce NAME --help` says more.")
+    chosen = _choose("reproduce", "experiment", EXPERIMENTS, args)
+    if chosen is None:
         return
-    if name not in EXPERIMENTS:
-        raise UserError(
-            f"experiment '{name}' is unknown{nearest(name, EXPERIMENTS) or '.'} Known:"
-            f" {', '.join(EXPERIMENTS)}."
-        )
-    settings = _parse(EXPERIMENTS[name], f"reproduce {name}", rest)
+    name, settings = chosen
     for field in ("seeds", "steps", "episodes", "population"):
         if getattr(settings, field, 1) < 1:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")

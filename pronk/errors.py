@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: shown as one paragraph, without a traceback."""
+"""Errors that a user can mend: shown as one paragraph, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something given to pronk cannot work; the message says what was given, expected, and to do.
+    """Bad input; the message says what was given, what was expected, and what to do.
 
     The command line prints the message alone and exits with status 2.
     """
 
 
 class Diverged(UserError):
-    """Nothing is learnt any more: gradients are not finite, one after another."""
+    """Training has diverged: no gradient is finite any more."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -19,7 +19,8 @@ import reference
 from gymnasium import spaces
 
 from pronk import agents, envs
-from pronk.config.registry import config_module, impala
+from pronk.agents import impala_config as impala
+from pronk.config.registry import agent_module
 from pronk.maths import returns
 from pronk.runtime.actor import Actor, Player, jit_act
 from pronk.runtime.columns import columns, concatenate
@@ -59,7 +60,7 @@ def variant(observation, action, mask=False, agent="impala", tasks=(), **setting
         "test", observation, action, has_action_mask=mask, tasks=tasks, references=references
     )
     small = SMALL | (REPLAYED if agent == "r2d2" else {})
-    return Variant(agent, config_module(agent).Config(**(small | settings)), spec)
+    return Variant(agent, agent_module(agent).config(**(small | settings)), spec)
 
 
 VARIANTS = {

@@ -217,6 +217,7 @@ TINY: dict[str, Any] = {
     "hidden_sizes": (8,),
     "quiet": True,
     "actors": 2,
+    "runtime": "local",
 }
 
 
@@ -253,11 +254,7 @@ TOGETHER = {
     ),
     "fused": (
         {"architecture": "async-gradients", "runtime": "fused"},
-        "leave `--runtime fused` out",
-    ),
-    "process": (
-        {"architecture": "async-gradients", "actor_kind": "process"},
-        "leave `--actor-kind",
+        "`--architecture` is async-gradients, and the fused runtime has none",
     ),
     "a2c": (
         {"architecture": "sync-step", "envs_per_actor": 3},

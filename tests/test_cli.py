@@ -60,7 +60,7 @@ def test_train_leaves_everything_behind(catch: Path) -> None:
 
 def test_eval(catch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pronk("eval", catch, "--episodes", 5)
-    assert "mean ± standard error of 5 games, greedy" in capsys.readouterr().out
+    assert "mean ± standard error of 5 episodes, greedy" in capsys.readouterr().out
     pronk("eval", catch, "--episodes", 5, "--json")
     greedy = json.loads(capsys.readouterr().out)
     assert greedy["episodes"] == 5

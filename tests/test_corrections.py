@@ -432,6 +432,7 @@ def test_what_does_not_go_together(settings, message, tmp_path):
 
 
 def test_an_agent_that_learns_from_replay_alone_has_no_exact_lag(tmp_path):
-    for settings in ({"runtime": "fused"}, {"deterministic": True, "runtime": "local"}):
+    drawn: dict[str, Any] = {"priority_exponent": 0.0, "overlap": 0}
+    for settings in ({"runtime": "fused", **drawn}, {"deterministic": True, "runtime": "local"}):
         with pytest.raises(UserError, match="`--policy-lag` is 1, and this agent learns from"):
             pronk.train("r2d2", "pronk/Catch-v0", run_dir=tmp_path, policy_lag=1, **settings)

@@ -116,7 +116,6 @@ def test_actors_share_the_cores_they_are_given(tmp_path, monkeypatch, architectu
         ({"actor_cores": 10_000}, "`--actor-cores` is 10000; this process may use"),
         ({"actor_cores": 0}, "`--actor-cores` is 0; expected a number above zero"),
         ({"actor_cores": 1, "deterministic": True}, "`--deterministic` has none"),
-        ({"actor_cores": 1, "actor_kind": "process"}, "`--actor-kind process` has none"),
         ({"actor_cores": 1, "env": "pronk/Catch-v0"}, "the fused runtime has no actors' threads"),
     ],
 )

@@ -29,7 +29,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from pronk import cli, envs, pbt
 from pronk.config.pbt import PBTConfig
-from pronk.config.registry import AGENTS, config_module
+from pronk.config.registry import AGENTS, agent_module
 from pronk.config.run import RunConfig
 from pronk.config.spec import Plan, run_of
 from pronk.errors import UserError
@@ -66,9 +66,9 @@ def plan_in(directory: Path, steps: int = 2000, **settings: Any) -> Plan:
 
 
 def settings(**changes: Any) -> PBTConfig:
-    """With `sigmas` 0, because what these learn in so few steps is noise, and copies are wanted."""
+    """With `copy_sigmas` 0, because scores after so few steps are noise, and copies are wanted."""
     return PBTConfig(
-        **{"population": 4, "tune": TUNE, "ready_steps": 400, "sigmas": 0.0, **changes}
+        **{"population": 4, "tune": TUNE, "ready_steps": 400, "copy_sigmas": 0.0, **changes}
     )
 
 
@@ -477,7 +477,7 @@ def test_paused_and_resumed_it_equals_the_uninterrupted_one(whole: Path, tmp_pat
 
 def test_a_member_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
     """Where nobody copies and nothing is perturbed, to rounding; and the best one is a run."""
-    config = settings(threshold=math.inf, perturb_probability=0.0)
+    config = settings(copy_margin=math.inf, perturb_probability=0.0)
     summary = pbt.run(plan_in(tmp_path), config)
     assert summary["copies"] == 0
     assert summary["generations"] > 2
@@ -550,7 +550,7 @@ def test_vmapped_members_that_diverge_copy(tmp_path: Path, monkeypatch: pytest.M
         return usual(setup, member) | ({"learning_rate": 1e35} if member == 1 else {})
 
     monkeypatch.setattr(common.Setup, "first", first)
-    config = settings(threshold=10.0, perturb_probability=0.0)
+    config = settings(copy_margin=10.0, perturb_probability=0.0)
     pbt.run(plan_in(tmp_path / "one"), config)
     events = check_journal(tmp_path / "one")
     copied = [e for e in events if e.get("donor") is not None]
@@ -636,8 +636,8 @@ def inline(patched: pytest.MonkeyPatch) -> Inline:
 
 
 PROCESSES: dict[str, Any] = {
-    "population": 3, "ready_steps": 200, "threshold": 0.0, "sigmas": 0.0,
-    "execution": "processes", "workers": 1,
+    "population": 3, "ready_steps": 200, "copy_margin": 0.0, "copy_sigmas": 0.0,
+    "execution": "processes", "parallel_members": 1,
 }  # fmt: skip
 
 
@@ -774,7 +774,7 @@ def test_who_diverges_copies_whoever_has_a_score(
     assert all(e["score"] is None for e in copied)
     here.lived.clear()
     here.failing = {(1, 2): lives.DIVERGED}
-    config = settings(**PROCESSES | {"threshold": math.inf})
+    config = settings(**PROCESSES | {"copy_margin": math.inf})
     summary = pbt.run(plan_in(tmp_path / "b", 600), config)
     assert summary["status"] == "finished"
     assert summary["best"] in (0, 2)
@@ -796,7 +796,7 @@ def test_a_diverged_members_donor_is_drawn_from_those_with_a_score(member: int) 
         ).donor  # fmt: skip
 
     assert {donor(generation) for generation in range(1, 30)} == expected
-    assert donor(1, threshold=math.inf) is None
+    assert donor(1, copy_margin=math.inf) is None
     scores[0] = scores[3] = None
     scores[member] = policy.Score(-math.inf)
     assert donor(1) is None
@@ -919,8 +919,8 @@ def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -
     """A member first, which is said and made up for; then the controller, whose members end too."""
     directory = tmp_path / "run"
     args = ["impala", "pronk/Catch-v0", "--run-dir", directory, "--steps", 800, *FLAGS,
-            "--population", 3, "--workers", 2, "--ready-steps", 400, "--execution", "processes",
-            "--tune", TUNE[0], "--tune", TUNE[1]]  # fmt: skip
+            "--population", 3, "--parallel-members", 2, "--ready-steps", 400,
+            "--execution", "processes", "--tune", TUNE[0], "--tune", TUNE[1]]  # fmt: skip
     command = [sys.executable, "-m", "pronk", "pbt", *map(str, args)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -951,7 +951,7 @@ def test_members_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """On a cluster of this machine's own: a life is a task there, and nothing else is different."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    config = settings(population=2, ready_steps=200, execution="ray", workers=2)
+    config = settings(population=2, ready_steps=200, execution="ray", parallel_members=2)
     summary = pbt.run(plan_in(Path("run"), 400, ray="local"), config)
     assert summary["status"] == "finished"
     events = check_journal(Path("run"), 2, 200)
@@ -980,21 +980,21 @@ def pronk(*args: object) -> None:
         (["--tune", "entropy_cost=0:1"], "would begin at 0, of which any multiple is the same"),
         (["--tune", "discount=0.9:1.5"], "`--discount` is 1.5; expected a number from 0 to 1"),
         (["--tune", "discount=0.9:1"], "both below 1"),
-        (["--tune", "epsilon", "--tune", "epsilon"], "has 'epsilon' twice"),
+        (["--tune", "rho_bar", "--tune", "rho_bar"], "has 'rho_bar' twice"),
         (["--population", "1"], "`--population` is 1; expected at least 2"),
         (["--ready-steps", "0"], "`--ready-steps` is 0; expected at least 1"),
         (["--ready-steps", "9", "--ready-episodes", "9"], "expected one of them"),
-        (["--sigmas", "-1"], "`--sigmas` is -1.0; expected zero or more"),
-        (["--threshold", "-1"], "`--threshold` is -1.0; expected zero or more"),
+        (["--copy-sigmas", "-1"], "`--copy-sigmas` is -1.0; expected zero or more"),
+        (["--copy-margin", "-1"], "`--copy-margin` is -1.0; expected zero or more"),
         (["--perturb-probability", "1.5"], "expected a number from 0 to 1"),
         (["--perturb-factor", "0.5"], "`--perturb-factor` is 0.5; expected at least 1"),
-        (["--workers", "0"], "`--workers` is 0; expected at least 1"),
+        (["--parallel-members", "0"], "`--parallel-members` is 0; expected at least 1"),
         (["--eval-every", "10"], "which a vmapped population can't do"),
         (["--runtime", "local", "--execution", "vmapped"], "a vmapped population is fused"),
         (
             ["--architecture", "async-gradients", "--execution", "vmapped"],
-            "`--execution` is vmapped, for which the runtime is fused, and `--architecture`"
-            " async-gradients is one of the local runtime's; use --execution processes.",
+            "`--architecture` is async-gradients, and the fused runtime has none of the local"
+            " runtime's architectures: leave it out, or use --execution processes.",
         ),
         (["--learners", "2"], "`--learners` is for single runs"),
         (["--execution", "ray"], "no cluster is named; give `--ray auto`"),
@@ -1021,10 +1021,10 @@ def test_bad_input_is_one_paragraph(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"tune": "learning_rate"}, "`--tune` is 'learning_rate'; expected a list of texts"),
+        ({"tune": "learning_rate"}, "`--tune` is 'learning_rate'; expected a list of str"),
         ({"population": "4"}, "`--population` is '4'; expected int"),
         ({"ready_steps": 1.5}, "`--ready-steps` is 1.5; expected int"),
-        ({"sigmas": True}, "`--sigmas` is True; expected float"),
+        ({"copy_sigmas": True}, "`--copy-sigmas` is True; expected float"),
     ],
 )
 def test_settings_from_python_have_a_type(wrong: dict[str, Any], message: str) -> None:
@@ -1039,7 +1039,7 @@ def test_every_agent_has_its_flags(agent: str, capsys: pytest.CaptureFixture[str
         pronk("pbt", agent, "--help")
     assert not caught.value.code
     shown = capsys.readouterr().out
-    for config in (PBTConfig, RunConfig, config_module(agent).Config):
+    for config in (PBTConfig, RunConfig, agent_module(agent).config):
         assert all(f"--{f.name.replace('_', '-')}" in shown for f in dataclasses.fields(config))
 
 
@@ -1048,6 +1048,7 @@ def test_another_agent_in_one_program(tmp_path: Path) -> None:
     small: dict[str, Any] = {
         "sequence_length": 6,
         "overlap": 0,
+        "priority_exponent": 0.0,
         "burn_in": 2,
         "recurrent_units": 4,
         "head_units": 8,
@@ -1061,7 +1062,7 @@ def test_another_agent_in_one_program(tmp_path: Path) -> None:
         "env_args": {"rows": 4},
     }
     plan = resolve("r2d2", "pronk/Catch-v0", run_dir=tmp_path, steps=1200, **small)
-    config = settings(tune=("learning_rate=1e-4:1e-2", "epsilon"), threshold=0.0)
+    config = settings(tune=("learning_rate=1e-4:1e-2", "optimiser_epsilon"), copy_margin=0.0)
     assert pbt.run(plan, config)["copies"] > 0
     check_journal(tmp_path)
 
@@ -1101,7 +1102,7 @@ def test_a_directory_belongs_to_one_population(
         training.run(plan_in(whole, 2000))
     assert_same(contents(whole), before)
     # What was refused before anything was saved is in nobody's way.
-    refused = settings(population=2, execution="processes", workers=1)
+    refused = settings(population=2, execution="processes", parallel_members=1)
     with pytest.raises(UserError, match=r"member 0 can't be trained: .*a3c"):
         pbt.run(plan_in(tmp_path / "refused", 200, architecture="async-gradients",
                         value_normalisation="popart"), refused)  # fmt: skip
@@ -1164,11 +1165,11 @@ def test_a_population_on_the_command_line(
     (directory / "summary.json").unlink()
     with pytest.raises(SystemExit):
         pronk("eval", directory)
-    assert "no member has been found the best yet" in capsys.readouterr().err
+    assert "a population without a best member" in capsys.readouterr().err
 
 
 def test_nothing_happens_before_it_is_to(tmp_path: Path) -> None:
-    pbt.run(plan_in(tmp_path), settings(evolve_after=1000, threshold=0.0))
+    pbt.run(plan_in(tmp_path), settings(evolve_after=1000, copy_margin=0.0))
     ready = [e for e in check_journal(tmp_path) if e["event"] == "ready"]
     early = [e for e in ready if e["steps"] < 1000]
     assert len(early) == 4 * 3

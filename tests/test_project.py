@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pronk.config.registry import AGENTS, config_module
+from pronk.config.registry import AGENTS, agent_module
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pronk"
@@ -235,7 +235,7 @@ def test_the_package_is_typed() -> None:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_documented_presets_are_the_presets(agent: str) -> None:
     page = (ROOT / "docs" / "agents" / f"{agent}.md").read_text()
-    for preset, settings in config_module(agent).PRESETS.items():
+    for preset, settings in agent_module(agent).presets.items():
         if not settings:
             continue
         row = re.search(rf"^\| `{preset}` \|[^|]*\|([^|]*)\|$", page, re.M)

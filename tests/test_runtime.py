@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pronk import agents, envs
-from pronk.config.registry import impala
+from pronk.agents import impala_config as impala
 from pronk.runtime import learner as learner_module
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.asynchronous import AsynchronousLoop

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
+import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from pronk.config.registry import config_module
+from pronk.config.registry import AgentLike, agent_module
 
 if TYPE_CHECKING:
     from pronk.types import Agent, EnvSpec
 
+_made: deque[tuple[tuple[Any, ...], Agent]] = deque(maxlen=16)  # the latest, with what they are of
+_lock = threading.RLock()
 
-def make(agent: str, config: Any, spec: EnvSpec, *, horizon: int) -> Agent:
-    """The agent of this name as a bundle of pure functions; `horizon` ends its schedules.
 
-    Raises UserError for an unknown agent, or a space the agent can't handle.
+def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent:
+    """The agent as a bundle of pure functions; its schedules end at `horizon` agent steps.
+
+    Equal arguments give the same functions again, which share what JAX has compiled for them.
+    Raises UserError for an unknown agent, or a space that the agent can't handle.
     """
-    config_module(agent)  # says what is known if the name isn't
-    return importlib.import_module(f"pronk.agents.{agent}").make(config, spec, horizon=horizon)
+    arguments = agent_module(agent).make, config, spec, horizon
+    with _lock:
+        for earlier, made in _made:
+            if earlier == arguments:
+                return made
+        made = arguments[0](config, spec, horizon=horizon)
+        _made.append((arguments, made))
+    return made

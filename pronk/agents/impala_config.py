@@ -13,95 +13,105 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pronk.config.fields import choice, fraction, number, widths
+
+_ATARI = "E18, table G.1"
+
 
 @dataclass(frozen=True)
 class Config:
     """IMPALA: the defaults are the paper's for Atari."""
 
-    unroll: int = 20
-    """Agent steps per trajectory, T. [E18, table G.1]"""
-    batch_size: int = 32
-    """Trajectories per update, B. [E18, table G.1]"""
-    discount: float = 0.99
-    """γ. [E18, table G.1]"""
-    entropy_cost: float = 0.01
-    """Weight of the entropy bonus. [E18, table G.1]"""
-    value_cost: float = 0.5
-    """Weight of the value loss ½ (v_s − V)². [E18, table G.1]"""
-    rho_bar: float = 1.0
-    """ρ̄, truncates the importance weight of the TD error: it sets the fixed point. [E18, 4.1]"""
-    c_bar: float = 1.0
-    """c̄, truncates the trace: it sets the speed. [E18, 4.1]"""
-    trace_lambda: float = 1.0
-    """λ, shortens the trace further: c_i = λ min(c̄, ratio). [E18, remark 2]"""
-    trace_leak: float = 0.0
-    """How much of the untruncated ratio ρ and c let through: 1 − α of leaky V-trace. [Z20]"""
-    correction: Literal["vtrace", "none", "epsilon", "one-step"] = "vtrace"
-    """Of what is off-policy. none: ρ = c = 1. epsilon: none, with log(π + 1e-6). one-step: value
-    target r + γ V' without a weight, the policy's gradient times ρ. [E18, section 5.2.2]"""
-    replay_fraction: float = 0.0
-    """How much of each batch is drawn, uniformly, from a replay of trajectories. [E18, 5.2.2: 0.5;
-    S20: 0.875]"""
-    replay_capacity: int = 200_000
-    """Agent steps that are held there. (10,000 trajectories of 20 steps.)"""
-    trust_region: float = 0.0
-    """Transitions are left out, and end traces, where KL(π ‖ π_ρ̄) is not below this: of the average
-    policy from the one whose value V-trace finds. 0 leaves none out. [S20, section 4.3]"""
-    average_decay: float = 0.99
-    """Of the average policy's parameters, per update; 0: π is what is learnt. [S20: 0]"""
-    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
-    """RMSProp as TensorFlow's: ε inside the root, mean square starting at 1. [E18, table G.1]"""
-    learning_rate: float = 6e-4
-    """At the start. [E18, table G.1]"""
-    anneal: bool = True
-    """Anneal the learning rate linearly to zero at `--steps`. [E18, table G.1]"""
-    rmsprop_decay: float = 0.99
-    """Decay of the mean square. [E18, table G.1]"""
-    optimiser_epsilon: float = 0.01
-    """The optimiser's ε. [E18, table G.1]"""
-    max_gradient_norm: float = 40.0
-    """Global norm to which gradients are clipped. [E18, table G.1]"""
-    loss_reduction: Literal["sum", "mean"] = "sum"
-    """How losses are reduced over time and batch; learning rate and norm go with it. [E18, code]"""
-    reward_clip: float = 1.0
-    """Rewards are clipped to ± this; 0 leaves them alone. [E18, table G.1]"""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this, before clipping."""
-    value_normalisation: Literal["none", "art", "popart"] = "none"
-    """popart: values are learnt in units of each task's targets, and outputs stay as they are when
-    these change. art: without the latter. Rewards need no clipping then (--reward-clip 0). [H18]"""
-    popart_beta: float = 3e-4
-    """β, how fast the statistics of targets move, per update. [H18]"""
-    popart_debias: bool = False
-    """Forget at once what the statistics began with (mean 0, deviation 1). [H16, section 2.1]"""
-    value_per_task: bool = True
-    """Of a suite: a value function, and statistics, for each task; the policy is one. [H18]"""
-    pixel_control_cost: float = 0.0
-    """Weight of the auxiliary loss of changing the pixels of each cell; 0: none. [J17: 0.01 to 0.1
-    in DeepMind Lab, 1e-4 to 0.01 in Atari]"""
-    pixel_control_discount: float = 0.9
-    """Its γ. [J17, section 4.1.1]"""
-    pixel_control_cell: int = 4
-    """Width and height of a cell, in pixels. [J17]"""
-    torso: Literal["auto", "mlp", "minatar", "shallow", "deep"] = "auto"
-    """Feature extractor; auto is `shallow` for images and `mlp` for vectors. [E18, figure 3]
-    minatar is one convolution, for images of 10 × 10."""
-    hidden_sizes: tuple[int, ...] = (256,)
-    """Layer widths after convolutions, or of the MLP. [E18, figure 3]"""
-    activation: Literal["relu", "tanh"] = "relu"
-    """Between layers of the MLP. [E18, figure 3]"""
-    recurrent_core: Literal["none", "lstm", "gru"] = "none"
-    """Recurrent core; last action and reward become inputs. [E18, figure 3: LSTM 256]"""
-    recurrent_units: int = 256
-    """Units of the recurrent core. [E18, figure 3]"""
+    # `tune` has the ranges of the paper's population. [E18, table D.1 and appendix F; first values
+    # of ε are 10⁻¹, 10⁻³, 10⁻⁵ and 10⁻⁷ there, and of the gradient's norm 40.]
+    unroll: int = number(20, above=0, source=_ATARI)
+    """Agent steps per trajectory, T."""
+    batch_size: int = number(32, above=0, source=_ATARI)
+    """Trajectories per update, B."""
+    discount: float = fraction(0.99, source=_ATARI, near_one=True)
+    """γ."""
+    learning_rate: float = number(6e-4, above=0, source=_ATARI, tune=(5e-6, 5e-3))
+    """Learning rate at the start."""
+    anneal: bool = choice(True, source=_ATARI)
+    """Anneal the learning rate linearly to zero at `--steps`."""
+    entropy_cost: float = number(0.01, at_least=0, source=_ATARI, tune=(5e-5, 1e-2))
+    """Weight of the entropy bonus."""
+    value_cost: float = number(0.5, at_least=0, source=_ATARI)
+    """Weight of the value loss ½ (v_s − V)²."""
+    rho_bar: float = number(1.0, above=0, source="E18, 4.1")
+    """ρ̄, truncates the importance weight of the TD error: it sets the fixed point."""
+    c_bar: float = number(1.0, above=0, source="E18, 4.1")
+    """c̄, truncates the trace: it sets the speed."""
+    trace_lambda: float = fraction(1.0, source="E18, remark 2", near_one=True)
+    """λ, shortens the trace further: c_i = λ min(c̄, ratio)."""
+    trace_leak: float = fraction(0.0, source="Z20")
+    """1 − α of leaky V-trace: the part of the untruncated ratio that ρ and c let through."""
+    correction: Literal["vtrace", "none", "epsilon", "one-step"] = choice(
+        "vtrace", source="E18, section 5.2.2"
+    )
+    """Off-policy correction. none: ρ = c = 1. epsilon: none, with log(π + 1e-6). one-step: value
+    target r + γ V' without a weight, the policy's gradient times ρ."""
+    replay_fraction: float = fraction(0.0, source="E18, 5.2.2: 0.5; S20: 0.875")
+    """Part of each batch that is drawn, uniformly, from a replay of trajectories."""
+    replay_capacity: int = number(200_000, above=0, source="E18, 5.2.2: 10,000 trajectories")
+    """Agent steps that the replay holds."""
+    trust_region: float = number(0.0, at_least=0, source="S20, section 4.3")
+    """Leave out transitions, and end traces, where KL(π ‖ π_ρ̄) is not below this: of the average
+    policy from the one whose value V-trace estimates. 0 leaves none out."""
+    average_decay: float = fraction(0.99, source="S20: 0", near_one=True)
+    """Decay of the average policy's parameters, per update; 0: π is the learnt policy."""
+    optimiser: Literal["rmsprop", "adam"] = choice("rmsprop", source=_ATARI)
+    """RMSProp as TensorFlow's: ε inside the root, mean square starting at 1."""
+    rmsprop_decay: float = fraction(0.99, source=_ATARI, near_one=True)
+    """Decay of RMSProp's mean square."""
+    optimiser_epsilon: float = number(0.01, above=0, source=_ATARI, tune=(1e-7, 1e-1))
+    """The optimiser's ε."""
+    max_gradient_norm: float = number(40.0, above=0, source=_ATARI, tune=True)
+    """Global norm to which gradients are clipped."""
+    loss_reduction: Literal["sum", "mean"] = choice("sum", source="E18, code")
+    """Reduction of losses over time and batch; choose learning rate and norm to match."""
+    reward_clip: float = number(1.0, at_least=0, source=_ATARI)
+    """Clip rewards to ± this; 0 leaves them alone."""
+    reward_scale: float = number(1.0, above=0)
+    """Factor of rewards, before clipping."""
+    value_normalisation: Literal["none", "art", "popart"] = choice("none", source="H18")
+    """popart: learn values in units of each task's targets, keeping outputs when these change. art:
+    without the latter. Rewards need no clipping then (--reward-clip 0)."""
+    popart_beta: float = fraction(3e-4, source="H18")
+    """β, step size of the statistics of targets, per update."""
+    popart_debias: bool = choice(False, source="H16, section 2.1")
+    """Forget the statistics' initial values (mean 0, deviation 1) at once."""
+    value_per_task: bool = choice(True, source="H18")
+    """In a suite: a value function, and statistics, for each task; the policy is shared."""
+    pixel_control_cost: float = number(
+        0.0, at_least=0, source="J17: 0.01 to 0.1 in DeepMind Lab, 1e-4 to 0.01 in Atari"
+    )
+    """Weight of the auxiliary loss of changing the pixels of each cell; 0: none."""
+    pixel_control_discount: float = fraction(0.9, source="J17, section 4.1.1", near_one=True)
+    """γ of pixel control."""
+    pixel_control_cell: int = number(4, above=0, source="J17")
+    """Width and height of a cell, in pixels."""
+    torso: Literal["auto", "mlp", "minatar", "shallow", "deep"] = choice(
+        "auto", source="E18, figure 3"
+    )
+    """Feature extractor; auto is `shallow` for images and `mlp` for vectors. minatar is one
+    convolution, for images of 10 × 10."""
+    hidden_sizes: tuple[int, ...] = widths((256,), source="E18, figure 3")
+    """Layer widths after convolutions, or of the MLP."""
+    activation: Literal["relu", "tanh"] = choice("relu", source="E18, figure 3")
+    """Activation between layers of the MLP."""
+    recurrent_core: Literal["none", "lstm", "gru"] = choice("none", source="E18, figure 3: LSTM")
+    """Recurrent core; last action and reward become inputs."""
+    recurrent_units: int = number(256, above=0, source="E18, figure 3")
+    """Units of the recurrent core."""
     separate_value: bool = False
     """Give the value function a network of its own (without a core). The paper shares one."""
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions and dense layers before the core compute in; parameters, the core, the
-    heads and all losses stay float32. bfloat16 is for accelerators."""
+    """Type in which convolutions and dense layers before the core compute; parameters, the core,
+    the heads and all losses stay float32. bfloat16 is for accelerators."""
     squash_actions: bool = False
     """Squash continuous actions into their bounds by tanh, instead of clipping them."""
-    initial_std: float = 1.0
+    initial_std: float = number(1.0, above=0)
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
 
     def hyper_names(self) -> tuple[str, ...]:
@@ -131,7 +141,7 @@ _SMALL: dict[str, Any] = {
     "recurrent_units": 64,
 }
 
-# What differs from the defaults. Values without a source were found by measuring (docs/agents).
+# Differences from the defaults. Values without a source come from measurements (docs/agents).
 PRESETS: dict[str, dict[str, Any]] = {
     # [E18, table G.1]: made for 50 million agent steps and more.
     "paper": {},
@@ -145,11 +155,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss_reduction": "mean",
         "max_gradient_norm": 0.5,
     },
-    # [H18]: the paper's, rewards as they are.
+    # [H18]: the paper's, with unclipped rewards.
     "popart": {"reward_clip": 0.0, "value_normalisation": "popart"},
     # Small problems with discrete actions.
     "small": _SMALL,
-    # The same as [S20] would: of each batch seven eighths replayed, in a trust region.
+    # The same in [S20]'s way: seven eighths of each batch replayed, in a trust region.
     "laser": {**_SMALL, "replay_fraction": 0.875, "trust_region": 0.1},
     # Small problems with continuous actions.
     "continuous": {
@@ -173,34 +183,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-
-# Arguments of Atari games unless given; those of `AtariEnvs` are the paper's.
-ATARI_ARGS: dict[str, Any] = {}
-
-
-# What `pronk pbt` adapts unless told otherwise, and the ranges of first values. [E18, table D.1 and
-# appendix F; first values of ε are 10⁻¹, 10⁻³, 10⁻⁵ and 10⁻⁷ there, and of the norm 40.]
-TUNE = (
-    "learning_rate=5e-6:5e-3",
-    "entropy_cost=5e-5:1e-2",
-    "optimiser_epsilon=1e-7:1e-1",
-    "max_gradient_norm",
-)
-
-
-# What `pronk list` says of the agent.
-SUPPORTS = {
+CAPABILITIES = {
     "actions": "Discrete, MultiDiscrete, MultiBinary, Box (Gaussian, or squashed by tanh), masks",
     "observations": "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of them; pixels",
     "memory": "none, LSTM, GRU",
-    "runtimes": "local (threads or processes), fused, deterministic",
-    "presets": ", ".join(PRESETS),
-    "tuned by pbt": ", ".join(TUNE),
+    "runtimes": "local (threads or Ray), fused, deterministic",
 }
 
 
 def preset_for(*, atari: bool, continuous: bool) -> str:
-    """The preset `--preset auto` means for an environment of this kind."""
+    """The preset that `--preset auto` selects for an environment of this kind."""
     if atari:
         return "atari"
     return "continuous" if continuous else "small"

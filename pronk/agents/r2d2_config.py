@@ -10,92 +10,96 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pronk.config.fields import choice, fraction, number, widths
 from pronk.errors import UserError
+
+_TABLE = "K19, table 2"
 
 
 @dataclass(frozen=True)
 class Config:
     """R2D2: the defaults are the paper's for Atari."""
 
-    unroll: int = 40
-    """Agent steps that an actor takes with the same parameters. The paper's actors fetch new ones
-    every 400. [K19, table 2]"""
-    batch_size: int = 64
-    """Sequences per update. [K19, table 2]"""
-    discount: float = 0.997
-    """γ. [K19, table 2]"""
-    sequence_length: int = 80
-    """Transitions of a sequence that are learnt from, m. [K19, table 2]"""
-    overlap: int = 40
-    """Transitions that neighbouring sequences share. [K19, 2.3]"""
-    burn_in: int = 40
-    """Rows before a sequence that only bring the recurrent state up to date, l. [K19, table 2]"""
-    stored_state: bool = True
+    # No paper tunes R2D2 by a population: `tune` is a wide range about Adam's usual rates, and
+    # begins with the run's own values otherwise.
+    unroll: int = number(40, above=0, source=f"{_TABLE}: actors fetch new parameters every 400")
+    """Agent steps that an actor takes with the same parameters."""
+    batch_size: int = number(64, above=0, source=_TABLE)
+    """Sequences per update."""
+    discount: float = fraction(0.997, source=_TABLE, near_one=True)
+    """γ."""
+    sequence_length: int = number(80, above=0, source=_TABLE)
+    """Transitions of a sequence that are learnt from, m."""
+    overlap: int = number(40, at_least=0, source="K19, 2.3")
+    """Transitions that neighbouring sequences share."""
+    burn_in: int = number(40, at_least=0, source=_TABLE)
+    """Rows before a sequence that only bring the recurrent state up to date, l."""
+    stored_state: bool = choice(True, source="K19, section 3")
     """Begin the burn-in, or the sequence, with the recurrent state that the actor had there;
-    otherwise with zeros. [K19, section 3]"""
-    returns: Literal["n-step", "retrace"] = "n-step"
-    """Targets: n-step double Q-learning, or Retrace(λ) for the greedy policy. [K19, 2.3; Munos et
-    al. 2016]"""
-    n_steps: int = 5
-    """Rewards in an n-step return. [K19, 2.3]"""
-    trace_lambda: float = 0.95
-    """λ of Retrace. [Agent57, Badia et al. 2020]"""
-    rescaling: Literal["sqrt", "log", "none"] = "sqrt"
-    """h, by which action values are transformed instead of clipping rewards. [K19, 2.3]"""
-    rescaling_epsilon: float = 1e-3
-    """ε of the sqrt. [K19, table 2]"""
-    reward_clip: float = 0.0
-    """Rewards are clipped to ± this; 0 leaves them alone. The paper's `Clipped` variant: 1, and
-    no rescaling. [K19, section 5]"""
-    replay_capacity: int = 4_000_000
-    """Agent steps held. [K19, table 2]"""
-    replay_minimum: int = 5_000
-    """Sequences held before the first update. [Ape-X holds 50,000 transitions: H18, 4.1]"""
-    samples_per_insert: float = 0.2
-    """Draws of a sequence for each that is inserted; whoever is ahead waits. [K19, 2.3: 5 updates
-    of 64 for 256 × 260 steps a second]"""
+    otherwise with zeros."""
+    returns: Literal["n-step", "retrace"] = choice("n-step", source="K19, 2.3; Munos et al. 2016")
+    """Targets: n-step double Q-learning, or Retrace(λ) for the greedy policy."""
+    n_steps: int = number(5, above=0, source="K19, 2.3")
+    """Rewards in an n-step return."""
+    trace_lambda: float = fraction(0.95, source="Agent57, Badia et al. 2020", near_one=True)
+    """λ of Retrace."""
+    rescaling: Literal["sqrt", "log", "none"] = choice("sqrt", source="K19, 2.3")
+    """h, the transform of action values that replaces clipping of rewards."""
+    rescaling_epsilon: float = number(1e-3, at_least=0, source=_TABLE)
+    """ε of the sqrt."""
+    reward_clip: float = number(0.0, at_least=0, source="K19, section 5: 1 in `Clipped`")
+    """Clip rewards to ± this; 0 leaves them alone. `Clipped` also has no rescaling."""
+    replay_capacity: int = number(4_000_000, above=0, source=_TABLE)
+    """Agent steps that the replay holds."""
+    replay_minimum: int = number(5_000, above=0, source="H18, 4.1: 50,000 transitions")
+    """Sequences held before the first update."""
+    samples_per_insert: float = number(
+        0.2, above=0, source="K19, 2.3: 5 updates of 64 for 256 × 260 steps a second"
+    )
+    """Draws of a sequence for each one inserted; the side that is ahead waits."""
     replay_eviction: Literal["fifo", "lowest-priority"] = "fifo"
     """Which sequence makes room."""
     replay_compress: bool = False
     """Pack frames: a seventh of the memory on Atari, for slower batches."""
     replay_saved: bool = True
     """Save the replay with the run. Otherwise a resumed run fills it anew."""
-    priority_exponent: float = 0.9
-    """Sequences are drawn in proportion to priority to this power. [K19, table 2]"""
-    priority_mixture: float = 0.9
-    """η: a priority is η max |δ| + (1 - η) mean |δ|. [K19, 2.3]"""
-    importance_exponent: float = 0.6
-    """β: losses are weighted by (1 / probability)^β, divided by the batch's largest. [K19, table
-    2]"""
-    target_every: int = 2500
-    """Updates between copies of the network to the target network. [K19, table 2]"""
-    learning_rate: float = 1e-4
-    """Adam's. [K19, table 2]"""
-    optimiser_epsilon: float = 1e-3
-    """Adam's ε. [K19, table 2]"""
-    max_gradient_norm: float = 40.0
-    """Global norm to which gradients are clipped. [H18, appendix C]"""
+    priority_exponent: float = number(0.9, at_least=0, source=_TABLE)
+    """Draw sequences in proportion to priority to this power."""
+    priority_mixture: float = fraction(0.9, source="K19, 2.3", near_one=True)
+    """η: a priority is η max |δ| + (1 - η) mean |δ|."""
+    importance_exponent: float = number(0.6, at_least=0, source=_TABLE)
+    """β: losses are weighted by (1 / probability)^β, divided by the batch's largest."""
+    target_every: int = number(2500, above=0, source=_TABLE)
+    """Updates between copies of the network to the target network."""
+    learning_rate: float = number(1e-4, above=0, source=_TABLE, tune=(1e-5, 1e-2))
+    """Adam's learning rate."""
+    optimiser_epsilon: float = number(1e-3, above=0, source=_TABLE, tune=True)
+    """Adam's ε."""
+    max_gradient_norm: float = number(40.0, above=0, source="H18, appendix C", tune=True)
+    """Global norm to which gradients are clipped."""
     loss_reduction: Literal["sum", "mean"] = "sum"
-    """Over a sequence's transitions; over sequences it is the mean."""
-    epsilon_greedy: float = 0.4
-    """ε of the actors: environment i of N acts at random with ε^(1 + 7 i / (N - 1)). [H18, 4.1]"""
-    epsilon_alpha: float = 7.0
-    """α there. [H18, 4.1]"""
-    torso: Literal["auto", "mlp", "shallow", "nature", "deep"] = "nature"
-    """Feature extractor of images. [K19, 2.3: as DQN's]"""
-    hidden_sizes: tuple[int, ...] = (512,)
-    """Layer widths after convolutions, or of the MLP. [K19, 2.3]"""
+    """Reduction of the loss over a sequence's transitions; over sequences it is the mean."""
+    epsilon_greedy: float = fraction(0.4, source="H18, 4.1")
+    """ε of the actors: environment i of N acts at random with ε^(1 + α i / (N - 1))."""
+    epsilon_alpha: float = number(7.0, at_least=0, source="H18, 4.1")
+    """α of the actors' ε."""
+    torso: Literal["auto", "mlp", "shallow", "nature", "deep"] = choice(
+        "nature", source="K19, 2.3: as DQN's"
+    )
+    """Feature extractor of images."""
+    hidden_sizes: tuple[int, ...] = widths((512,), source="K19, 2.3")
+    """Layer widths after convolutions, or of the MLP."""
     activation: Literal["relu", "tanh"] = "relu"
-    """Between layers of the MLP."""
-    recurrent_core: Literal["none", "lstm", "gru"] = "lstm"
+    """Activation between layers of the MLP."""
+    recurrent_core: Literal["none", "lstm", "gru"] = choice("lstm", source="K19, 2.3")
     """Recurrent core; last action and reward become inputs. `none` is the paper's feed-forward
-    variant. [K19, 2.3]"""
-    recurrent_units: int = 512
-    """Units of the recurrent core. [K19, 2.3]"""
-    head_units: int = 512
-    """Units of the hidden layers of value and advantage; 0 for none. [Wang et al. 2016]"""
+    variant."""
+    recurrent_units: int = number(512, above=0, source="K19, 2.3")
+    """Units of the recurrent core."""
+    head_units: int = number(512, at_least=0, source="Wang et al. 2016")
+    """Units of the hidden layers of value and advantage; 0 for none."""
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions and dense layers before the core compute in. bfloat16 is for
+    """Type in which convolutions and dense layers before the core compute. bfloat16 is for
     accelerators."""
 
     def hyper_names(self) -> tuple[str, ...]:
@@ -121,7 +125,7 @@ class Config:
             )
 
 
-# What differs from the defaults. Values without a source were found by measuring (docs/agents).
+# Differences from the defaults. Values without a source come from measurements (docs/agents).
 PRESETS: dict[str, dict[str, Any]] = {
     # [K19, table 2]: made for 10 billion frames.
     "paper": {},
@@ -167,29 +171,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# A lost life ends nothing. [K19, 2.3] With `life_loss=true` it is the paper's `reset` variant, with
+# `life_loss=roll` its `roll`. [K19, section 5]
+ATARI_DEFAULTS: dict[str, Any] = {"life_loss": False}
 
-# Arguments of Atari games unless given: a lost life ends nothing. [K19, 2.3] With `life_loss=true`
-# it is the paper's `reset` variant, with `life_loss=roll` its `roll`. [K19, section 5]
-ATARI_ARGS: dict[str, Any] = {"life_loss": False}
-
-
-# What `pronk pbt` adapts unless told otherwise, and the ranges of first values: no paper does, so a
-# wide range about Adam's usual rates, and the others from the run's own.
-TUNE = ("learning_rate=1e-5:1e-2", "optimiser_epsilon", "max_gradient_norm")
-
-
-# What `pronk list` says of the agent.
-SUPPORTS = {
+CAPABILITIES = {
     "actions": "Discrete, masks",
     "observations": "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of them; pixels",
     "memory": "none, LSTM, GRU",
-    "runtimes": "local (threads or processes), deterministic; fused (drawing uniformly)",
-    "presets": ", ".join(PRESETS),
-    "tuned by pbt": ", ".join(TUNE),
+    "runtimes": "local (threads or Ray), deterministic; fused (drawing uniformly)",
 }
 
 
 def preset_for(*, atari: bool, continuous: bool) -> str:
-    """The preset `--preset auto` means for an environment of this kind."""
+    """The preset that `--preset auto` selects for an environment of this kind."""
     del continuous
     return "atari" if atari else "small"

@@ -1,12 +1,23 @@
-"""The architectures of IMPALA's throughput table, and what goes together with each."""
+"""Which settings go together: `check` tries one table of refused combinations, a row each.
+
+The table is about settings alone. Whether a device, a cluster or a package is there is found out
+where it is used.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from pronk.config.fields import flag
+from pronk.config.pbt import PBTConfig
+from pronk.config.registry import agent_module
 from pronk.config.run import DEFAULT_ACTORS, DEFAULT_ENVS, RunConfig
+from pronk.config.spec import Plan
 from pronk.errors import UserError
-from pronk.types import Fresh, Mixed, Replayed
+from pronk.types import Agent, Fresh, Mixed, Replayed, Sequences
 
 
 class Architecture(NamedTuple):
@@ -28,120 +39,574 @@ ARCHITECTURES = {
 }
 
 
-def check_together(config: RunConfig, batch_size: int) -> None:
-    """Raise UserError for settings that do not go together."""
-    architecture = ARCHITECTURES[config.architecture]
-    name = f"`--architecture` {config.architecture}"
-    if config.ray is not None:
-        _check_ray(config)
-    if config.learners > 1:
-        _check_learners(config, batch_size)
-    if config.actor_cores is not None and config.deterministic:
-        raise UserError(
-            f"`--actor-cores` {config.actor_cores} is for threads of actors, and `--deterministic`"
-            " has none: leave one of the two out."
-        )
-    if config.deterministic and (architecture.central or architecture.gradients):
-        raise UserError(
-            f"{name} answers whoever comes first, so that no two runs are alike; leave"
-            " `--deterministic` out, or use --architecture sync-unroll."
-        )
+def is_fused(plan: Plan, source: Fresh | Replayed | Mixed, *, jax_env: bool) -> bool:
+    """Whether the fused runtime carries out the plan; `auto` means it where it can do the same as
+    the local one with the agent's own architecture."""
+    run = plan.run
+    if run.runtime != "auto":
+        return run.runtime == "fused"
+    alone = run.ray is None and run.learners == 1
+    usual = run.architecture == agent_module(plan.agent).run_config().architecture
+    return jax_env and alone and usual and not isinstance(source, Replayed)
 
 
-def _check_learners(config: RunConfig, batch_size: int) -> None:
-    """Raise UserError for what several learners can't do together."""
-    name = f"`--learners` is {config.learners}"
-    if config.coordinator is None or config.learner_rank >= config.learners:
-        raise UserError(
-            f"{name}, `--learner-rank` {config.learner_rank} and `--coordinator`"
-            f" {config.coordinator}; expected a rank from 0 to {config.learners - 1}, and the"
-            " HOST:PORT where they meet."
-        )
-    for flag, given in (
-        ("--deterministic", config.deterministic),
-        ("--architecture", config.architecture != "async"),
-        ("--learner-device", config.learner_device is not None),
-        ("--actor-device", config.actor_device is not None),
-        ("--runtime", config.runtime == "fused"),
-    ):
-        if given:
-            raise UserError(
-                f"{name} with `{flag}`: several processes learn asynchronously (async), each on"
-                " all devices that it sees; leave one of the two out."
-            )
-    if batch_size % config.learners:
-        raise UserError(
-            f"{name}, and `--batch-size` {batch_size}; expected one that can be divided among them."
-        )
+def drawn_columns(source: Fresh | Replayed | Mixed, batch_size: int) -> int:
+    """How many of a batch's trajectories are drawn beside those just acted; 0 where none are mixed,
+    and rounded where the fraction is refused."""
+    return round(source.fraction * batch_size) if isinstance(source, Mixed) else 0
 
 
-def _check_ray(config: RunConfig) -> None:
-    """Raise UserError for what can't be done on a Ray cluster."""
-    for flag, given, why in (
-        ("--deterministic", config.deterministic, "actors on a cluster can't take turns"),
-        ("--architecture", config.architecture != "async", "Ray's actors are asynchronous"),
-        ("--env-workers", bool(config.env_workers), "its actors step their environments"),
-        ("--actor-cores", config.actor_cores is not None, "it is for threads of actors"),
-        ("--actor-device", config.actor_device is not None, "say --actor-gpus instead"),
-    ):
-        if given:
-            raise UserError(
-                f"`--ray` is '{config.ray}' with `{flag}`, and {why}: leave one of the two out."
-            )
+def actors_and_envs(plan: Plan, source: Fresh | Replayed | Mixed) -> tuple[int | None, int | None]:
+    """The local runtime's number of actors, and of environments of each; None where it is to be
+    measured, or depends on the room in a cluster."""
+    run, batch_size = plan.run, plan.agent_config.batch_size
+    architecture = ARCHITECTURES[run.architecture]
+    if run.ray is not None:
+        return run.actors, run.envs_per_actor or DEFAULT_ENVS
+    if architecture.single:
+        return 1, batch_size - drawn_columns(source, batch_size)
+    rounds = architecture.synchronous or architecture.gradients or run.policy_lag
+    if not (rounds or run.deterministic or architecture.central or run.learners > 1):
+        return run.actors, run.envs_per_actor
+    return run.actors or DEFAULT_ACTORS, _envs(plan, source)
 
 
-def fixed_numbers(
-    config: RunConfig, batch_size: int, source: Fresh | Replayed | Mixed, fresh: int
-) -> tuple[int | None, int | None]:
-    """Actors and environments of each, None where they are to be measured, or the cluster's room.
-
-    source: what the agent learns from. fresh: trajectories of a batch that are not replayed. Raises
-    UserError for what does not go together.
-    """
-    architecture = ARCHITECTURES[config.architecture]
-    name = f"`--architecture` {config.architecture}"
-    only_replay, replay = isinstance(source, Replayed), not isinstance(source, Fresh)
-    size = f"`--batch-size` {batch_size}"
-    if fresh < batch_size:
-        size = f"{fresh}, which is {size} without what is replayed"
-    if (only_replay and architecture.synchronous) or (replay and architecture.gradients):
-        raise UserError(
-            f"{name} learns from what actors have just done, and this agent from replay; use"
-            " --architecture async or async-batched."
-        )
-    if config.learners > 1 and replay:
-        raise UserError(
-            f"`--learners` is {config.learners}, and this agent learns from replay; expected one"
-            " that learns from what its actors have just done."
-        )
-    if config.ray is not None:
-        return config.actors, config.envs_per_actor or DEFAULT_ENVS
-    num_actors = config.actors or DEFAULT_ACTORS
+def _envs(plan: Plan, source: Fresh | Replayed | Mixed) -> int:
+    """Environments of each of the local runtime's actors, where they are not measured."""
+    run, batch_size = plan.run, plan.agent_config.batch_size
+    architecture = ARCHITECTURES[run.architecture]
+    if run.envs_per_actor is not None:
+        return run.envs_per_actor
     if architecture.gradients:
-        num_envs = config.envs_per_actor or batch_size
-        if num_envs != batch_size:
-            raise UserError(
-                f"{name} makes one gradient of each actor's unroll: `--envs-per-actor` {num_envs}"
-                f" must equal {size}."
-            )
-        return num_actors, num_envs
-    if architecture.synchronous or config.policy_lag:
-        why = f"{name} learns once from what all actors did"
-        if config.policy_lag:
-            lag = f"`--policy-lag` is {config.policy_lag}"
-            why = f"{lag}, which is exact where a round makes one update"
-        num_envs = config.envs_per_actor or max(fresh // num_actors, 1)
-        if num_actors * num_envs != fresh:
-            raise UserError(
-                f"{why}: `--actors` {num_actors} × `--envs-per-actor` {num_envs} must equal {size}."
-            )
-        return (1, fresh) if architecture.single else (num_actors, num_envs)
-    if not (config.deterministic or architecture.central or config.learners > 1):
-        return config.actors, config.envs_per_actor
-    num_envs = config.envs_per_actor or DEFAULT_ENVS
-    if config.deterministic and not only_replay and (num_actors * num_envs) % fresh:
-        raise UserError(
-            f"--deterministic learns from whole rounds: --actors {num_actors} × --envs"
-            f" {num_envs} must be a multiple of {size}."
+        return batch_size
+    if architecture.synchronous or run.policy_lag:
+        fresh = batch_size - drawn_columns(source, batch_size)
+        return max(fresh // (run.actors or DEFAULT_ACTORS), 1)
+    return DEFAULT_ENVS
+
+
+def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
+    """The arguments of `fused.build`: unroll, num_envs, draws, policy_lag."""
+    return _fused_shape(plan, agent.source)
+
+
+def _fused_shape(plan: Plan, source: Fresh | Replayed | Mixed) -> dict[str, int]:
+    batch_size, unroll = plan.agent_config.batch_size, plan.agent_config.unroll
+    draws = drawn_columns(source, batch_size)
+    num_envs = plan.run.envs_per_actor or batch_size
+    if isinstance(source, Mixed):
+        num_envs = batch_size - draws
+    elif isinstance(source, Replayed):
+        unroll, draws = source.sequences.length, round(source.samples_per_insert)
+    return {
+        "unroll": unroll,
+        "num_envs": num_envs,
+        "draws": draws,
+        "policy_lag": plan.run.policy_lag,
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a row of the table looks at."""
+
+    plan: Plan
+    source: Fresh | Replayed | Mixed
+    halves: bool  # whether the agent's update is one gradient step
+    jax_env: bool  # whether the environment is written in JAX
+    population: PBTConfig | None = None
+    execution: str = ""  # of the population: vmapped, processes or ray
+
+    @property
+    def run(self) -> RunConfig:
+        """The run's settings."""
+        return self.plan.run
+
+    @property
+    def config(self) -> Any:
+        """The agent's settings."""
+        return self.plan.agent_config
+
+    @property
+    def architecture(self) -> Architecture:
+        """What `--architecture` names; the fused runtime has none."""
+        return Architecture() if self.fused else ARCHITECTURES[self.run.architecture]
+
+    @property
+    def fused(self) -> bool:
+        """Whether the runtime is fused."""
+        return self.vmapped or is_fused(self.plan, self.source, jax_env=self.jax_env)
+
+    @property
+    def vmapped(self) -> bool:
+        """Whether it is a population in one program."""
+        return self.execution == "vmapped"
+
+    @property
+    def exact(self) -> bool:
+        """Whether actors take turns with the learner."""
+        return not self.fused and (self.architecture.synchronous or self.run.deterministic)
+
+    @property
+    def instead(self) -> str:
+        """What to do where the fused runtime is not what is wanted."""
+        return "use --execution processes" if self.vmapped else "use --runtime local"
+
+    @property
+    def several(self) -> bool:
+        """Whether one learner learns on several devices."""
+        return len(self.devices) > 1
+
+    @property
+    def devices(self) -> list[str]:
+        """What `--learner-device` names."""
+        return (self.run.learner_device or "").split(",")
+
+    @property
+    def sequences(self) -> Sequences:
+        """What the replay holds, if there is one."""
+        return Sequences(0, 0) if isinstance(self.source, Fresh) else self.source.sequences
+
+    @property
+    def replayed(self) -> bool:
+        """Whether all of a batch is drawn from a replay."""
+        return isinstance(self.source, Replayed)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether a part of a batch is drawn from a replay."""
+        return isinstance(self.source, Mixed)
+
+    @property
+    def drawn(self) -> float:
+        """Trajectories of a batch that a `Mixed` source draws, before rounding."""
+        return self.source.fraction * self.config.batch_size if self.mixed else 0  # type: ignore
+
+    @property
+    def fresh(self) -> int:
+        """Trajectories of a batch that are just acted."""
+        return self.config.batch_size - drawn_columns(self.source, self.config.batch_size)
+
+    @property
+    def fresh_in_words(self) -> str:
+        """`fresh` in an error message."""
+        size = f"`--batch-size` {self.config.batch_size}"
+        return f"{self.fresh}, which is {size} without what is replayed" if self.mixed else size
+
+    @property
+    def actors(self) -> int:
+        """Actors of the local runtime where they must be known."""
+        return self.run.actors or DEFAULT_ACTORS
+
+    @property
+    def envs(self) -> int:
+        """Environments of each actor where they must be known."""
+        return _envs(self.plan, self.source)
+
+    @property
+    def last_rank(self) -> int:
+        """The rank of the last of several learners."""
+        return self.run.learners - 1
+
+    @property
+    def inserted_steps(self) -> int:
+        """Agent steps that the fused runtime's replay takes up at a time."""
+        return self.shape["num_envs"] * self.shape["unroll"]
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What the fused runtime is built for."""
+        return _fused_shape(self.plan, self.source)
+
+    def given(self, name: str) -> bool:
+        """Whether a setting of the run differs from the agent's default."""
+        return getattr(self.run, name) != getattr(agent_module(self.plan.agent).run_config(), name)
+
+
+class Row(NamedTuple):
+    """A combination that is refused."""
+
+    name: str
+    applies: Callable[[Case], Any]
+    message: str  # a format of `c`, the case
+
+
+def check(
+    plan: Plan,
+    agent: Agent | None = None,
+    *,
+    jax_env: bool = False,
+    population: PBTConfig | None = None,
+    execution: str = "",
+) -> None:
+    """Raise UserError, the message of the first row that applies, for settings that do not go
+    together.
+
+    agent: None before it is made, for what can be refused without it. jax_env: whether the
+    environment is written in JAX. execution: of a `population`, which `auto` has become.
+    """
+    source = Fresh() if agent is None else agent.source
+    halves = agent is None or agent.halves is not None
+    case = Case(plan, source, halves, jax_env, population, execution)
+    for row in ROWS:
+        if row.applies(case):
+            raise UserError(row.message.format(c=case))
+
+
+def _given(
+    where: str, applies: Callable[[Case], Any], message: str, whys: dict[str, str]
+) -> tuple[Row, ...]:
+    """A row for each setting of the run that is refused where it is given and `applies` holds, and
+    why: {flag}, {value} and {why} in the message are the setting's own."""
+    return tuple(
+        Row(
+            f"{where}: {name}",
+            lambda c, name=name: c.given(name) and applies(c),
+            message.replace("{flag}", flag(name))
+            .replace("{value}", f"{{c.run.{name}}}")
+            .replace("{why}", why),
         )
-    return num_actors, num_envs
+        for name, why in whys.items()
+    )
+
+
+_USELESS = "`{flag}` is {value}, and {why}: leave it out."
+
+_POPULATION = (
+    *_given(
+        "population",
+        lambda c: c.population,
+        "`{flag}` is for single runs; leave it out for a population.",
+        dict.fromkeys(("learners", "stop_after_episodes"), ""),
+    ),
+    Row(
+        "population: cluster",
+        lambda c: c.execution == "ray" and c.run.ray is None,
+        "`--execution` is ray, and no cluster is named; give `--ray auto`, `--ray local` or `--ray"
+        " HOST:PORT`.",
+    ),
+    Row(
+        "population: keep_checkpoints",
+        lambda c: c.execution in ("processes", "ray") and c.run.keep_checkpoints < 2,
+        "`--keep-checkpoints` is {c.run.keep_checkpoints}; expected at least 2 where members are"
+        " runs of their own, because one is copied while it saves the next.",
+    ),
+    Row(
+        "vmapped: runtime",
+        lambda c: c.vmapped and c.run.runtime == "local",
+        "`--runtime` is local, and a vmapped population is fused; leave one of them out.",
+    ),
+    Row(
+        "vmapped: parallel_members",
+        lambda c: c.vmapped and c.population.parallel_members != PBTConfig.parallel_members,
+        "`--parallel-members` is {c.population.parallel_members}, and a vmapped population trains"
+        " all members together; leave it out, or use --execution processes.",
+    ),
+    *_given(
+        "vmapped",
+        lambda c: c.vmapped,
+        "`{flag}` is {value}, which a vmapped population can't do; leave it out, or use --execution"
+        " processes.",
+        dict.fromkeys(("init_from", "eval_every", "eval_episodes", "log_every"), ""),
+    ),
+)
+
+_LEARNERS = (
+    Row(
+        "learners: meeting",
+        lambda c: (
+            c.run.learners > 1
+            and (c.run.coordinator is None or c.run.learner_rank >= c.run.learners)
+        ),
+        "`--learners` is {c.run.learners}, `--learner-rank` {c.run.learner_rank} and"
+        " `--coordinator` {c.run.coordinator}; expected a rank from 0 to {c.last_rank}, and the"
+        " HOST:PORT where they meet.",
+    ),
+    *_given(
+        "learners",
+        lambda c: c.run.learners > 1 and c.run.runtime != "local",
+        "`--learners` is {c.run.learners} with `{flag}` {value}: the fused runtime learns in one"
+        " process; leave one of the two out.",
+        {"runtime": ""},
+    ),
+    *_given(
+        "learners",
+        lambda c: c.run.learners > 1,
+        "`--learners` is {c.run.learners} with `{flag}`: several processes learn asynchronously"
+        " (async), each on all devices that it sees; leave one of the two out.",
+        dict.fromkeys(("deterministic", "architecture", "learner_device", "actor_device"), ""),
+    ),
+    Row(
+        "learners: batch_size",
+        lambda c: c.config.batch_size % c.run.learners,
+        "`--learners` is {c.run.learners}, and `--batch-size` {c.config.batch_size}; expected one"
+        " that can be divided among them.",
+    ),
+    Row(
+        "learners: replay",
+        lambda c: c.run.learners > 1 and not isinstance(c.source, Fresh),
+        "`--learners` is {c.run.learners}, and this agent learns from replay; expected one that"
+        " learns from what its actors have just done.",
+    ),
+    *_given(
+        "one learner",
+        lambda c: c.run.learners == 1,
+        _USELESS,
+        dict.fromkeys(("learner_rank", "coordinator"), "there is one learner (`--learners` 1)"),
+    ),
+)
+
+_RAY = (
+    *_given(
+        "ray",
+        lambda c: c.run.ray is not None and c.run.runtime != "local",
+        "`--ray` is '{c.run.ray}', and the fused runtime has no actors to send there; leave"
+        " `--runtime fused` out.",
+        {"runtime": ""},
+    ),
+    *_given(
+        "ray",
+        lambda c: c.run.ray is not None,
+        "`--ray` is '{c.run.ray}' with `{flag}`, and {why}: leave one of the two out.",
+        {
+            "deterministic": "actors on a cluster can't take turns",
+            "architecture": "Ray's actors are asynchronous",
+            "env_workers": "its actors step their environments",
+            "actor_cores": "it is for threads of actors",
+            "actor_device": "--actor-gpus is what places actors there",
+        },
+    ),
+    *_given(
+        "no ray",
+        lambda c: c.run.ray is None,
+        _USELESS,
+        dict.fromkeys(
+            ("actor_cpus", "actor_gpus", "actor_resource"),
+            "it is for actors on a Ray cluster (`--ray`)",
+        ),
+    ),
+)
+
+_FUSED = (
+    Row(
+        "fused: environment",
+        lambda c: c.fused and not c.jax_env,
+        "the fused runtime needs an environment written in JAX, and '{c.plan.env}' is not;"
+        " {c.instead}.",
+    ),
+    *_given(
+        "fused",
+        lambda c: c.fused,
+        "`{flag}` is {value}, and {why}: leave it out, or {c.instead}.",
+        {
+            "architecture": "the fused runtime has none of the local runtime's architectures",
+            **dict.fromkeys(
+                ("actors", "max_restarts", "hang_after"), "the fused runtime has no actors"
+            ),
+            "actor_cores": "the fused runtime has no actors' threads",
+            "actor_device": "the fused runtime acts where it learns",
+        },
+    ),
+    Row(
+        "fused: learner_device",
+        lambda c: c.fused and c.several,
+        "`--learner-device` is {c.run.learner_device}, and the fused runtime learns on one device:"
+        " give one, or {c.instead}.",
+    ),
+    *(
+        Row(
+            f"fused: {name}",
+            lambda c, name=name, usual=usual: c.fused and getattr(c.sequences, name) != usual,
+            f"`{flags}` is {{c.sequences.{name}}}, and {why}: give {flags} {usual}, or"
+            " {c.instead}.",
+        )
+        for name, usual, flags, why in (
+            ("priority_exponent", 0, "--priority-exponent", "the fused runtime draws uniformly"),
+            ("overlap", 0, "--overlap", "the fused runtime's sequences do not overlap"),
+            ("eviction", "fifo", "--replay-eviction", "the fused runtime drops the oldest"),
+        )
+    ),
+    Row(
+        "fused: compress",
+        lambda c: c.fused and c.sequences.compress,
+        "`--replay-compress` is given, and the fused runtime keeps the replay on the device, not"
+        " compressed: leave it out, or {c.instead}.",
+    ),
+    Row(
+        "fused: checkpoint",
+        lambda c: c.fused and not c.sequences.checkpoint,
+        "`--no-replay-saved` is given, and the fused runtime saves its replay with all of the run:"
+        " leave it out, or {c.instead}.",
+    ),
+    Row(
+        "fused: envs of a mix",
+        lambda c: c.fused and c.mixed and c.run.envs_per_actor not in (None, c.fresh),
+        "`--envs-per-actor` is {c.run.envs_per_actor}; of the `--batch-size` {c.config.batch_size}"
+        " trajectories {c.drawn:g} are replayed, so that {c.fresh} environments have to make the"
+        " others.",
+    ),
+    Row(
+        "fused: draws",
+        lambda c: (
+            c.fused
+            and c.replayed
+            and (
+                c.shape["num_envs"] != c.config.batch_size
+                or c.shape["draws"] < 1
+                or c.shape["draws"] != c.source.samples_per_insert
+            )
+        ),
+        "the fused runtime inserts and draws as many sequences at a time as there are environments:"
+        " `--envs-per-actor` {c.shape[num_envs]} must equal `--batch-size` {c.config.batch_size},"
+        " and `--samples-per-insert` {c.source.samples_per_insert:g} be a whole number; or"
+        " {c.instead}.",
+    ),
+    Row(
+        "fused: burn_in",
+        lambda c: c.fused and c.sequences.burn_in > c.sequences.length,
+        "the fused runtime's burn-in is the end of the sequence before: `--burn-in`"
+        " {c.sequences.burn_in} must not be larger than `--sequence-length` {c.sequences.length};"
+        " or {c.instead}.",
+    ),
+    Row(
+        "fused: capacity",
+        lambda c: (
+            c.fused and not isinstance(c.source, Fresh) and c.sequences.capacity < c.inserted_steps
+        ),
+        "`--replay-capacity` is {c.sequences.capacity}; expected room for what"
+        " {c.shape[num_envs]} environments do in {c.shape[unroll]} steps, {c.inserted_steps}.",
+    ),
+)
+
+_LOCAL = (
+    *_given(
+        "no batched inference",
+        lambda c: not c.architecture.central,
+        _USELESS,
+        dict.fromkeys(
+            ("inference_minimum", "inference_maximum", "inference_timeout"),
+            "only async-batched and sync-batched infer in batches (`--architecture`)",
+        ),
+    ),
+    *_given(
+        "jax environment",
+        lambda c: c.jax_env,
+        _USELESS,
+        {
+            "env_workers": "'{c.plan.env}' is written in JAX and steps without processes",
+            "max_env_faults": "'{c.plan.env}' is written in JAX and has no faults",
+        },
+    ),
+    *_given(
+        "no evaluation",
+        lambda c: c.run.eval_every is None,
+        _USELESS,
+        {"eval_episodes": "there are no evaluations without `--eval-every`"},
+    ),
+    *_given(
+        "in turns",
+        lambda c: c.exact,
+        _USELESS,
+        {"max_restarts": "actors that wait for the learner are not restarted"},
+    ),
+    *_given(
+        "deterministic",
+        lambda c: c.run.deterministic and not c.fused,
+        _USELESS,
+        {"actor_cores": "it is for threads of actors, and `--deterministic` has none"},
+    ),
+    Row(
+        "deterministic: architecture",
+        lambda c: c.run.deterministic and (c.architecture.central or c.architecture.gradients),
+        "`--architecture` {c.run.architecture} answers requests in the order in which they arrive,"
+        " so that no two runs are alike; leave `--deterministic` out, or use --architecture"
+        " sync-unroll.",
+    ),
+    Row(
+        "gradients: halves",
+        lambda c: c.architecture.gradients and not c.halves,
+        "`--architecture` {c.run.architecture} needs an agent whose update is one gradient step and"
+        " nothing besides, and with these settings this agent's is not; use --architecture async.",
+    ),
+    Row(
+        "gradients: learner_device",
+        lambda c: c.architecture.gradients and c.several,
+        "`--learner-device` is {c.run.learner_device}, and `--architecture` {c.run.architecture}"
+        " applies one actor's gradient at a time: give one device.",
+    ),
+    Row(
+        "learner_device: batch_size",
+        lambda c: c.config.batch_size % len(c.devices),
+        "`--learner-device` is {c.run.learner_device}; expected different devices, by whose number"
+        " `--batch-size` {c.config.batch_size} can be divided.",
+    ),
+)
+
+_SOURCE = (
+    Row(
+        "mixed: fraction",
+        lambda c: (
+            c.mixed
+            and not (math.isclose(c.drawn, round(c.drawn)) and 0 < c.fresh < c.config.batch_size)
+        ),
+        "`--replay-fraction` {c.source.fraction:g} of `--batch-size` {c.config.batch_size} is"
+        " {c.drawn:g} trajectories; expected a whole number of them, and at least one that is not"
+        " replayed.",
+    ),
+    Row(
+        "replay: architecture",
+        lambda c: (
+            (c.replayed and c.architecture.synchronous)
+            or (not isinstance(c.source, Fresh) and c.architecture.gradients)
+        ),
+        "`--architecture` {c.run.architecture} learns from what actors have just done, and this"
+        " agent from replay; use --architecture async or async-batched.",
+    ),
+    Row(
+        "replay: policy_lag",
+        lambda c: c.run.policy_lag and c.replayed,
+        "`--policy-lag` is {c.run.policy_lag}, and this agent learns from replay: a lag is exact"
+        " where one update is made of what all actors did; leave it out, or use an agent that"
+        " does so.",
+    ),
+    Row(
+        "async: policy_lag",
+        lambda c: c.run.policy_lag and not (c.fused or c.exact),
+        "`--policy-lag` is {c.run.policy_lag}, and the actors wait for no update: a lag is exact"
+        " where one update is made of what all actors did; use --runtime fused, --deterministic or"
+        " --architecture sync-unroll.",
+    ),
+)
+
+_ROUNDS = (
+    Row(
+        "rounds: gradients",
+        lambda c: c.architecture.gradients and c.envs != c.config.batch_size,
+        "`--architecture` {c.run.architecture} makes one gradient of each actor's unroll:"
+        " `--envs-per-actor` {c.envs} must equal `--batch-size` {c.config.batch_size}.",
+    ),
+    Row(
+        "rounds: policy_lag",
+        lambda c: c.exact and c.run.policy_lag and c.actors * c.envs != c.fresh,
+        "`--policy-lag` is {c.run.policy_lag}, which is exact where a round makes one update:"
+        " `--actors` {c.actors} × `--envs-per-actor` {c.envs} must equal {c.fresh_in_words}.",
+    ),
+    Row(
+        "rounds: architecture",
+        lambda c: c.exact and c.architecture.synchronous and c.actors * c.envs != c.fresh,
+        "`--architecture` {c.run.architecture} learns once from what all actors did: `--actors`"
+        " {c.actors} × `--envs-per-actor` {c.envs} must equal {c.fresh_in_words}.",
+    ),
+    Row(
+        "rounds: deterministic",
+        lambda c: (
+            c.exact
+            and not (c.architecture.synchronous or c.replayed)
+            and (c.actors * c.envs) % c.fresh
+        ),
+        "`--deterministic` learns from whole rounds: `--actors` {c.actors} × `--envs-per-actor`"
+        " {c.envs} must be a multiple of {c.fresh_in_words}.",
+    ),
+)
+
+ROWS = (*_POPULATION, *_LEARNERS, *_RAY, *_FUSED, *_LOCAL, *_SOURCE, *_ROUNDS)

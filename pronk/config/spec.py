@@ -1,4 +1,4 @@
-"""What a run is: agent, environment and every setting, as saved in its `config.json`.
+"""The specification of a run: agent, environment and every setting, as saved in `config.json`.
 
 Imports neither jax nor an environment.
 """
@@ -8,20 +8,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pronk.config.registry import config_module
+from pronk.config.fields import check
+from pronk.config.registry import agent_module
 from pronk.config.run import FREE, RunConfig
-from pronk.errors import UserError, nearest
+from pronk.errors import UserError
+
+FORMAT = 2  # of what `Plan.as_json` makes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, fully resolved."""
+    """The specification of a run; raises UserError for values out of their ranges."""
 
     agent: str
     env: str
@@ -30,15 +32,16 @@ class Plan:
     env_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.run, self.agent_config)
+        check(self.run)
+        check(self.agent_config)
 
     @property
     def run_dir(self) -> Path:
-        """Where the run lives."""
+        """The directory of the run."""
         if self.run.run_dir is not None:
             return Path(self.run.run_dir)
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in self.env)
-        if len(name) > 100:  # a long list of tasks, and file names have an end
+        if len(name) > 100:  # a long list of tasks, and file names have a limit
             name = f"{name[:90]}-{hashlib.sha256(self.env.encode()).hexdigest()[:8]}"
         return Path("runs") / f"{self.agent}-{name}-{self.run.seed}"
 
@@ -51,6 +54,8 @@ class Plan:
             ).items()
         }
         return {
+            "format": FORMAT,
+            "pronk": version(),
             "agent": self.agent,
             "env": self.env,
             "run": run,
@@ -71,10 +76,21 @@ class Plan:
             ) from None
 
     @staticmethod
-    def parse(text: str, source: str) -> Plan:
-        """The plan whose `as_json` is `text`; raises UserError naming `source` where it isn't."""
+    def parse(text: str, source: str, *, trusted: Container[str] | None = None) -> Plan:
+        """The inverse of `as_json`, from text.
+
+        trusted: agents whose modules may be imported; None: any. Raises UserError naming `source`
+        where the text is no plan, of another format, or asks for an agent that is not trusted.
+        """
         try:
             saved = json.loads(text)
+            check_format(saved, source)
+            if trusted is not None and saved["agent"] not in trusted:
+                raise UserError(
+                    f"`{source}` asks to import the module of its agent, '{saved['agent']}', and"
+                    " was perhaps written by somebody else. If you trust that module, say so from"
+                    f" Python: pronk.load('{source}', agent='{saved['agent']}')."
+                )
             run: dict[str, Any] = {
                 k: Path(v) if k in ("run_dir", "init_from") and v else v
                 for k, v in saved["run"].items()
@@ -88,7 +104,7 @@ class Plan:
                 saved["agent"],
                 saved["env"],
                 RunConfig(**run),
-                config_module(saved["agent"]).Config(**config),
+                agent_module(saved["agent"]).config(**config),
                 dict(saved["env_args"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -105,16 +121,39 @@ class Plan:
                 " give another --run-dir, or the one of a member."
             )
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
-            return  # nothing was learnt there: a command that was refused, say
+            return  # nothing was learnt there, as by a command that was refused
         saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())
         refuse_another("run", run_dir, saved, ours)
+
+
+def check_format(saved: Mapping[str, Any], source: str) -> None:
+    """Raise UserError where a saved plan is not of the format that this version reads."""
+    found = saved.get("format")
+    if found != FORMAT:
+        wrote = f"pronk {saved.get('pronk')}, in format {found}"
+        if found is None:
+            wrote = "a version of pronk from before format 2"
+        raise UserError(
+            f"{source} was written by {wrote}, and pronk {version()} reads format {FORMAT}: train"
+            " again, or use the version that wrote it."
+        )
+
+
+def version() -> str:
+    """This version of pronk."""
+    from importlib import metadata  # slow to import
+
+    try:
+        return metadata.version("pronk")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def refuse_another(
     kind: str, directory: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> None:
-    """Raise UserError where the run or population (`kind`) in `directory` is another one than ours,
-    by what identifies each."""
+    """Raise UserError where the identities of two runs or populations (`kind`), the one in
+    `directory` and ours, differ."""
     differing = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))
     if differing:
         listed = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
@@ -125,8 +164,8 @@ def refuse_another(
 
 
 def run_of(path: Path) -> Path:
-    """The run that is meant by `path`: of a population's directory, its best member's, and anything
-    else as it is. Raises UserError for a population without one."""
+    """The run at `path`, or of a population's directory its best member. Raises UserError for a
+    population of which no member was scored."""
     if not (path / "pbt.json").exists():
         return path
     try:
@@ -135,106 +174,22 @@ def run_of(path: Path) -> Path:
         best = None
     if not isinstance(best, str):
         raise UserError(
-            f"'{path}' holds a population of which no member has been found the best yet; train it"
-            f" until it pauses or ends after members were scored, or give one of {path}/members."
+            f"'{path}' holds a population without a best member: none was scored before it last"
+            f" paused or ended. Train it for longer, or give one of {path}/members."
         )
     return path / best
 
 
 def identity(plan: dict[str, Any]) -> dict[str, Any]:
-    """What of a plan, as JSON, decides what is learnt, by flat names."""
+    """The settings of a plan, as JSON, that decide what is learnt, by flat names."""
     flat = {"agent": plan["agent"], "env": plan["env"]}
     flat |= {k: v for k, v in plan["run"].items() if k not in FREE}
     flat |= plan["agent_config"] | {f"env_args.{k}": v for k, v in plan["env_args"].items()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
 
-# Numbers that must be above zero, and those that may be zero, by name.
-_POSITIVE = frozenset(
-    {"steps", "stop_after", "actors", "envs", "checkpoint_every", "keep_checkpoints", "log_every"}
-    | {"inference_minimum", "inference_maximum", "inference_timeout", "actor_cores"}
-    | {"eval_every", "eval_episodes", "unroll", "batch_size", "learning_rate", "optimiser_epsilon"}
-    | {"max_gradient_norm", "rho_bar", "c_bar", "reward_scale", "recurrent_units", "initial_std"}
-    | {"sequence_length", "n_steps", "replay_capacity", "replay_minimum", "samples_per_insert"}
-    | {"target_every", "hang_after", "actor_cpus", "learners", "pixel_control_cell"}
-    | {"stop_after_episodes"}
-)
-_NOT_NEGATIVE = frozenset(
-    {"seed", "env_workers", "max_env_faults", "entropy_cost", "value_cost"}
-    | {"reward_clip", "overlap", "burn_in", "rescaling_epsilon", "priority_exponent"}
-    | {"importance_exponent", "epsilon_alpha", "head_units", "max_restarts", "actor_gpus"}
-    | {"learner_rank", "policy_lag", "trust_region", "pixel_control_cost"}
-)
-_FRACTIONS = frozenset(
-    {"discount", "rmsprop_decay", "priority_mixture", "epsilon_greedy", "average_decay"}
-    | {"trace_leak", "replay_fraction", "popart_beta", "pixel_control_discount", "trace_lambda"}
-)
-
-
-def _check(*configs: Any) -> None:
-    """Raise UserError for values of the wrong type, and numbers that make no sense."""
-    for config in configs:
-        hints = typing.get_type_hints(type(config))
-        for f in dataclasses.fields(config):
-            value = getattr(config, f.name)
-            flag = "--" + f.name.replace("_", "-")
-            _check_type(flag, value, hints[f.name])
-            if f.name == "seed" and value >= 2**63:
-                raise UserError(f"`{flag}` is {value}; expected less than 2^63.")
-            if f.name == "hidden_sizes" and (not value or min(value) < 1):
-                raise UserError(f"`{flag}` is {value}; expected one or more widths of at least 1.")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if f.name in _POSITIVE and not value > 0:
-                raise UserError(f"`{flag}` is {value}; expected a number above zero.")
-            if f.name in _NOT_NEGATIVE and not value >= 0:
-                raise UserError(f"`{flag}` is {value}; expected zero or more.")
-            if f.name in _FRACTIONS and not 0 <= value <= 1:
-                raise UserError(f"`{flag}` is {value}; expected a number from 0 to 1.")
-
-
-def _check_type(flag: str, value: Any, hint: Any) -> None:
-    """Raise UserError where `value` is not of the annotated type."""
-    options = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in options:
-            listed = ", ".join(map(str, options))
-            raise UserError(f"`{flag}` is {value!r}{nearest(str(value), options)} Known: {listed}.")
-        return
-    optional = type(None) in options
-    if value is None and optional:
-        return
-    kinds = [o for o in options if o is not type(None)] if optional else [hint]
-    if kinds == [int]:
-        right = isinstance(value, int) and not isinstance(value, bool)
-    elif kinds == [float]:
-        right = isinstance(value, int | float) and not isinstance(value, bool)
-    elif kinds == [bool]:
-        right = isinstance(value, bool)
-    elif kinds == [str]:
-        right = isinstance(value, str)
-    elif kinds == [Path]:
-        right = isinstance(value, str | Path)
-    else:  # the layer widths
-        right = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)
-    if not right:
-        name = getattr(kinds[0], "__name__", str(kinds[0]))
-        raise UserError(f"`{flag}` is {value!r}; expected {name}.")
-
-
-def preset_config(agent: str, preset: str) -> Any:
-    """The agent's configuration with a preset's values; raises UserError for an unknown one."""
-    module = config_module(agent)
-    if preset not in module.PRESETS:
-        raise UserError(
-            f"preset '{preset}' of {agent} is unknown{nearest(preset, module.PRESETS) or '.'} Known"
-            f" presets: auto, {', '.join(module.PRESETS)}."
-        )
-    return module.Config(**module.PRESETS[preset])
-
-
 def env_name(env: Any) -> str:
-    """An environment's id, or the dotted name of a factory and `()`."""
+    """The id of an environment, or the dotted name of a factory and `()`."""
     if isinstance(env, str):
         return env
     name = getattr(env, "__qualname__", type(env).__name__)

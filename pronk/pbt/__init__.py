@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pronk import envs
+from pronk.config.compatibility import check
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
-from pronk.errors import UserError
 from pronk.pbt import processes, vmapped
 from pronk.pbt.common import Setup, open_journal
 from pronk.pbt.policy import tuned
@@ -31,12 +32,9 @@ def directory_of(plan: Plan) -> Path:
 
 def set_up(plan: Plan, settings: PBTConfig, env: str | Callable[[], Any] | None = None) -> Setup:
     """The population of this plan, of which `seed` is the whole population's; raises UserError for
-    settings that make no sense together."""
+    hyperparameters that can't be tuned."""
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory_of(plan)))
-    config, env = plan.run, plan.env if env is None else env
-    if config.learners > 1 or config.stop_after_episodes is not None:
-        flag = "learners" if config.learners > 1 else "stop-after-episodes"
-        raise UserError(f"`--{flag}` is for single runs; leave it out for a population.")
+    env = plan.env if env is None else env
     spec, agent = build(plan, env)
     return Setup(plan, settings, env, spec, agent, tuned(settings, plan, agent))
 
@@ -67,40 +65,12 @@ def run(
 
 def _execution(setup: Setup) -> Callable[..., dict[str, Any]]:
     """What `--execution` means here; raises UserError for what can't be."""
-    settings, plan = setup.settings, setup.plan
-    if settings.execution == "ray":
-        if plan.run.ray is None:
-            raise UserError(
-                "`--execution` is ray, and no cluster is named; give `--ray auto`, `--ray local` or"
-                " `--ray HOST:PORT`."
-            )
-        return _of_runs(setup, processes.run_on_ray)
-    if settings.execution == "processes":
-        return _of_runs(setup, processes.run)
-    if settings.execution == "vmapped":
-        if plan.run.runtime == "local":
-            raise UserError(
-                "`--runtime` is local, and a vmapped population is fused; leave one of them out."
-            )
-        fused = dataclasses.replace(plan, run=dataclasses.replace(plan.run, runtime="fused"))
-        try:
-            is_fused(fused, setup.env, setup.agent)
-        except UserError as error:
-            why = str(error).partition("; ")[0]
-            raise UserError(
-                f"`--execution` is vmapped, for which the runtime is fused, and {why}; use"
-                " --execution processes."
-            ) from None
-    elif not is_fused(plan, setup.env, setup.agent):
-        return _of_runs(setup, processes.run)
-    vmapped.check(setup)
-    return vmapped.run
-
-
-def _of_runs(setup: Setup, carry_out: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    if setup.plan.run.keep_checkpoints < 2:
-        raise UserError(
-            f"`--keep-checkpoints` is {setup.plan.run.keep_checkpoints}; expected at least 2 where"
-            " members are runs of their own, because one is copied while it saves the next."
-        )
-    return carry_out
+    plan, execution = setup.plan, setup.settings.execution
+    if execution == "auto":
+        execution = "vmapped" if is_fused(plan, setup.env, setup.agent) else "processes"
+    jax_env = envs.jax_env_of(setup.env, plan.env_args) is not None
+    check(plan, setup.agent, jax_env=jax_env, population=setup.settings, execution=execution)
+    if execution == "vmapped":
+        vmapped.check(setup)
+        return vmapped.run
+    return processes.run_on_ray if execution == "ray" else processes.run

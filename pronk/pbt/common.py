@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pronk.config.fields import near_one
 from pronk.config.pbt import FREE, PBTConfig
-from pronk.config.spec import Plan, identity, refuse_another
+from pronk.config.spec import Plan, check_format, identity, refuse_another
 from pronk.envs.episodes import derived_seed
 from pronk.errors import UserError
 from pronk.pbt.policy import (
@@ -109,6 +110,7 @@ class Setup:
             scores=scores,
             hyper_of=hyper_of,
             allowed=allowed_by(self.plan),
+            near_one=near_one(type(self.plan.agent_config)),
             absolute=is_normalised(self.spec),
         )
 
@@ -221,7 +223,9 @@ def is_held(run_dir: Path) -> bool:
 def _check_same(path: Path, ours: Mapping[str, Any]) -> None:
     """Raise UserError where the settings at `path` are those of another population."""
     try:
-        theirs = _identity(json.loads(path.read_text()))
+        saved = json.loads(path.read_text())
+        check_format(saved["plan"], str(path))
+        theirs = _identity(saved)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} can't be read as a population's configuration ({error!r}); it was damaged,"

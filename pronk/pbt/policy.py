@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pronk.config.pbt import HORIZONS, PBTConfig
-from pronk.config.registry import config_module
+from pronk.config import fields
+from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
 from pronk.errors import UserError, nearest
 from pronk.maths.scores import normalize
@@ -35,6 +35,7 @@ class Tuned(NamedTuple):
     name: str
     low: float
     high: float  # where it equals `low`, nothing is drawn
+    near_one: bool = False  # whether 1 − x is drawn and perturbed
 
 
 class Decision(NamedTuple):
@@ -46,7 +47,7 @@ class Decision(NamedTuple):
 
 
 def tuned(settings: PBTConfig, plan: Plan, agent: Agent) -> list[Tuned]:
-    """What `--tune` asks for, or else the agent's `TUNE`.
+    """What `--tune` asks for, or else the fields that the agent's configuration marks `tune`.
 
     Raises UserError for a name that is no number in the agent's `LearnerState.hyper`, a range that
     is none, and values that the agent's settings don't allow.
@@ -56,7 +57,7 @@ def tuned(settings: PBTConfig, plan: Plan, agent: Agent) -> list[Tuned]:
         name for name in leaves if name not in FIXED and hasattr(plan.agent_config, name)
     )
     found: list[Tuned] = []
-    for text in settings.tune or config_module(plan.agent).TUNE:
+    for text in settings.tune or fields.tuned(type(plan.agent_config)):
         name, _, span = text.partition("=")
         name = name.strip().replace("-", "_")
         if name not in known:
@@ -70,13 +71,14 @@ def tuned(settings: PBTConfig, plan: Plan, agent: Agent) -> list[Tuned]:
         low, high = _range(text, span) if "=" in text else (own, own)
         for value in (low, high):
             _allow(plan, name, value)  # says what is expected
-        if not (_scale(name, low) > 0 and _scale(name, high) > 0):
-            where = "below 1" if name in HORIZONS else "above zero"
+        near_one = name in fields.near_one(type(plan.agent_config))
+        if not (_scale(low, near_one) > 0 and _scale(high, near_one) > 0):
+            where = "below 1" if near_one else "above zero"
             raise UserError(
                 f"`--tune` is '{text}', and '{name}' would begin at {low:g}, of which any multiple"
                 f" is the same; expected NAME=LOW:HIGH, both {where}."
             )
-        found.append(Tuned(name, low, high))
+        found.append(Tuned(name, low, high, near_one))
     return found
 
 
@@ -113,9 +115,9 @@ def allowed_by(plan: Plan) -> Callable[[str, float], bool]:
     return allowed
 
 
-def _scale(name: str, value: float) -> float:
+def _scale(value: float, near_one: bool) -> float:
     """What is drawn and multiplied, of a value; the same function leads back."""
-    return 1.0 - value if name in HORIZONS else value
+    return 1.0 - value if near_one else value
 
 
 def _held(value: float) -> float:
@@ -131,10 +133,10 @@ def first(names: Sequence[Tuned], *, seed: int, member: int) -> Hyper:
     """A member's first hyperparameters, log-uniform in their ranges [E18, table D.1]."""
     rng = _rng(seed, member, 0, FIRST)
     drawn = {}
-    for name, low, high in names:
+    for name, low, high, near_one in names:
         u = rng.random()
-        ends = math.log(_scale(name, low)), math.log(_scale(name, high))
-        value = _scale(name, math.exp(ends[0] + u * (ends[1] - ends[0])))
+        ends = math.log(_scale(low, near_one)), math.log(_scale(high, near_one))
+        value = _scale(math.exp(ends[0] + u * (ends[1] - ends[0])), near_one)
         drawn[name] = _held(low if low == high else value)
     return dict(sorted(drawn.items()))  # as checkpoints and decisions have them
 
@@ -214,12 +216,14 @@ def decide(
     scores: Sequence[Score | None],
     hyper_of: Callable[[int], Hyper],
     allowed: Callable[[str, float], bool] = lambda name, value: True,
+    near_one: Collection[str] = (),
     absolute: bool = False,
 ) -> Decision:
     """What becomes of `member`, which is ready for the `generation`-th time, from 1 on.
 
     scores: the latest of every member, None where there is none yet. hyper_of: what a member's
-    learner has now, or, of a donor, what comes with the copy. absolute: as in `is_better`.
+    learner has now, or, of a donor, what comes with the copy. near_one: hyperparameters of which
+    1 − x is perturbed. absolute: as in `is_better`.
 
     One other member is drawn, each as likely as any, and copied if its score is so much better
     [E18, appendix F; J17: "binary tournament"]. Whether or not that happened, each hyperparameter
@@ -230,12 +234,12 @@ def decide(
     donor = None
     if has_diverged(scores[member]):
         scored = [i for i, s in enumerate(scores) if s is not None and not has_diverged(s)]
-        if scored and not math.isinf(settings.threshold):
+        if scored and not math.isinf(settings.copy_margin):
             donor = scored[int(rng.integers(len(scored)))]
     else:
         drawn = int(rng.integers(len(scores) - 1))
         drawn += drawn >= member
-        threshold, sigmas = settings.threshold, settings.sigmas
+        threshold, sigmas = settings.copy_margin, settings.copy_sigmas
         if is_better(scores[drawn], scores[member], threshold, sigmas, absolute=absolute):
             donor = drawn
     rng = _rng(seed, member, generation, PERTURB)
@@ -247,7 +251,7 @@ def decide(
         after[name] = before[name]
         if chance >= settings.perturb_probability:
             continue
-        value = _held(_scale(name, _scale(name, before[name]) * factor))
+        value = _held(_scale(_scale(before[name], name in near_one) * factor, name in near_one))
         if allowed(name, value):  # otherwise it stays where it is
             after[name], factors[name] = value, factor
     return Decision(donor, after, factors)

@@ -1,11 +1,11 @@
 """A run per member, each life of it in a process of its own: any runtime, any environment.
 
 A member trains until it is ready, pauses like `--stop-after`, and gives its place to the one that
-is furthest behind: there may be more members than `--workers`. The journal says what was decided;
-what a member is to go on with is set aside before the journal names it, and taken up by the
-member's next life, whose checkpoints note for which generation that was done. So whatever is killed
-when, no member is lost, none inherits twice, and none goes on with other hyperparameters than the
-journal's.
+is furthest behind: there may be more members than `--parallel-members`. The journal says what was
+decided; what a member is to go on with is set aside before the journal names it, and taken up by
+the member's next life, whose checkpoints note for which generation that was done. So whatever is
+killed when, no member is lost, none inherits twice, and none goes on with other hyperparameters
+than the journal's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pronk.config.run import RunConfig
 from pronk.errors import UserError
 from pronk.pbt.common import (
     Setup,
@@ -83,7 +84,7 @@ def run_on_ray(setup: Setup, journal: Journal, stopped: threading.Event) -> dict
         raise UserError(
             "`--execution` is ray, and Ray is not installed: pip install 'pronk[ray]'."
         ) from None
-    return _with(OnRay(setup.plan, setup.settings.workers), setup, journal, stopped)
+    return _with(OnRay(setup.plan, setup.settings.parallel_members), setup, journal, stopped)
 
 
 def _with(
@@ -136,7 +137,7 @@ class _Processes:
     def _fill(self) -> None:
         """Have as many members trained as there may be workers."""
         for member in self._waiting():
-            if len(self._running()) >= self.setup.settings.workers:
+            if len(self._running()) >= self.setup.settings.parallel_members:
                 return
             saved = _newest(self.setup, member)
             if saved is not None and self._is_ready(member, saved):
@@ -160,7 +161,9 @@ class _Processes:
             donor = _set_aside_at(self.setup, member.member, member.generation).resolve()
         legacy = Legacy(member.generation, member.hyper, donor)
         if self.setup.settings.execution == "ray":
-            goal["ray"] = None  # the life is there: its actors are where it is
+            # The life is there: its actors are where it is.
+            reserved = ("ray", "actor_cpus", "actor_gpus", "actor_resource")
+            goal |= {name: getattr(RunConfig, name) for name in reserved}
         plan = self.setup.member_plan(member.member, **goal)
         # Wherever it is led, files are where they are here.
         begun = plan.run.init_from
@@ -212,7 +215,7 @@ class _Processes:
             return
         for member in diverged:
             member.score = Score(-math.inf)
-        nobody_copies = math.isinf(self.setup.settings.threshold)
+        nobody_copies = math.isinf(self.setup.settings.copy_margin)
         if not nobody_copies and any(m.score is not None for m in self.members if not m.diverged):
             for member in diverged:
                 member.diverged = False

@@ -95,23 +95,11 @@ class Member:
 
 
 def check(setup: Setup) -> dict[str, int]:
-    """What `fused.build` is to be told; raises UserError for settings that can't be carried out so,
-    before anything is written."""
+    """The arguments of `fused.build`; raises UserError for a device that is not there, and for too
+    few slots, before anything is written."""
     config = setup.plan.run
-    for flag, value in (("init-from", config.init_from), ("eval-every", config.eval_every)):
-        if value is not None:
-            raise UserError(
-                f"`--{flag}` is {value}, which a vmapped population can't do; leave it out, or use"
-                " --execution processes."
-            )
-    for flag, value in (("actor-device", config.actor_device), ("actor-cores", config.actor_cores)):
-        if value is not None:
-            raise UserError(
-                f"`--{flag}` is {value}, and a vmapped population acts where it learns, without"
-                " threads of actors; leave it out, or use --execution processes."
-            )
     if config.learner_device is not None:
-        find_device("--learner-device", config.learner_device)  # one: says so, where it is several
+        find_device("--learner-device", config.learner_device)
     shape = fused_shape(setup.plan, setup.agent)
     check_slots(setup.env, shape["num_envs"])
     return shape

@@ -10,7 +10,13 @@ from typing import Any
 import jax
 
 from pronk import envs
-from pronk.config.compatibility import ARCHITECTURES, check_together, fixed_numbers
+from pronk.config import compatibility
+from pronk.config.compatibility import (
+    ARCHITECTURES,
+    actors_and_envs,
+    drawn_columns,
+    fused_shape,
+)
 from pronk.config.run import DEFAULT_ACTORS, RunConfig
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
@@ -31,7 +37,7 @@ from pronk.runtime.places.supervise import Restarts
 from pronk.runtime.replay_source import Memory, MixedSource, ReplaySource
 from pronk.runtime.rounds import RoundsLoop
 from pronk.runtime.source import Queue, Source
-from pronk.types import Agent, Fresh, LearnerState, Mixed, Replayed
+from pronk.types import Agent, Fresh, LearnerState, Mixed
 
 
 def make_runtime(
@@ -47,8 +53,9 @@ def make_runtime(
     """The plan's runtime, ready to update; `log` receives messages on how it is made up.
 
     start_step: agent steps at which this segment of the run began. stack: what must be closed after
-    the runtime. Raises UserError for settings that do not go together.
+    the runtime. Raises UserError for settings that do not go together (`compatibility.check`).
     """
+    compatibility.check(plan, agent, jax_env=_has_jax(plan, env))
     devices = choose_devices(plan)
     if is_fused(plan, env, agent):
         return _fused_runtime(plan, env, agent, state, devices)
@@ -73,19 +80,9 @@ class _Local:
         self.architecture = ARCHITECTURES[plan.run.architecture]
         # A resumed run that starts new episodes must not repeat those of its beginning.
         self.salt = 0 if plan.run.deterministic else start_step
-        batch_size, source = plan.agent_config.batch_size, agent.source
-        check_together(plan.run, batch_size)
-        self.replayed = drawn_columns(source, batch_size) if isinstance(source, Mixed) else 0
+        batch_size = plan.agent_config.batch_size
+        self.replayed = drawn_columns(agent.source, batch_size)
         self.fresh = batch_size - self.replayed  # columns of a batch
-        if plan.run.policy_lag:
-            self._check_lag()
-
-    def _check_lag(self) -> None:
-        config, architecture = self.config, self.architecture
-        if not (config.deterministic or architecture.synchronous):
-            raise UserError(_NO_LAG.format(config.policy_lag, "the actors wait for nobody"))
-        if isinstance(self.agent.source, Replayed):
-            raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
 
     def build(self, state: LearnerState) -> Runtime:
         """The loop that the architecture names."""
@@ -105,8 +102,6 @@ class _Local:
                 unfinished.callback(actor.close)
             options: dict[str, Any] = {"actor_cores": config.actor_cores}
             if learner is None:
-                if isinstance(self.devices.learner, jax.sharding.NamedSharding):
-                    raise UserError(_ONE_DEVICE)
                 loop: Runtime = A3CLoop(self.agent, state, actors, self.devices, **options)
             elif config.deterministic or self.architecture.synchronous:
                 source = self._source(unfinished, bounded=False)
@@ -137,8 +132,8 @@ class _Local:
 
     def _actors(self, learner: Learner | None) -> list[Any]:
         """As many actors as the settings say, as the cluster has room for, or as act fastest."""
-        config, batch_size = self.config, self.plan.agent_config.batch_size
-        num_actors, num_envs = fixed_numbers(config, batch_size, self.agent.source, self.fresh)
+        config = self.config
+        num_actors, num_envs = actors_and_envs(self.plan, self.agent.source)
         cluster = None
         if config.ray is not None:
             cluster = _connect(config, num_actors or DEFAULT_ACTORS)
@@ -190,39 +185,13 @@ class _Local:
         return server
 
 
-_ONE_DEVICE = (
-    "`--architecture async-gradients` applies one actor's gradient at a time: give one"
-    " `--learner-device`."
-)
-_NO_LAG = (
-    "`--policy-lag` is {}, and {}: it is exact where actors wait for the learner, which makes one"
-    " update of each batch of theirs; use --runtime fused, --deterministic or --architecture"
-    " sync-unroll, and an agent that does so."
-)
-
-
 def _fused_runtime(
     plan: Plan, env: Any, agent: Agent, state: LearnerState, devices: Devices
 ) -> Runtime:
-    """All of it in one jitted scan; raises UserError for settings of the local runtime."""
+    """All of it in one jitted scan."""
     config = plan.run
     jax_env = envs.jax_env_of(env, plan.env_args)
     assert jax_env is not None
-    if isinstance(devices.learner, jax.sharding.NamedSharding):
-        raise UserError(
-            "the fused runtime learns on one device: give one `--learner-device`, or use --runtime"
-            " local."
-        )
-    if config.actor_device is not None:
-        raise UserError(
-            "the fused runtime acts where it learns: give `--learner-device` alone, or use"
-            " --runtime local."
-        )
-    if config.actor_cores is not None:
-        raise UserError(
-            "the fused runtime has no actors' threads: leave `--actor-cores` out, or use --runtime"
-            " local."
-        )
     shape = fused_shape(plan, agent)
     check_slots(env, shape["num_envs"])
     return FusedLoop(
@@ -233,50 +202,6 @@ def _fused_runtime(
         max_steps=config.steps,
         **shape,
     )
-
-
-def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
-    """What `fused.build` is to be told of a plan; raises UserError for what can't be done."""
-    config, batch_size = plan.run, plan.agent_config.batch_size
-    num_envs, unroll, draws = config.envs_per_actor or batch_size, plan.agent_config.unroll, 0
-    source = agent.source
-    if isinstance(source, Mixed):
-        draws = drawn_columns(source, batch_size)
-        num_envs = batch_size - draws
-        if config.envs_per_actor not in (None, num_envs):
-            raise UserError(
-                f"`--envs-per-actor` is {config.envs_per_actor}; of the `--batch-size`"
-                f" {batch_size} trajectories {draws} are replayed, so that {num_envs}"
-                " environments have to make the others."
-            )
-    elif isinstance(source, Replayed):
-        if config.policy_lag:
-            raise UserError(_NO_LAG.format(config.policy_lag, "this agent learns from replay"))
-        unroll, draws = source.sequences.length, _fused_draws(source, num_envs, batch_size)
-    if not isinstance(source, Fresh) and source.sequences.capacity < unroll * num_envs:
-        raise UserError(
-            f"`--replay-capacity` is {source.sequences.capacity}; expected room for what {num_envs}"
-            f" environments do in {unroll} steps, {unroll * num_envs}."
-        )
-    return {
-        "unroll": unroll,
-        "num_envs": num_envs,
-        "draws": draws,
-        "policy_lag": config.policy_lag,
-    }
-
-
-def drawn_columns(source: Mixed, batch_size: int) -> int:
-    """How many of a batch's trajectories are replayed, for agents that mix; raises UserError where
-    that leaves none of a kind."""
-    drawn = round(source.fraction * batch_size)
-    if not math.isclose(drawn, source.fraction * batch_size) or not 0 < drawn < batch_size:
-        raise UserError(
-            f"`--replay-fraction` {source.fraction:g} of `--batch-size` {batch_size} is"
-            f" {source.fraction * batch_size:g} trajectories; expected a whole number of them, and"
-            " at least one that is not replayed."
-        )
-    return drawn
 
 
 def _connect(config: RunConfig, actors: int) -> Any:
@@ -294,48 +219,10 @@ def _connect(config: RunConfig, actors: int) -> Any:
     return Cluster(config.ray, needs, actors)
 
 
-def _fused_draws(source: Replayed, num_envs: int, batch_size: int) -> int:
-    """Updates per unroll; raises UserError for what the fused runtime's replay can't do."""
-    draws, spec = round(source.samples_per_insert), source.sequences
-    if num_envs != batch_size or draws < 1 or draws != source.samples_per_insert:
-        raise UserError(
-            f"the fused runtime inserts and draws as many sequences at a time as there are"
-            f" environments: `--envs-per-actor` {num_envs} must equal `--batch-size` {batch_size},"
-            f" and `--samples-per-insert` {source.samples_per_insert:g} be a whole number; or use"
-            " --runtime local."
-        )
-    if spec.burn_in > spec.length:
-        raise UserError(
-            f"the fused runtime's burn-in is the end of the sequence before: `--burn-in`"
-            f" {spec.burn_in} must not be larger than `--sequence-length` {spec.length}; or use"
-            " --runtime local."
-        )
-    return draws
-
-
 def is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
-    """Whether the fused runtime is meant; raises UserError where it is asked for and can't be."""
-    config = plan.run
-    has_jax = envs.jax_env_of(env, plan.env_args) is not None
-    if config.runtime == "auto":
-        alone = config.ray is None and config.learners == 1
-        fresh = not isinstance(agent.source, Replayed)
-        return has_jax and alone and config.architecture == "async" and fresh
-    if config.runtime == "local":
-        return False
-    if not has_jax:
-        raise UserError(
-            f"the fused runtime needs an environment written in JAX, and '{plan.env}' is not; use"
-            " --runtime local."
-        )
-    if config.ray is not None:
-        raise UserError(
-            f"`--ray` is '{config.ray}', and the fused runtime has no actors to send there; leave"
-            " `--runtime fused` out."
-        )
-    if config.architecture != "async":
-        raise UserError(
-            f"`--architecture` {config.architecture} is one of the local runtime's; leave"
-            " `--runtime fused` out."
-        )
-    return True
+    """Whether the fused runtime carries out the plan."""
+    return compatibility.is_fused(plan, agent.source, jax_env=_has_jax(plan, env))
+
+
+def _has_jax(plan: Plan, env: Any) -> bool:
+    return envs.jax_env_of(env, plan.env_args) is not None

@@ -12,7 +12,7 @@ from pronk.types import Device
 
 
 def choose_devices(plan: Plan) -> Devices:
-    """The plan's devices; raises UserError where there are none such, or too many for a batch."""
+    """The plan's devices; raises UserError where there are none such."""
     config = plan.run
     if config.learners > 1:
         if plan.agent_config.batch_size % jax.device_count():
@@ -32,11 +32,9 @@ def choose_devices(plan: Plan) -> Devices:
     chosen = [find_device("--learner-device", name) for name in config.learner_device.split(",")]
     if len(chosen) == 1:
         return Devices(actor, chosen[0])
-    batch_size = plan.agent_config.batch_size
-    if len(set(chosen)) < len(chosen) or batch_size % len(chosen):
+    if len(set(chosen)) < len(chosen):
         raise UserError(
-            f"`--learner-device` is {config.learner_device}; expected different devices, by whose"
-            f" number `--batch-size` {batch_size} can be divided."
+            f"`--learner-device` is {config.learner_device}; expected different devices."
         )
     mesh = jax.sharding.Mesh(np.array(chosen), ("data",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pronk.config.pbt import HORIZONS
+from pronk.config.fields import near_one
+from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.run.plot import finish_axes, picture_format
 from pronk.storage.files import write_atomically
@@ -104,7 +105,8 @@ def draw(run_dir: Path, output: Path, *, title: str | None = None) -> Path:
         )
     if title is None:
         title = _title(Path(run_dir), len(lines))
-    write_atomically(output, render(lines, title, file_format), flag="--output")
+    content = render(lines, title, file_format, _near_one(Path(run_dir)))
+    write_atomically(output, content, flag="--output")
     return output
 
 
@@ -116,7 +118,21 @@ def _title(run_dir: Path, size: int) -> str:
         return f"population of {size}"
 
 
-def render(lines: dict[int, Line], title: str, file_format: str = "png") -> bytes:
+def _near_one(run_dir: Path) -> frozenset[str]:
+    """The hyperparameters of which 1 − x is drawn; none where the agent is not known any more."""
+    try:
+        agent = json.loads((run_dir / "pbt.json").read_text())["plan"]["agent"]
+        return near_one(agent_module(agent).config)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return frozenset()
+
+
+def render(
+    lines: dict[int, Line],
+    title: str,
+    file_format: str = "png",
+    near_one: frozenset[str] = frozenset(),
+) -> bytes:
     """The content of the picture's file."""
     from matplotlib.figure import Figure  # slow to import
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -135,7 +151,7 @@ def render(lines: dict[int, Line], title: str, file_format: str = "png") -> byte
     for i, name in enumerate(names):
         last = i == len(names) - 1 and i % _COLUMNS == 0  # the only one in its row
         where = grid[1 + i // _COLUMNS, :] if last else grid[1 + i // _COLUMNS, i % _COLUMNS]
-        draw_hyper(figure.add_subplot(where), lines, segments, name)
+        draw_hyper(figure.add_subplot(where), lines, segments, name, name in near_one)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_format)
     return buffer.getvalue()
@@ -190,27 +206,29 @@ def _path(lines: dict[int, Line], segments: Sequence[Segment]) -> tuple[np.ndarr
     return tuple(np.array(points, float).reshape(-1, 2).T)  # type: ignore[return-value]
 
 
-def draw_hyper(axes: Any, lines: dict[int, Line], segments: Sequence[Segment], name: str) -> None:
-    """Plot a hyperparameter over agent steps on matplotlib `axes`, or 1 minus it if near 1."""
+def draw_hyper(
+    axes: Any, lines: dict[int, Line], segments: Sequence[Segment], name: str, near_one: bool
+) -> None:
+    """Plot a hyperparameter over agent steps on matplotlib `axes`; 1 − x where it is `near_one`."""
     for line in lines.values():
-        axes.plot(*_stairs(line, name), color=_OTHERS, linewidth=0.7, alpha=0.5, zorder=1)
-    parts = [_stairs(lines[s.member], name, s.begin, s.end) for s in segments]
+        axes.plot(*_stairs(line, name, near_one), color=_OTHERS, linewidth=0.7, alpha=0.5, zorder=1)
+    parts = [_stairs(lines[s.member], name, near_one, s.begin, s.end) for s in segments]
     x, y = np.concatenate([np.zeros((2, 0)), *map(np.array, parts)], axis=1)
     axes.plot(x, y, color=_ANCESTRY, linewidth=1.8, zorder=3)
-    values = [_plotted(name, hyper[name]) for line in lines.values() for hyper in line.hyper]
+    values = [_plotted(hyper[name], near_one) for line in lines.values() for hyper in line.hyper]
     if min(values) > 0 and max(values) > 1.5 * min(values):
         axes.set_yscale("log")
     _finish(axes, lines)
     title = name.replace("_", " ")
-    axes.set_title(f"1 − {title}" if name in HORIZONS else title, fontsize="medium")
+    axes.set_title(f"1 − {title}" if near_one else title, fontsize="medium")
 
 
-def _plotted(name: str, value: float) -> float:
-    return 1.0 - value if name in HORIZONS else value
+def _plotted(value: float, near_one: bool) -> float:
+    return 1.0 - value if near_one else value
 
 
 def _stairs(
-    line: Line, name: str, begin: int = 0, end: float = math.inf
+    line: Line, name: str, near_one: bool, begin: int = 0, end: float = math.inf
 ) -> tuple[list[float], list[float]]:
     """The corners of a member's hyperparameter from `begin` to `end`, two for each value."""
     x: list[float] = []
@@ -220,7 +238,7 @@ def _stairs(
         left, right = max(begin, ends[i]), min(end, ends[i + 1])
         if left < right:
             x += [left, right]
-            y += [_plotted(name, hyper[name])] * 2
+            y += [_plotted(hyper[name], near_one)] * 2
     return x, y
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
+from pronk.config.registry import AGENTS, AgentLike, agent_name
 from pronk.config.spec import Plan, run_of
 from pronk.envs.common_spaces import common_spaces
 from pronk.envs.suite import task_number, tasks_of
@@ -156,16 +157,27 @@ class Policy:
                 )
 
 
-def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy:
+def load(
+    path: str | Path,
+    env: str | Callable[[], Any] | None = None,
+    *,
+    agent: AgentLike | None = None,
+) -> Policy:
     """The policy of a run's newest valid checkpoint, or of a file that `export` wrote.
 
-    env: needed only where the run was trained on a factory rather than an id. Changes no setting of
+    env: needed only where the run was trained on a factory rather than an id. agent: the module to
+    trust; needed only for an exported policy whose agent is not pronk's own. Changes no setting of
     JAX or of the process. Raises UserError where there is no run, no valid checkpoint, or one that
     does not fit.
     """
     path = run_of(Path(path))
     exported = ArrayFile(path) if path.is_file() else None
-    plan = Plan.load(path) if exported is None else _exported_plan(exported)
+    plan = Plan.load(path) if exported is None else _exported_plan(exported, agent)
+    if agent is not None and agent_name(agent) != plan.agent:
+        raise UserError(
+            f"`agent` is '{agent_name(agent)}', and '{path}' is a policy of {plan.agent}; leave"
+            " `agent` out, or give that one."
+        )
     if exported is not None and env is None and ":" in plan.env:
         raise UserError(
             f"`{path}` asks to import the module of its environment, '{plan.env}', and may come"
@@ -179,11 +191,11 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> Policy
             " give it from Python: pronk.load(path, env=function)."
         )
     file = newest(path) if exported is None else exported
-    spec, agent = build(plan, env)
-    state = jax.eval_shape(agent.init, key_for(plan.run.seed, INIT_KEY))
-    behaviour = file.restore("behaviour", jax.eval_shape(agent.behaviour, state))
+    spec, made = build(plan, env)
+    state = jax.eval_shape(made.init, key_for(plan.run.seed, INIT_KEY))
+    behaviour = file.restore("behaviour", jax.eval_shape(made.behaviour, state))
     steps = file.steps if isinstance(file, Loaded) else int(file.meta["steps"])
-    return Policy(plan, env, spec, agent, behaviour, steps)
+    return Policy(plan, env, spec, made, behaviour, steps)
 
 
 def load_behaviour(path: Path, template: PyTree) -> PyTree:
@@ -204,14 +216,16 @@ def load_behaviour(path: Path, template: PyTree) -> PyTree:
     return loaded.restore("behaviour", template)
 
 
-def _exported_plan(file: ArrayFile) -> Plan:
-    """The plan in a file that `export` wrote; raises UserError where there is none."""
+def _exported_plan(file: ArrayFile, agent: AgentLike | None) -> Plan:
+    """The plan in a file that `export` wrote, of pronk's own agents or the one that is trusted;
+    raises UserError where there is none."""
     if not {"plan", "steps"} <= file.meta.keys() or not file.meta["steps"].isdecimal():
         raise UserError(
             f"`{file.path}` holds no policy; give a run's directory, or a file that `pronk export`"
             " wrote."
         )
-    return Plan.parse(file.meta["plan"], str(file.path))
+    trusted = {*AGENTS, *([] if agent is None else [agent_name(agent)])}
+    return Plan.parse(file.meta["plan"], str(file.path), trusted=trusted)
 
 
 def export(run_dir: Path, output: Path) -> int:

@@ -9,34 +9,34 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pronk.config.registry import config_module
+from pronk.config import names
+from pronk.config.registry import AgentLike, AgentModule, agent_module
 from pronk.config.run import RunConfig
-from pronk.config.spec import Plan, env_name, preset_config
+from pronk.config.spec import Plan, env_name
 from pronk.errors import UserError, nearest
 
 
-def with_defaults(agent: str, env: Any, env_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment's arguments as the agent has them unless they are given."""
+def complete_env_args(agent: AgentModule, env: Any, env_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's arguments: those given, else the agent's own for an Atari game."""
     from pronk import envs
 
-    return {**(config_module(agent).ATARI_ARGS if envs.is_atari(env) else {}), **env_args}
+    return {**(agent.atari_defaults if envs.is_atari(env) else {}), **env_args}
 
 
-def default_preset(agent: str, env: Any, env_args: Mapping[str, Any]) -> str:
-    """What `--preset auto` means for this environment."""
+def auto_preset(agent: AgentModule, env: Any, env_args: Mapping[str, Any]) -> str:
+    """The preset that `--preset auto` selects for this environment."""
     import gymnasium as gym
 
     from pronk import envs
 
     if envs.is_atari(env):  # without loading ALE
-        return config_module(agent).preset_for(atari=True, continuous=False)
+        return agent.preset_for(atari=True, continuous=False)
     space = envs.spec_of(env, env_args).action_space
-    continuous = isinstance(space, gym.spaces.Box)
-    return config_module(agent).preset_for(atari=False, continuous=continuous)
+    return agent.preset_for(atari=False, continuous=isinstance(space, gym.spaces.Box))
 
 
 def resolve(
-    agent: str,
+    agent: AgentLike,
     env: Any,
     *,
     preset: str = "auto",
@@ -47,21 +47,21 @@ def resolve(
 
     Raises UserError for an unknown setting, naming the nearest known one.
     """
-    env_args = with_defaults(agent, env, env_args or {})
-    config_class = config_module(agent).Config
+    module = agent_module(agent)
+    env_args = complete_env_args(module, env, env_args or {})
     run_fields = {f.name for f in dataclasses.fields(RunConfig)}
-    config_fields = {f.name for f in dataclasses.fields(config_class)}
+    config_fields = {f.name for f in dataclasses.fields(module.config)}
+    known = run_fields | config_fields
     for name in settings:
-        if name not in run_fields | config_fields:
+        if name not in known:
             raise UserError(
-                f"`{name}` is no setting of {agent}"
-                f"{nearest(name, run_fields | config_fields) or '.'}"
+                names.hint(name, known)
+                or f"`{name}` is no setting of {module.name}{nearest(name, known) or '.'}"
             )
     if preset == "auto":
-        preset = default_preset(agent, env, env_args)
-    config = preset_config(agent, preset)
+        preset = auto_preset(module, env, env_args)
     config = dataclasses.replace(
-        config, **{k: v for k, v in settings.items() if k in config_fields}
+        module.preset(preset), **{k: v for k, v in settings.items() if k in config_fields}
     )
-    run = RunConfig(**{k: v for k, v in settings.items() if k in run_fields})
-    return Plan(agent, env_name(env), run, config, env_args)
+    run = module.run_config(**{k: v for k, v in settings.items() if k in run_fields})
+    return Plan(module.name, env_name(env), run, config, env_args)

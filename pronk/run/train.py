@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
-from pronk.config.compatibility import check_together
+from pronk.config.compatibility import check
+from pronk.config.registry import AgentLike
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
@@ -48,14 +49,15 @@ MAX_SKIPPED = 20
 
 
 def train(
-    agent: str,
+    agent: AgentLike,
     env: str | Callable[[], Any],
     *,
     preset: str = "auto",
     env_args: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train `agent` on `env`, an id or a function returning a Gymnasium environment.
+    """Train `agent`, a name or a module, on `env`, an id or a function returning a Gymnasium
+    environment.
 
     settings: fields of `RunConfig` (steps, seed, run_dir …) and of the agent's `Config`. Returns
     what `summary.json` holds. The same call again resumes. Raises UserError for bad input.
@@ -71,7 +73,7 @@ def run(
     configure_jax()
     group = ALONE
     if plan.run.learners > 1:
-        check_together(plan.run, plan.agent_config.batch_size)
+        check(plan)  # before the others are waited for
         assert plan.run.coordinator is not None
         group = join(plan.run.coordinator, plan.run.learners, plan.run.learner_rank)
         if group.rank:  # the first one has the run; what the others tell is beside it

@@ -28,6 +28,7 @@ from pronk.pbt.vmapped import final_returns
 from pronk.run import plot_population as lineage
 from pronk.run.resolve import resolve
 from pronk.run.setup import configure_jax
+from pronk.storage.journal import read_events
 from pronk.types import Array
 
 TUNE = (
@@ -38,9 +39,9 @@ TUNE = (
 )
 # By how much a score must be better to be copied. Fixed members neither copy nor perturb.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pbt": ("PBT", {"sigmas": 2.0}),
-    "threshold": ("PBT, 5 % alone", {"sigmas": 0.0}),
-    "fixed": ("fixed", {"threshold": math.inf, "perturb_probability": 0.0}),
+    "pbt": ("PBT", {"copy_sigmas": 2.0}),
+    "threshold": ("PBT, 5 % alone", {"copy_sigmas": 0.0}),
+    "fixed": ("fixed", {"copy_margin": math.inf, "perturb_probability": 0.0}),
 }
 # Tasks, budgets and the rules of copying were chosen on seeds below 8; results begin at FIRST_SEED.
 NEAR = 0.9  # of the maximum: if a fixed member gets as far, the budget can show no difference

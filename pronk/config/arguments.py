@@ -1,0 +1,164 @@
+"""The arguments of each command, and how they are parsed.
+
+Imports neither jax nor an environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+from tyro import constructors
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+
+from pronk.config import fields
+from pronk.config.fields import number
+from pronk.config.pbt import PBTConfig
+from pronk.config.run import RunConfig
+
+AgentConfig = TypeVar("AgentConfig")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments(Generic[AgentConfig]):
+    """Arguments of `pronk train AGENT`."""
+
+    env: Positional[str]
+    """Environment: a Gymnasium id, ALE/Game-v5, or one of pronk's own; several, ENV,ENV,…, or a
+    suite's name, for one agent that learns them all."""
+    run: OmitArgPrefixes[RunConfig]
+    agent_config: OmitArgPrefixes[AgentConfig]
+    preset: str = "auto"
+    """The agent's settings to start from; flags override them."""
+    env_arg: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE, an argument of the environment; may be given several times."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PBTArguments(TrainArguments[AgentConfig], Generic[AgentConfig]):
+    """Arguments of `pronk pbt AGENT`."""
+
+    pbt: OmitArgPrefixes[PBTConfig] = dataclasses.field(default_factory=PBTConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalArguments:
+    """Arguments of `pronk eval`."""
+
+    run: Positional[Path]
+    """A run's directory, or a file written by `pronk export`."""
+    episodes: int = number(30, at_least=1)
+    """Episodes to play."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the likeliest."""
+    seed: int = 1_000_000
+    """Random seed; not one that training used."""
+    env: str | None = None
+    """Environment to play instead of the run's own."""
+    env_arg: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE, an argument of the environment instead of the run's own."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordArguments:
+    """Arguments of `pronk record`."""
+
+    run: Positional[Path]
+    """A run's directory, or a file written by `pronk export`."""
+    output: Path | None = None
+    """File of the film, .mp4 or .gif. [RUN/film.mp4, or film.mp4 beside the file]"""
+    episodes: int = number(1, at_least=1)
+    """Episodes to film."""
+    max_steps: int = number(10_000, at_least=1)
+    """Agent steps at most."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the likeliest."""
+    seed: int = 1_000_000
+    """Random seed."""
+    task: str | None = None
+    """Task of a suite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotArguments:
+    """Arguments of `pronk plot`."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Directories of runs; those that differ in their seed only become one curve. Or the directory
+    of one population: scores, copies, and hyperparameters over time."""
+    output: Path = Path("plot.png")
+    """File of the picture."""
+    x: str = "steps"
+    """Metric of the x axis: steps, frames, wall_seconds, updates."""
+    y: str = "mean_return"
+    """Metric of the y axis: any name in metrics.jsonl."""
+    smooth: int = 1
+    """Records to average over."""
+    title: str | None = None
+    """Title above the picture."""
+    csv: Path | None = None
+    """Also write the curves to this file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    """Arguments of `pronk export`."""
+
+    run: Positional[Path]
+    """A run's directory."""
+    output: Positional[Path]
+    """File to write, .safetensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectArguments:
+    """Arguments of `pronk inspect`."""
+
+    run: Positional[Path]
+    """A run's directory."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListArguments:
+    """Arguments of `pronk list`."""
+
+    match: Positional[str] = ""
+    """Show only environments whose id contains this; or an agent's module, my_package.my_agent."""
+    json: bool = False
+    """Print JSON."""
+
+
+_registry = constructors.ConstructorRegistry()
+
+
+@_registry.struct_rule
+def _settings(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
+    """Settings whose fields have rules: `--help` shows their sources."""
+    kind: Any = info.type
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return None
+    default = info.default if isinstance(info.default, kind) else None
+    if default is None or all(rule == fields.Rule() for rule in fields.rules(kind).values()):
+        return None
+    texts, hints = fields.descriptions(kind), typing.get_type_hints(kind, include_extras=True)
+    return constructors.StructConstructorSpec(
+        kind,
+        tuple(
+            constructors.StructFieldSpec(name, hints[name], getattr(default, name), texts[name])
+            for name in fields.rules(kind)
+        ),
+    )
+
+
+def parse(kind: Any, command: str, args: list[str], **kwargs: Any) -> Any:
+    """The arguments of a command; raises UserError for those out of their ranges."""
+    parsed = tyro.cli(kind, prog=f"pronk {command}", args=args, registry=_registry, **kwargs)
+    fields.check(parsed)
+    return parsed
