@@ -19,6 +19,7 @@ Array: TypeAlias = Any  # numpy.ndarray or jax.Array
 PyTree: TypeAlias = Any
 Key: TypeAlias = Any  # a jax.random.key
 Device: TypeAlias = Any  # a jax.Device
+Hyper: TypeAlias = "dict[str, Array]"  # `LearnerState.hyper`
 
 
 class TimeStep(NamedTuple):

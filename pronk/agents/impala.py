@@ -27,14 +27,12 @@ from pronk.types import (
     Batch,
     Carry,
     EnvSpec,
-    Fresh,
     Halves,
+    Hyper,
     Key,
     LearnerState,
     Learnt,
-    Mixed,
     PyTree,
-    Sequences,
     TimeStep,
 )
 
@@ -112,16 +110,9 @@ class Impala:
         return action, Carry(decided.core, carry.private), extras
 
     def evaluate(
-        self,
-        params: PyTree,
-        extra: PyTree,
-        hyper: dict[str, Array],
-        batch: Batch,
-        *,
-        pixel: bool = False,
+        self, params: PyTree, extra: PyTree, hyper: Hyper, batch: Batch, *, pixel: bool = False
     ) -> Evaluation:
-        """Run the network over a batch, and V-trace over its values; `pixel` also evaluates the
-        head of pixel control."""
+        """Run the network over a batch, and V-trace over its values; pixel: also pixel control."""
         model, inputs = self.model, self.model.inputs(batch)
         rows = inputs[0]
         output = model.forward(params, *inputs, pixel=pixel)
@@ -146,7 +137,7 @@ class Impala:
         )
 
     def loss(
-        self, params: PyTree, extra: PyTree, hyper: dict[str, Array], batch: Batch, key: Key
+        self, params: PyTree, extra: PyTree, hyper: Hyper, batch: Batch, key: Key
     ) -> tuple[Array, dict[str, Array]]:
         """The objective, a scalar summed over the batch's real transitions, and sums to report.
 
@@ -174,11 +165,8 @@ class Impala:
         total = {k: jnp.sum(v * used) for k, v in terms.items()}
         if batch.replayed is not None:  # of fresh data alone (Schmitt et al. 2020, section 5.1)
             total["entropy"] = jnp.sum(terms["entropy"] * used * ~batch.replayed)
-        objective = (
-            total["policy"]
-            + hyper["value_cost"] * total["value"]
-            - hyper["entropy_cost"] * total["entropy"]
-        )
+        objective = total["policy"] + hyper["value_cost"] * total["value"]
+        objective -= hyper["entropy_cost"] * total["entropy"]
         if config.pixel_control_cost:
             objective += hyper["pixel_control_cost"] * total["pixel_control"]
         return objective, {
@@ -201,10 +189,7 @@ class Impala:
         count = jnp.maximum(sums["steps"], 1.0)
         if config.loss_reduction == "mean":
             grads = jax.tree.map(lambda g: g / count, grads)
-        progress = jnp.minimum(state.steps.astype(jnp.float32) / state.hyper["horizon"], 1.0)
-        rate = state.hyper["learning_rate"]
-        if config.anneal:
-            rate = rate * (1.0 - progress)
+        rate = step.annealed_rate(state) if config.anneal else state.hyper["learning_rate"]
         state, norm = step.descend(config.optimiser, state, grads, rate, sums["fresh"])
         if config.trust_region:
             state = off_policy.update_average(state)
@@ -250,10 +235,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """`build`'s methods as an `Agent`. PopArt's statistics are of the whole batch, before its
     gradient, so that there are no halves."""
     impala = build(config, spec, horizon=horizon)
-    source: Fresh | Mixed = Fresh()
-    if config.replay_fraction:
-        unrolls = Sequences(config.replay_capacity, length=config.unroll, cross_episodes=True)
-        source = Mixed(unrolls, config.replay_fraction)
     return Agent(
         impala.init,
         impala.behaviour,
@@ -263,5 +244,5 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         step.adopt,
         impala.warm_start,
         halves=None if impala.normalizes else Halves(impala.gradients, impala.apply),
-        source=source,
+        source=config.source(),
     )

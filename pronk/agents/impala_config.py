@@ -114,6 +114,15 @@ class Config:
     initial_std: float = number(1.0, above=0)
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
 
+    def source(self) -> Any:
+        """Fresh data or, with a replay fraction, a mixture with replayed unrolls."""
+        from pronk.types import Fresh, Mixed, Sequences  # slow to import
+
+        if not self.replay_fraction:
+            return Fresh()
+        unrolls = Sequences(self.replay_capacity, length=self.unroll, cross_episodes=True)
+        return Mixed(unrolls, self.replay_fraction)
+
     def hyper_names(self) -> tuple[str, ...]:
         """The fields in `LearnerState.hyper`: changing one compiles nothing."""
         return (

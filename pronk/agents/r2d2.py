@@ -31,8 +31,6 @@ from pronk.types import (
     LearnerState,
     Learnt,
     PyTree,
-    Replayed,
-    Sequences,
     TimeStep,
 )
 
@@ -232,11 +230,7 @@ def build(config: Config, spec: EnvSpec) -> R2D2:
         core=cores.make_core(config.recurrent_core, config.recurrent_units),
         encoder_dtype=jnp.dtype(config.encoder_dtype),
     )
-    rescaling = {
-        "sqrt": transforms.signed_sqrt(config.rescaling_epsilon),
-        "log": transforms.signed_log(),
-        "none": transforms.IDENTITY,
-    }[config.rescaling]
+    rescaling = transforms.by_name(config.rescaling, config.rescaling_epsilon)
     return R2D2(config, spec, network, rescaling)
 
 
@@ -245,16 +239,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     del horizon  # nothing is annealed
     config.check()
     r2d2 = build(config, spec)
-    sequences = Sequences(
-        config.replay_capacity,
-        length=config.sequence_length,
-        burn_in=config.burn_in,
-        overlap=config.overlap,
-        priority_exponent=config.priority_exponent,
-        eviction=config.replay_eviction,
-        compress=config.replay_compress,
-        checkpoint=config.replay_saved,
-    )
     return Agent(
         r2d2.init,
         r2d2.behaviour,
@@ -263,5 +247,5 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         r2d2.learn,
         step.adopt,
         r2d2.warm_start,
-        source=Replayed(sequences, config.replay_minimum, config.samples_per_insert),
+        source=config.source(),
     )

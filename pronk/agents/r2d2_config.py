@@ -102,6 +102,22 @@ class Config:
     """Type in which convolutions and dense layers before the core compute. bfloat16 is for
     accelerators."""
 
+    def source(self) -> Any:
+        """A prioritised replay of sequences."""
+        from pronk.types import Replayed, Sequences  # slow to import
+
+        sequences = Sequences(
+            self.replay_capacity,
+            length=self.sequence_length,
+            burn_in=self.burn_in,
+            overlap=self.overlap,
+            priority_exponent=self.priority_exponent,
+            eviction=self.replay_eviction,
+            compress=self.replay_compress,
+            checkpoint=self.replay_saved,
+        )
+        return Replayed(sequences, self.replay_minimum, self.samples_per_insert)
+
     def hyper_names(self) -> tuple[str, ...]:
         """The fields in `LearnerState.hyper`: changing one compiles nothing."""
         return (

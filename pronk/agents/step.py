@@ -76,6 +76,12 @@ def descend(
     ), norm
 
 
+def annealed_rate(state: LearnerState) -> Array:
+    """The learning rate annealed linearly to 0 at `hyper["horizon"]` agent steps."""
+    progress = jnp.minimum(state.steps.astype(jnp.float32) / state.hyper["horizon"], 1.0)
+    return state.hyper["learning_rate"] * (1.0 - progress)
+
+
 def adopt(own: LearnerState, donor: LearnerState) -> LearnerState:
     """`Agent.adopt` of agents whose `extra` belongs to their parameters: all that was learnt is the
     donor's; counters and key stay."""

@@ -61,3 +61,8 @@ def signed_log() -> Transform:
 def clip_reward(reward: Array, limit: float) -> Array:
     """`reward` clipped to ± `limit`, as DQN and IMPALA do on Atari; 0 means no clipping."""
     return jnp.clip(reward, -limit, limit) if limit else reward
+
+
+def by_name(name: str, epsilon: float) -> Transform:
+    """The transform called `sqrt`, `log` or `none`; epsilon: of `sqrt`."""
+    return {"sqrt": signed_sqrt(epsilon), "log": signed_log(), "none": IDENTITY}[name]

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pronk.envs.jax_env import JaxEnv
-from pronk.envs.jax_suite import JaxSuite, stepper
+from pronk.envs.jax_suite import JaxSuite, Stepper, stepper
 from pronk.runtime import ring
 from pronk.runtime.actor import Row
 from pronk.runtime.api import Update
@@ -31,6 +31,7 @@ from pronk.types import (
     LearnerState,
     Mixed,
     PyTree,
+    Sequences,
     Trajectory,
 )
 
@@ -54,15 +55,132 @@ class RunState(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one update tells the host."""
+    """The report of one update."""
 
     metrics: dict[str, Array]
     learnt: Array  # bool [], whether anything was
     steps: Array  # int32 [], agent steps
-    lag: Array  # int32 [], updates since the parameters that acted
-    ended: Array  # bool [T, B], a game ended in this step
+    lag: Array  # int32 [], updates since the behaviour that acted
+    ended: Array  # bool [T, B], an episode ended in this step
     episode_return: Array  # float32 [T, B], where ended
     episode_length: Array  # int32 [T, B], where ended
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A run as two pure functions, `init` and `update`; see `build`."""
+
+    agent: Agent
+    stepper: Stepper
+    unroll: int
+    num_envs: int
+    draws: int
+    policy_lag: int
+
+    @property
+    def sequences(self) -> Sequences | None:
+        """What the replay holds, if there is one."""
+        source = self.agent.source
+        return None if isinstance(source, Fresh) else source.sequences
+
+    def init(self, learner: LearnerState, key: Key) -> RunState:
+        """The run before its first update."""
+        agent, policy_lag = self.agent, self.policy_lag
+        env_key, carry_key, act_key = jax.random.split(key, 3)
+        state, timestep = self.stepper.start(env_key)
+        env_ids = jnp.arange(self.num_envs, dtype=jnp.int32)
+        carry = agent.initial_carry(carry_key, env_ids, self.num_envs, False)
+        behaviour = agent.behaviour(learner)
+        action, after, extras = agent.act(
+            behaviour, carry, timestep, jax.random.fold_in(act_key, 0)
+        )
+        row = Row(timestep, action, extras, carry.core)
+        replay = None
+        if self.sequences is not None:
+            replay = ring.make(self.sequences, (timestep, action, extras), carry.core)
+        past = ()
+        if policy_lag:
+            past = jax.tree.map(lambda x: jnp.repeat(x[None], policy_lag + 1, axis=0), behaviour)
+        return RunState(learner, state, after, row, act_key, jnp.uint32(1), replay, past)
+
+    def update(self, run: RunState) -> tuple[RunState, Outcome]:
+        """One unroll of all environments, and what is learnt from it."""
+        behaviour, past, lag = self._behaviour(run)
+        sequences, next_core = self.sequences, ()
+        if sequences is not None:
+            next_core = run.row.core
+
+        def step(
+            run_state: tuple[PyTree, Carry, Row, Array, PyTree], t: Array
+        ) -> tuple[tuple[PyTree, Carry, Row, Array, PyTree], tuple[PyTree, ...]]:
+            state, carry, row, count, next_core = run_state
+            state, timestep, ended = self.stepper.advance(state, row.action)
+            if sequences is not None:  # the only row whose recurrent state is kept
+                here = t == ring.next_start(sequences)
+                next_core = jax.tree.map(
+                    lambda old, new: jnp.where(here, new, old), next_core, carry.core
+                )
+            key = jax.random.fold_in(run.act_key, count)
+            action, after, extras = self.agent.act(behaviour, carry, timestep, key)
+            row = Row(timestep, action, extras, carry.core)
+            return (state, after, row, count + 1, next_core), ((timestep, action, extras), ended)
+
+        (state, carry, row, count, next_core), (rows, ended) = jax.lax.scan(
+            step,
+            (run.slots, run.carry, run.row, run.count, next_core),
+            jnp.arange(1, self.unroll + 1),
+        )
+        first = (run.row.timestep, run.row.action, run.row.extras)
+        rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rows)
+        version = jnp.full((self.num_envs,), run.learner.updates - lag)
+        trajectory = Trajectory(*rows, core=run.row.core, version=version)
+        learner, replay, metrics, learnt = self._learn(run, trajectory, next_core)
+        steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
+        run = RunState(learner, state, carry, row, run.act_key, count, replay, past)
+        return run, Outcome(metrics, learnt, steps, lag, *ended)
+
+    def _behaviour(self, run: RunState) -> tuple[PyTree, PyTree, Array]:
+        """The behaviour that acts, those kept for later, and how many updates old the first is."""
+        newest, updates = self.agent.behaviour(run.learner), run.learner.updates
+        if not self.policy_lag:
+            return newest, (), jnp.int32(0)
+        lag = jnp.minimum(self.policy_lag, updates)
+        size = self.policy_lag + 1
+        past = jax.tree.map(lambda xs, x: xs.at[updates % size].set(x), run.past, newest)
+        return jax.tree.map(lambda xs: xs[(updates - lag) % size], past), past, lag
+
+    def _learn(
+        self, run: RunState, trajectory: Trajectory, next_core: PyTree
+    ) -> tuple[LearnerState, Ring | None, dict[str, Array], Array]:
+        """The learner, the replay, metrics, and whether anything was learnt."""
+        source, learn = self.agent.source, self.agent.learn
+        if isinstance(source, Fresh):
+            learner, metrics, _ = learn(run.learner, Batch(trajectory))
+            return learner, None, metrics, jnp.bool_(True)
+        assert run.replay is not None
+        replay = ring.insert(run.replay, source.sequences, trajectory, next_core)
+        key = jax.random.fold_in(run.act_key, DRAWS)
+        if isinstance(source, Mixed):
+            drawn = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), self.draws)
+            learner, metrics, _ = learn(run.learner, mix(trajectory, drawn.trajectory, jnp))
+            return learner, replay, metrics, jnp.bool_(True)
+
+        def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
+            batch = ring.draw(replay, jax.random.fold_in(key, learner.updates), self.num_envs)
+            learnt = learn(learner, batch)
+            return learnt.state, learnt.metrics
+
+        def every(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
+            learner, metrics = jax.lax.scan(one, learner, length=self.draws)
+            return learner, jax.tree.map(lambda x: x.mean(0), metrics)
+
+        def none(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
+            _, metrics = jax.eval_shape(every, learner)
+            return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+        enough = replay.count >= source.min_size
+        learner, metrics = jax.lax.cond(enough, every, none, run.learner)
+        return learner, replay, metrics, enough
 
 
 def build(
@@ -76,108 +194,12 @@ def build(
 ) -> tuple[Callable[[LearnerState, Key], RunState], Callable[[RunState], tuple[RunState, Outcome]]]:
     """`init(learner, key) -> RunState` and `update(RunState) -> RunState, Outcome`, both pure.
 
-    draws: of agents that learn from replay alone, batches of `num_envs` sequences after each
-    unroll; of those that mix, sequences beside each unroll. policy_lag: of agents with one update
-    per unroll, how many updates old the parameters are that act, if there were as many.
+    draws: for agents that learn from replay alone, batches of `num_envs` sequences after each
+    unroll; for those that mix, sequences beside each unroll. policy_lag: for agents with one update
+    per unroll, how many updates old the acting behaviour is, once there have been as many.
     """
-    env_ids = np.arange(num_envs, dtype=np.int32)
-    begin, advance, _ = stepper(env, num_envs)
-    source = agent.source
-    sequences = None if isinstance(source, Fresh) else source.sequences
-
-    def init(learner: LearnerState, key: Key) -> RunState:
-        env_key, carry_key, act_key = jax.random.split(key, 3)
-        state, timestep = begin(env_key)
-        carry = agent.initial_carry(carry_key, jnp.asarray(env_ids), num_envs, False)
-        action, after, extras = agent.act(
-            agent.behaviour(learner), carry, timestep, jax.random.fold_in(act_key, 0)
-        )
-        row = Row(timestep, action, extras, carry.core)
-        replay = None
-        if sequences is not None:
-            replay = ring.make(sequences, (timestep, action, extras), carry.core)
-        past = ()
-        if policy_lag:
-            past = jax.tree.map(
-                lambda x: jnp.repeat(x[None], policy_lag + 1, axis=0), agent.behaviour(learner)
-            )
-        return RunState(learner, state, after, row, act_key, jnp.uint32(1), replay, past)
-
-    def learn(run: RunState, trajectory: Trajectory, next_core: PyTree) -> tuple[Any, ...]:
-        """The learner, the replay, metrics, and whether anything was learnt."""
-        if isinstance(source, Fresh):
-            learner, metrics, _ = agent.learn(run.learner, Batch(trajectory))
-            return learner, None, metrics, jnp.bool_(True)
-        assert run.replay is not None
-        assert sequences is not None
-        replay = ring.insert(run.replay, sequences, trajectory, next_core)
-        key = jax.random.fold_in(run.act_key, DRAWS)
-        if isinstance(source, Mixed):
-            drawn = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), draws)
-            batch = mix(trajectory, drawn.trajectory, jnp)
-            learner, metrics, _ = agent.learn(run.learner, batch)
-            return learner, replay, metrics, jnp.bool_(True)
-
-        def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
-            batch = ring.draw(replay, jax.random.fold_in(key, learner.updates), num_envs)
-            learnt = agent.learn(learner, batch)
-            return learnt.state, learnt.metrics
-
-        def every(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
-            learner, metrics = jax.lax.scan(one, learner, length=draws)
-            return learner, jax.tree.map(lambda x: x.mean(0), metrics)
-
-        def none(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
-            _, metrics = jax.eval_shape(every, learner)
-            return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-
-        enough = replay.count >= source.min_size
-        learner, metrics = jax.lax.cond(enough, every, none, run.learner)
-        return learner, replay, metrics, enough
-
-    def acting(run: RunState) -> tuple[PyTree, PyTree, Array]:
-        """The parameters that act, those kept for later, and how many updates old the first are."""
-        newest, updates = agent.behaviour(run.learner), run.learner.updates
-        if not policy_lag:
-            return newest, (), jnp.int32(0)
-        lag = jnp.minimum(policy_lag, updates)
-        size = policy_lag + 1
-        past = jax.tree.map(lambda xs, x: xs.at[updates % size].set(x), run.past, newest)
-        return jax.tree.map(lambda xs: xs[(updates - lag) % size], past), past, lag
-
-    def update(run: RunState) -> tuple[RunState, Outcome]:
-        behaviour, past, lag = acting(run)
-
-        def step(
-            run_state: tuple[PyTree, Carry, Row, Array, PyTree], t: Array
-        ) -> tuple[tuple[PyTree, Carry, Row, Array, PyTree], tuple[PyTree, ...]]:
-            state, carry, row, count, next_core = run_state
-            state, timestep, ended = advance(state, row.action)
-            if sequences is not None:  # the only row whose recurrent state is kept
-                here = t == ring.next_start(sequences)
-                next_core = jax.tree.map(
-                    lambda old, new: jnp.where(here, new, old), next_core, carry.core
-                )
-            key = jax.random.fold_in(run.act_key, count)
-            action, after, extras = agent.act(behaviour, carry, timestep, key)
-            row = Row(timestep, action, extras, carry.core)
-            seen = (timestep, action, extras)
-            return (state, after, row, count + 1, next_core), (seen, ended)
-
-        next_core = () if sequences is None else run.row.core
-        (state, carry, row, count, next_core), (seen, ended) = jax.lax.scan(
-            step, (run.slots, run.carry, run.row, run.count, next_core), jnp.arange(1, unroll + 1)
-        )
-        first = (run.row.timestep, run.row.action, run.row.extras)
-        rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, seen)
-        version = jnp.full((num_envs,), run.learner.updates - lag)
-        trajectory = Trajectory(*rows, core=run.row.core, version=version)
-        learner, replay, metrics, learnt = learn(run, trajectory, next_core)
-        steps = jnp.sum(~trajectory.timestep.first[1:], dtype=jnp.int32)
-        run = RunState(learner, state, carry, row, run.act_key, count, replay, past)
-        return run, Outcome(metrics, learnt, steps, lag, *ended)
-
-    return init, update
+    program = Program(agent, stepper(env, num_envs), unroll, num_envs, draws, policy_lag)
+    return program.init, program.update
 
 
 class FusedLoop:
