@@ -1322,7 +1322,7 @@ def test_a_journal_forgets_what_was_half_written_and_what_is_cut(tmp_path: Path)
     journal.close()
     assert [e["event"] for e in read_journal(path)] == ["a", "b", "f"]
     with pytest.raises(UserError, match="was cut short or replaced"):
-        Journal(path).cut(10_000)
+        Journal(path).truncate(10_000)
     path.write_text('{"event": "a"}\nnonsense\n{"event": "b"}\n')
     with pytest.raises(UserError, match="is damaged in line 2"):
         read_journal(path)

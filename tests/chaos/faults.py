@@ -376,13 +376,12 @@ def checkpoints(directory: Path, limit: int | None) -> list[Row]:
 
     def intact() -> list[Path]:
         paths = sorted((run.run_dir / "checkpoints").glob("[0-9]*"))
-        return [p for p in paths if (p / "arrays.safetensors").read_bytes() != damaged.get(p)]
+        return [p for p in paths if p.read_bytes() != damaged.get(p)]
 
     rows = []
     for fault in ("a bit flipped", "cut short", "other shapes claimed")[:limit]:
         newest, before = intact()[:-3:-1]
-        path = newest / "arrays.safetensors"
-        data = bytearray(path.read_bytes())
+        data = bytearray(newest.read_bytes())
         if fault == "cut short":
             del data[-100:]
         elif fault == "a bit flipped":
@@ -390,14 +389,14 @@ def checkpoints(directory: Path, limit: int | None) -> list[Row]:
         else:
             at = data.index(b'"shape":[') + len(b'"shape":[')
             data[at : at + 1] = b"9"
-        path.write_bytes(data)
+        newest.write_bytes(data)
         damaged[newest] = bytes(data)
         output, after = _resume(directory, flags)
         named = f"checkpoints/{newest.name}" in "".join(output.split())  # lines may be wrapped
         row = {
             "fault": f"newest checkpoint: {fault}",
             "phase": "named" if named else "NOT named",
-            "lost_steps": max(0, int(before.name) - _resumed_steps(output)),
+            "lost_steps": max(0, int(before.stem) - _resumed_steps(output)),
         }
         rows.append({**row, **after})
     return rows

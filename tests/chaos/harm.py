@@ -76,7 +76,7 @@ class RunWatcher:
 
     def saved_steps(self) -> int:
         """Agent steps of the newest checkpoint; 0 if there is none."""
-        names = [p.name for p in (self.run_dir / "checkpoints").glob("[0-9]*")]
+        names = [p.stem for p in (self.run_dir / "checkpoints").glob("[0-9]*")]
         return max(map(int, names), default=0)
 
 
