@@ -57,8 +57,8 @@ class R2D2:
     def init(self, key: Key) -> LearnerState:
         """The learner's first state; the target network begins as a copy."""
         params_key, key = jax.random.split(key)
-        space = self.spec.observation_space
-        rows = jax.tree.map(lambda x: jnp.asarray(x)[None, None], space.sample())
+        sample = self.spec.observation_space.sample()
+        rows = jax.tree.map(lambda x: jnp.asarray(x)[None, None], sample)
         core, zeros = self.initial_core(1), jnp.zeros((1, 1))
         params = self.network.init(
             params_key, rows, zeros, core.last_action[None], zeros > 0, core.state

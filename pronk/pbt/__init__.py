@@ -19,8 +19,8 @@ from pronk.pbt import processes, vmapped
 from pronk.pbt.common import Setup, open_journal
 from pronk.pbt.policy import tuned
 from pronk.run.build import is_fused
+from pronk.run.guard import catch_signals, lock_run_dir
 from pronk.run.setup import build, configure_jax
-from pronk.run.train import alone_in, signals
 from pronk.storage.files import cannot_write
 
 
@@ -55,7 +55,7 @@ def run(
         setup.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(setup.directory, error) from None
-    with alone_in(setup.directory), signals() as stopped:
+    with lock_run_dir(setup.directory), catch_signals() as stopped:
         journal = open_journal(setup, one_program=one_program)
         try:
             return carry_out(setup, journal, stopped)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import os
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +26,8 @@ from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
 from pronk.run.build import make_runtime
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
+from pronk.run.guard import catch_signals, lock_run_dir
+from pronk.run.meter import Meter
 from pronk.run.monitor import Monitor
 from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
@@ -40,11 +39,11 @@ from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import cannot_write, write_json_atomically
 from pronk.types import Agent, Batch, LearnerState, VectorEnv
 
-# What becomes of the learner's state before a life of a run goes on, and of the notes (JSON) that
-# its checkpoints carry.
+# (agent, state, notes) -> (state, notes): changes the learner's state before a segment of a run
+# starts, as PBT does; notes (JSON) are kept in the run's checkpoints.
 Change = Callable[[Agent, LearnerState, dict[str, Any]], tuple[LearnerState, dict[str, Any]]]
 
-# Updates with gradients that are not finite, one after another, after which a run stops.
+# Consecutive updates with gradients that are not finite after which a run stops.
 MAX_SKIPPED = 20
 
 
@@ -76,14 +75,14 @@ def run(
         check(plan)  # before the others are waited for
         assert plan.run.coordinator is not None
         group = join(plan.run.coordinator, plan.run.learners, plan.run.learner_rank)
-        if group.rank:  # the first one has the run; what the others tell is beside it
+        if group.rank:  # the first one has the run; the others' logs are in directories below it
             directory = plan.run_dir / f"learner{group.rank}"
             plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
-    return _Run(plan, plan.env if env is None else env, group, change).go()
+    return _Run(plan, plan.env if env is None else env, group, change).train()
 
 
 class _Run:
-    """One life of a run, from its start or a checkpoint to its end or a pause."""
+    """One segment of a run: from its start or a checkpoint to its end or a pause."""
 
     def __init__(self, plan: Plan, env: Any, group: Group, change: Change | None = None):
         self.group, self.change = group, change
@@ -96,30 +95,30 @@ class _Run:
         )
         self.agent_steps = 0
         self.episodes = 0
-        # Returns of the last games of each task.
+        # Returns of each task's last episodes.
         self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
-        self.tally = Tally.from_json({}, self.spec.num_tasks)  # of all games
+        self.tally = Tally.from_json({}, self.spec.num_tasks)  # of all episodes
         self.notes: dict[str, Any] = {}
-        self.wall_seconds = 0.0  # of earlier lives
+        self.wall_seconds = 0.0  # of earlier segments
         self.lag_sum, self.lag_count = 0.0, 0
-        self.batch: Sequence[Batch] = ()  # that was learnt from last
+        self.batch: Sequence[Batch] = ()  # the last one learnt from
         self.started = time.perf_counter()
 
-    def go(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         """Train until the end, a pause or a signal; leaves a checkpoint and a summary."""
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.run_dir, error) from None
-        with alone_in(self.run_dir):
-            return self._go()
+        with lock_run_dir(self.run_dir):
+            return self._train()
 
-    def _go(self) -> dict[str, Any]:
+    def _train(self) -> dict[str, Any]:
         loaded = self.checkpointer.load()
         state = initial_state(self.plan, self.agent)
         if loaded is not None:
             state = loaded.restore("learner", state)
-            self._take_up(loaded.meta)
+            self._resume(loaded.meta)
         elif self.config.init_from is not None and not self.group.rank:
             template = jax.eval_shape(self.agent.behaviour, state)
             behaviour = load_behaviour(self.config.init_from, template)
@@ -129,7 +128,7 @@ class _Run:
         self._check_group()
         state = self.group.agreed(state)
         (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
-        # At the last record: all updates, and those left out for a gradient that was not finite.
+        # At the last record: all updates, and those skipped because a gradient was not finite.
         self.updates, self.skipped = int(state.updates), int(state.skipped)
         write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
         monitor = Monitor(
@@ -161,11 +160,11 @@ class _Run:
                     monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
                     for line in runtime.restore(loaded):
                         monitor.message(line)
-                with signals() as signalled:
+                with catch_signals() as signalled:
                     return self._loop(runtime, monitor, signalled)
 
     def _check_group(self) -> None:
-        """Raise UserError in all of several learners where their settings are not the same."""
+        """Raise UserError in all learners if their settings are not the same."""
         free = ("run_dir", "learner_rank", "quiet", "log_every")
         run = {k: v for k, v in self.plan.as_json()["run"].items() if k not in free}
         settings = json.dumps([self.plan.as_json() | {"run": run}], sort_keys=True, default=str)
@@ -177,12 +176,12 @@ class _Run:
                 " the same command for each but for `--learner-rank`."
             )
 
-    def _take_up(self, meta: Mapping[str, Any]) -> None:
+    def _resume(self, meta: Mapping[str, Any]) -> None:
         self.agent_steps = meta["agent_steps"]
         self.episodes = meta["episodes"]
         kept = meta["recent_returns"]
         if not (kept and isinstance(kept[0], list)):
-            kept = [kept]  # as before there were suites; or none, of a population's member
+            kept = [kept]  # of a population's member
         for recent, returns in zip(self.recent, kept, strict=False):
             recent.extend(returns)
         self.tally = Tally.from_json(meta.get("tally", {}), self.spec.num_tasks)
@@ -194,13 +193,13 @@ class _Run:
         self, runtime: Runtime, monitor: Monitor, signalled: threading.Event
     ) -> dict[str, Any]:
         config = self.config
-        # Of several learners the first one evaluates.
+        # With several learners, the first one evaluates.
         eval_every = None if self.group.rank else config.eval_every
         next_eval = _next_multiple(self.agent_steps, eval_every)
         last_save = time.perf_counter()
-        meter: _Meter | None = None  # begins after the first update, which compiles
+        meter: Meter | None = None  # begins after the first update, which compiles
         try:
-            stop = 0  # several learners do all together
+            stop = 0  # agreed on by all learners
             while not (status := self._status(runtime, signalled, stop)):
                 update = runtime.update()
                 steps, stop = self.group.sums(update.steps, int(signalled.is_set()))
@@ -214,11 +213,11 @@ class _Run:
                     jax.block_until_ready(update.metrics)
                     seconds = time.perf_counter() - self.started
                     monitor.message(f"first update after {seconds:.1f} s")
-                    meter = _Meter(self.agent_steps)
+                    meter = Meter(self.agent_steps)
                 meter.add(update)
                 if meter.seconds() >= config.log_every:
                     self._log(runtime, monitor, meter)
-                    meter = _Meter(self.agent_steps)
+                    meter = Meter(self.agent_steps)
                 if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
                     with meter.paused():
                         self._evaluate(runtime, monitor, signalled)
@@ -229,10 +228,10 @@ class _Run:
             if meter is not None and meter.metrics:
                 self._log(runtime, monitor, meter)
         except BaseException:
-            # What was learnt so far is not lost, unless the update itself failed half-way: then
-            # its state is gone (its memory was donated) and the last checkpoint stands.
+            # Save what was learnt, unless the update itself failed half-way: then its state is
+            # gone (its memory was donated), and the last checkpoint stands.
             if runtime.drained and not _donated(runtime.learner_state):
-                with contextlib.suppress(UserError):  # what failed first is what to report
+                with contextlib.suppress(UserError):  # the first failure is the one to report
                     self._save(runtime, block=True)
             raise
         self._save(runtime, block=True)
@@ -263,7 +262,7 @@ class _Run:
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
-    def _log(self, runtime: Runtime, monitor: Monitor, meter: _Meter) -> None:
+    def _log(self, runtime: Runtime, monitor: Monitor, meter: Meter) -> None:
         state = runtime.learner_state
         record = {
             **self._counters(),
@@ -388,84 +387,9 @@ class _Run:
         }
 
 
-class _Meter:
-    """What happened since the last record."""
-
-    def __init__(self, steps: int):
-        self.metrics: deque[Any] = deque(maxlen=200)
-        self._lags: list[float] = []
-        self._steps = steps
-        self._since = time.perf_counter()
-
-    def add(self, update: Update) -> None:
-        """One more update."""
-        self.metrics.append(update.metrics)
-        self._lags.append(update.policy_lag)
-
-    def seconds(self) -> float:
-        """Of training since the last record."""
-        return time.perf_counter() - self._since
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is done meanwhile is no training."""
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
-
-    def record(self, steps: int) -> dict[str, float]:
-        """Speed, lag and the means of the metrics, now that `steps` agent steps are done."""
-        values = jax.device_get(list(self.metrics))
-        names = sorted(values[0].keys() - {"steps"})
-        return {
-            "steps_per_second": (steps - self._steps) / max(self.seconds(), 1e-9),
-            "policy_lag": float(np.mean(self._lags)),
-            **{name: float(np.mean([v[name] for v in values])) for name in names},
-        }
-
-
 def _donated(state: LearnerState) -> bool:
     return any(x.is_deleted() for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
 
 
 def _next_multiple(steps: int, every: int | None) -> int | None:
     return None if every is None else (steps // every + 1) * every
-
-
-@contextlib.contextmanager
-def alone_in(run_dir: Path) -> Iterator[None]:
-    """Hold the run's directory; raises UserError if another process trains in it."""
-    try:
-        file = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise cannot_write(run_dir, error) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in '{run_dir}'; wait for it, or give another"
-                " --run-dir."
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second SIGINT interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, _: Any) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,0 +1,50 @@
+"""What is averaged between two records of metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from pronk.runtime.api import Update
+
+
+class Meter:
+    """Metrics, policy lag and speed since the last record."""
+
+    def __init__(self, steps: int):
+        self.metrics: deque[Any] = deque(maxlen=200)
+        self._lags: list[float] = []
+        self._steps = steps
+        self._since = time.perf_counter()
+
+    def add(self, update: Update) -> None:
+        """Count an update."""
+        self.metrics.append(update.metrics)
+        self._lags.append(update.policy_lag)
+
+    def seconds(self) -> float:
+        """Seconds of training since the last record."""
+        return time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time within out, as that of an evaluation."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def record(self, steps: int) -> dict[str, float]:
+        """Speed, policy lag and the means of the metrics, after `steps` agent steps."""
+        values = jax.device_get(list(self.metrics))
+        names = sorted(values[0].keys() - {"steps"})
+        return {
+            "steps_per_second": (steps - self._steps) / max(self.seconds(), 1e-9),
+            "policy_lag": float(np.mean(self._lags)),
+            **{name: float(np.mean([v[name] for v in values])) for name in names},
+        }
