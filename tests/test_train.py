@@ -49,7 +49,7 @@ R2D2: dict[str, Any] = {
 }  # fmt: skip
 FUSED = {"runtime": "fused"}
 LOCAL = {"runtime": "local"}
-GRU, LSTM = ({"core": core, "recurrent_units": 8} for core in ("gru", "lstm"))
+GRU, LSTM = ({"recurrent_core": core, "recurrent_units": 8} for core in ("gru", "lstm"))
 LASER = {"replay_fraction": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
 POPART = {"value_normalisation": "popart", "popart_beta": 0.1}
 SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
@@ -313,12 +313,6 @@ def test_beyond_the_budget_the_run_stops_saved_and_says_why(env: Any, tmp_path: 
     assert inspect(tmp_path)["agent_steps"] > 0  # what was learnt is saved
 
 
-def test_actors_in_processes_of_their_own(tmp_path: Path) -> None:
-    summary = train("pronk/Catch-v0", tmp_path, 400, runtime="local", actor_kind="process")
-    assert summary["status"] == "finished"
-    assert not [n for n in os.listdir("/dev/shm") if n.startswith(f"pronk-{os.getpid()}-")]
-
-
 def test_a_policy_acts_in_a_plain_loop(tmp_path: Path) -> None:
     train("CartPole-v1", tmp_path, 300, actors=1, recurrent_core="lstm", recurrent_units=8)
     policy = pronk.load(tmp_path)
@@ -459,16 +453,6 @@ def test_wrong_settings_are_named(name: str, tmp_path: Path) -> None:
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, **{name: value})
 
 
-def test_process_actors_say_what_they_cannot_do(tmp_path: Path) -> None:
-    settings = {"actor_kind": "process", "actors": 1}
-    with pytest.raises(UserError, match="take turns in one process"):
-        train("CartPole-v1", tmp_path / "c", 200, deterministic=True, **settings)
-    with pytest.raises(UserError, match="leave one of the two"):
-        train("CartPole-v1", tmp_path / "a", 200, env_workers=2, **settings)
-    with pytest.raises(UserError, match="function of a module"):
-        train(lambda: gym.make("CartPole-v1"), tmp_path / "b", 200, **settings)
-
-
 COMMAND = [sys.executable, "-m", "pronk.cli", "train", "impala"]
 FLAGS = ["--runtime", "local", "--steps", "100000000", "--envs-per-actor", "4", "--batch-size", "4"]
 
@@ -507,13 +491,10 @@ def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("flags", [["--actor-kind", "process"], ["--env-workers", "1"]])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_saves_too(
-    number: signal.Signals, flags: list[str], tmp_path: Path
-) -> None:
+def test_a_signal_to_all_processes_saves_too(number: signal.Signals, tmp_path: Path) -> None:
     """As Ctrl-C in a terminal does, and a cluster's SIGTERM."""
-    process = start(tmp_path, *flags, "--actors", "1", env="CartPole-v1")
+    process = start(tmp_path, "--env-workers", "1", "--actors", "1", env="CartPole-v1")
     os.killpg(process.pid, number)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -562,7 +543,9 @@ def test_memory_is_learnt_with_a_core_and_not_without(tmp_path: Path) -> None:
     settings = {"env_args": {"delay": 5}, "steps": 300_000, **SMALL}
     scores = {}
     for core in ("lstm", "none"):
-        pronk.train("impala", "pronk/MemoryCue-v0", run_dir=tmp_path / core, core=core, **settings)
+        pronk.train(
+            "impala", "pronk/MemoryCue-v0", run_dir=tmp_path / core, recurrent_core=core, **settings
+        )
         scores[core] = pronk.load(tmp_path / core).evaluate(episodes=400).mean_return
     assert scores["lstm"] >= 0.95
     assert scores["none"] <= 0.35  # chance is 0.25
