@@ -1,4 +1,4 @@
-"""What all tests share: a compilation cache on disk, and a floor under the number of tests."""
+"""What all tests share: a compilation cache on disk, workers, and a floor under their number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 COUNT = Path(__file__).with_name("count.txt")
+DEFAULT_MARKERS = "not extended"  # of pyproject.toml
 
 # Before jax is imported, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
@@ -23,27 +24,48 @@ settings.register_profile("pronk", deadline=None, derandomize=True)
 settings.load_profile("pronk")
 
 
+# Files whose tests take long and share little: each test goes to the worker that is free. Those
+# of another file run in one worker, one after the other, and share what it has compiled.
+SPREAD = {
+    "test_train",
+    "test_pbt",
+    "test_checkpoint",
+    "test_reproduce",
+    "test_bench",
+    "test_faults",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests of a file, where they are not grouped otherwise."""
+    for item in items:
+        if item.path.stem not in SPREAD and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 class _Counter:
-    """Counts the tests that ran, in the process that gathers the results (xdist's controller)."""
+    """Counts the test functions that ran, in the process that gathers the results (xdist's
+    controller); a function with many parameters counts once."""
 
     def __init__(self, floor: int):
         self.floor = floor
-        self.ran = 0
+        self.ran: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # A skipped test has no call phase or a skipped one; an expected failure did run.
         if report.when == "call" and (not report.skipped or hasattr(report, "wasxfail")):
-            self.ran += 1
+            self.ran.add(report.nodeid.partition("[")[0].partition("@")[0])
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.ran < self.floor and session.exitstatus == pytest.ExitCode.OK:
+        if len(self.ran) < self.floor and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        fewer = self.ran < self.floor
+        fewer = len(self.ran) < self.floor
         terminalreporter.write_line(
-            f"{self.ran} tests ran (floor {self.floor})"
-            + (f": too few; if that is meant, lower the floor in {COUNT.name}" if fewer else ""),
+            f"{len(self.ran)} test functions ran (floor {self.floor})"
+            + (": too few; if that is intended, lower the floor in count.txt" if fewer else ""),
             red=fewer,
         )
 
@@ -53,18 +75,10 @@ def pytest_configure(config: pytest.Config) -> None:
     chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or any(
         config.getoption(option, None)
         for option in (
-            *("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise"),
+            *("keyword", "deselect", "ignore", "ignore_glob", "lf", "stepwise"),
             *("collectonly", "showfixtures", "show_fixtures_per_test"),
         )
     )
+    chosen |= config.getoption("markexpr") != DEFAULT_MARKERS
     if not chosen and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Counter(int(COUNT.read_text())), "pronk-counter")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the marker `chaos` out unless markers were chosen with -m."""
-    if config.getoption("markexpr"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("chaos")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)

@@ -81,13 +81,13 @@ def tf_rmsprop(
     *,
     learning_rate: float,
     decay: float,
-    optimiser_epsilon: float,
+    epsilon: float,
 ) -> float:
     """tf.train.RMSPropOptimizer without momentum: ms starts at 1, ε is inside the root."""
     ms = 1.0
     for g in gradients:
         ms = decay * ms + (1.0 - decay) * g**2
-        param -= learning_rate * g / np.sqrt(ms + optimiser_epsilon)
+        param -= learning_rate * g / np.sqrt(ms + epsilon)
     return param
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -19,15 +20,17 @@ import reference
 from gymnasium import spaces
 
 from pronk import agents, envs
-from pronk.agents import impala_config as impala
+from pronk.agents import impala, r2d2
+from pronk.agents.impala_config import Config
 from pronk.config.registry import agent_module
-from pronk.maths import returns
-from pronk.runtime.actor import Actor, Player, jit_act
-from pronk.runtime.columns import columns, concatenate
+from pronk.runtime.actor import Actor, Player, act_and_keep, act_in_place
+from pronk.runtime.columns import columns
+from pronk.runtime.learner import compiled
 from pronk.storage.checkpoint import Checkpointer
-from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
+from pronk.types import Agent, Batch, EnvSpec, LearnerState, Replayed, TimeStep, Trajectory
 
 UNROLL, NUM_ENVS, HORIZON = 6, 3, 10_000
+KEY = jax.random.key(0)
 
 SMALL = {"hidden_sizes": (8,), "recurrent_units": 4, "unroll": UNROLL, "batch_size": NUM_ENVS}
 VECTOR = spaces.Box(-1, 1, (3,))
@@ -131,21 +134,31 @@ VARIANTS = {
         reward_clip=1.0,
     ),
 }
-every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def variants(*names: str) -> Any:
+    """Runs a test for each of these variants; all tests of a variant run in one worker, which
+    compiles its functions once."""
+    marks = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+    return pytest.mark.parametrize("name", marks)
+
+
+every_variant = variants(*VARIANTS)
+every_impala = variants(*(k for k, v in VARIANTS.items() if v.agent == "impala"))
+every_r2d2 = variants(*(k for k, v in VARIANTS.items() if v.agent == "r2d2"))
 # Those whose update is one gradient step, of sums over transitions.
-with_gradients = pytest.mark.parametrize(
-    "name",
-    [
+with_gradients = variants(
+    *(
         k
         for k, v in VARIANTS.items()
         if v.agent == "impala" and v.config.value_normalisation == "none"
-    ],
+    )
 )
 
 
 class RandomEnv:
-    """Random observations with every kind of boundary: ends, restarts that no end announced, and
-    games over in their first row. Reuses its arrays, as environments may."""
+    """Random observations with every kind of boundary: ends, restarts without an end before them,
+    and episodes of one row. Reuses its arrays, as environments may."""
 
     placement = "in the test"
 
@@ -218,22 +231,20 @@ def actor(agent: Agent, env: Any, unroll: int = UNROLL) -> Actor:
 
 
 class Made(NamedTuple):
-    """An agent, a state whose policy is far from uniform, and some of its own data."""
+    """An agent, a state whose policy is far from uniform, and trajectories that it acted."""
 
     agent: Agent
     state: LearnerState
-    learn: Any
+    learn: Any  # `Agent.learn`, jitted
     trajectories: list[Trajectory]
     env: RandomEnv
-    act_compilations: list[int]
-    gradients: Any  # of all the trajectories side by side
-    ratios: list[np.ndarray]  # of which V-trace was told in the last call of `gradients`
+    act_compilations: list[int]  # after each trajectory
 
 
-def spread(state: LearnerState) -> LearnerState:
+def spread(state: LearnerState, seed: int = 0) -> LearnerState:
     """Parameters far from their first values, where the policy hardly depends on anything."""
     leaves, tree = jax.tree.flatten(state.params)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     scales = [0.8 / np.sqrt(np.prod(x.shape[:-1]) or 1) for x in leaves]
     moved = [
         x + np.float32(scale * rng.normal(size=x.shape))
@@ -246,43 +257,14 @@ def spread(state: LearnerState) -> LearnerState:
 def made(name: str) -> Made:
     v = VARIANTS[name]
     agent = agents.make(v.agent, v.config, v.spec, horizon=HORIZON)
-    state = spread(jax.jit(agent.init)(jax.random.key(0)))
+    state = spread(jax.jit(agent.init)(KEY))
     env = RandomEnv(v.spec, NUM_ENVS)
     unroller = actor(agent, env)
     behaviour, trajectories, compilations = agent.behaviour(state), [], []
     for version in range(4):
         trajectories.append(unroller.unroll(behaviour, version).trajectory)
-        compilations.append(jit_act._cache_size())
-    learn = jax.jit(agent.learn)
-    gradients, ratios = spied_gradients(agent) if agent.halves.gradients else (None, [])
-    return Made(agent, state, learn, trajectories, env, compilations, gradients, ratios)
-
-
-def spied_gradients(agent: Agent) -> tuple[Any, list[np.ndarray]]:
-    """`agent.halves.gradients`, jitted, and a list of the importance ratios `[T]` of each column.
-
-    They are looked at where the agent hands them to V-trace; the columns are in any order.
-    """
-    ratios: list[np.ndarray] = []
-    vtrace = returns.vtrace
-
-    def spy(values, reward, discount, continuation, ratio, **levels):
-        jax.debug.callback(lambda x: ratios.append(np.asarray(x)), ratio)
-        return vtrace(values, reward, discount, continuation, ratio, **levels)
-
-    @jax.jit
-    def gradients(state, batch):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(returns, "vtrace", spy)
-            return agent.halves.gradients(state, batch)
-
-    def call(state, batch):
-        ratios.clear()
-        result = gradients(state, batch)
-        jax.effects_barrier()
-        return result
-
-    return call, ratios
+        compilations.append(act_in_place._cache_size())
+    return Made(agent, state, jax.jit(agent.learn), trajectories, env, compilations)
 
 
 def equal(a, b) -> None:
@@ -313,7 +295,7 @@ def test_stable_pytrees(name):
     """What goes in comes out: structure, shapes and dtypes, weak types included."""
     m = made(name)
     batch = Batch(m.trajectories[0])
-    after = jax.eval_shape(m.agent.learn, m.state, batch)[0]
+    after = jax.eval_shape(m.agent.learn, m.state, batch).state
     assert avals(after) == avals(m.state)
     assert not any(x.weak_type for x in jax.tree.leaves(jax.eval_shape(m.agent.init, KEY)))
     carry = m.agent.initial_carry(KEY, np.arange(NUM_ENVS), NUM_ENVS, False)
@@ -324,20 +306,17 @@ def test_stable_pytrees(name):
     assert avals(m.trajectories[0].core) == avals(carry.core)
 
 
-KEY = jax.random.key(1)
-
-
 @every_variant
 def test_learns_without_a_second_compilation(name):
     m = made(name)
-    learn = jax.jit(lambda *args: m.agent.learn(*args))  # with a cache of its own
-    state, norms = m.state, []
+    state, norms, compilations = m.state, [], []
     for trajectory in m.trajectories[:3]:
-        state, metrics, _ = learn(state, Batch(trajectory))
+        state, metrics, _ = m.learn(state, Batch(trajectory))
+        compilations.append(m.learn._cache_size())
         norms.append(float(metrics["gradient_norm"]))
         assert all(np.isfinite(x) for x in metrics.values())
         assert all(np.shape(x) == () for x in metrics.values())
-    assert learn._cache_size() == 1
+    assert len(set(compilations)) == 1
     assert len(set(m.act_compilations)) == 1
     assert min(norms) > 0
     assert state.updates == 3
@@ -348,23 +327,78 @@ def test_learns_without_a_second_compilation(name):
     assert differs(state.params, m.state.params)
 
 
-@with_gradients
-def test_the_importance_ratio_is_one_on_fresh_data(name):
-    """In every transition, boundaries of all kinds included: act and learn agree."""
+@every_variant
+def test_feedback_has_the_shapes_of_its_batch(name):
+    """Priorities are one per column; the extras that it changes are some of the trajectory's."""
     m = made(name)
-    assert_on_policy(m.gradients, m.ratios, m.state, m.trajectories)
+    trajectory = m.trajectories[0]
+    feedback = jax.eval_shape(m.agent.learn, m.state, Batch(trajectory)).feedback
+    assert (feedback.priorities is None) != isinstance(m.agent.source, Replayed)
+    if feedback.priorities is not None:
+        assert avals(feedback.priorities) == ((NUM_ENVS,), jnp.float32)
+    for key, value in (feedback.extras or {}).items():
+        assert avals(value) == avals(trajectory.extras[key])
 
 
-def assert_on_policy(gradients, ratios, state: LearnerState, trajectories) -> None:
-    batch = Batch(concatenate(trajectories))
-    weight = 1.0 - np.asarray(batch.trajectory.timestep.first[1:])
-    _, aux = gradients(state, batch)
-    assert len(ratios) == weight.shape[1]
-    found = sorted(ratios, key=lambda x: x.round(3).tolist())
-    expected = sorted(weight.T, key=lambda x: x.tolist())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
-    assert weight.sum() > 0
+@every_impala
+def test_the_importance_ratio_is_one_on_fresh_data(name):
+    """In every transition, after boundaries of all kinds: act and learn agree."""
+    m, v = made(name), VARIANTS[name]
+    assert_on_policy(impala.build(v.config, v.spec, horizon=HORIZON), m.state, m.trajectories)
+
+
+def assert_on_policy(agent: impala.Impala, state: LearnerState, trajectories) -> None:
+    evaluate = jax.jit(agent.evaluate)
+    weight = 0.0
+    for trajectory in trajectories:
+        outputs = evaluate(state.params, state.extra, state.hyper, Batch(trajectory))
+        np.testing.assert_allclose(outputs.log_ratio, 0.0, atol=1e-5)
+        real = 1.0 - trajectory.timestep.first[1:]
+        np.testing.assert_array_equal(outputs.transitions.weight, real)
+        weight += real.sum()
+    assert weight > 0
+
+
+@every_r2d2
+def test_action_values_are_those_that_were_acted_on(name):
+    """`act`, unrolled over the stored rows from the stored state, computes the values that `learn`
+    computes for them after the burn-in, and the greedy slots take their maximum."""
+    m, v = made(name), VARIANTS[name]
+    agent = r2d2.build(v.config, v.spec)
+    values: list[Any] = []
+
+    class Recorded(r2d2.R2D2):
+        def forward(self, *args):
+            q, state = super().forward(*args)
+            values.append(q[0])
+            return q, state
+
+    recorded = Recorded(agent.config, agent.spec, agent.network, agent.rescaling)
+
+    @jax.jit
+    def act(*args):
+        values.clear()
+        return *recorded.act(*args), values[0]
+
+    action_values = jax.jit(agent.action_values)
+    start = agent.initial_carry(KEY, np.arange(NUM_ENVS), NUM_ENVS, True)
+    for t in m.trajectories:
+        core = t.core
+        if not v.config.stored_state:
+            core = core._replace(state=jax.tree.map(np.zeros_like, core.state))
+        unrolled = []
+        for i in range(UNROLL + 1):
+            row = jax.tree.map(lambda x, i=i: x[i], t.timestep)
+            carry = start._replace(core=core)
+            action, carry, _, q = act(m.agent.behaviour(m.state), carry, row, KEY)
+            np.testing.assert_array_equal(action, np.argmax(q, axis=-1))
+            unrolled.append(q)
+            taken = jax.nn.one_hot(t.action[i], agent.num_actions)
+            core = carry.core._replace(last_action=taken)
+        expected = action_values(m.state.params, Batch(t))
+        np.testing.assert_allclose(
+            np.stack(unrolled)[v.config.burn_in :], expected, rtol=1e-4, atol=1e-5
+        )
 
 
 class Masked(gym.Env):
@@ -373,20 +407,20 @@ class Masked(gym.Env):
     observation_space = spaces.Dict({"position": spaces.Discrete(4)})
     action_space = spaces.Discrete(3, start=-1)
 
-    def _seen(self):
+    def _observation(self):
         mask = np.array([self.position > 0, True, self.position < 3], np.int8)
         return {"position": self.position}, {"action_mask": mask}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.position, self.steps = int(self.np_random.integers(4)), 0
-        return self._seen()
+        return self._observation()
 
     def step(self, action):
         self.position += int(action)
         self.steps += 1
         assert 0 <= self.position < 4, "a masked action was taken"
-        observation, info = self._seen()
+        observation, info = self._observation()
         return observation, float(self.position), self.steps == 5, self.steps == 3, info
 
 
@@ -403,7 +437,8 @@ REAL = {
 def test_the_importance_ratio_is_one_in_real_environments(name):
     env, args, settings = REAL[name]
     spec = envs.spec_of(env, args)
-    agent = agents.make("impala", impala.Config(**(SMALL | settings)), spec, horizon=HORIZON)
+    config = Config(**(SMALL | settings))
+    agent = agents.make("impala", config, spec, horizon=HORIZON)
     state = spread(jax.jit(agent.init)(KEY))
     faults: dict[str, Any] = {} if str(env).startswith("pronk") else {"max_faults": 0}
     vector = envs.make(env, 2, seed=3, env_args=args, workers=0, **faults)
@@ -411,14 +446,14 @@ def test_the_importance_ratio_is_one_in_real_environments(name):
     trajectories = [unroller.unroll(agent.behaviour(state), 0).trajectory for _ in range(3)]
     unroller.close()
     assert np.sum([t.timestep.first[1:] for t in trajectories]) > 2  # episodes did end
-    assert_on_policy(*spied_gradients(agent), state, trajectories)
+    assert_on_policy(impala.build(config, spec, horizon=HORIZON), state, trajectories)
 
 
 @every_variant
 def test_same_seed_same_result(name):
     m, v = made(name), VARIANTS[name]
     again = agents.make(v.agent, v.config, v.spec, horizon=HORIZON)
-    state = spread(jax.jit(again.init)(jax.random.key(0)))
+    state = spread(jax.jit(again.init)(KEY))
     equal(state, m.state)
     other = jax.jit(m.agent.init)(jax.random.key(1))
     assert differs(spread(other).params, m.state.params)
@@ -431,16 +466,72 @@ def test_same_seed_same_result(name):
 @every_variant
 def test_save_restore_step_equals_uninterrupted(name, tmp_path):
     m = made(name)
-    state, _, _ = m.learn(m.state, Batch(m.trajectories[0]))
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(7, {"learner": state}, {}, block=True)
-    loaded = checkpointer.load()
-    assert loaded is not None
-    template = jax.jit(m.agent.init)(jax.random.key(5))
-    restored = loaded.restore("learner", template)
+    state = m.learn(m.state, Batch(m.trajectories[0])).state
+    restored = saved_and_restored(state, jax.jit(m.agent.init)(jax.random.key(5)), tmp_path)
     equal(restored, state)
     batch = Batch(m.trajectories[1])
     equal(m.learn(restored, batch), m.learn(state, batch))
+
+
+def saved_and_restored(tree: Any, template: Any, directory: Path) -> Any:
+    checkpointer = Checkpointer(directory)
+    checkpointer.save(7, {"tree": tree}, {}, block=True)
+    loaded = checkpointer.load()
+    assert loaded is not None
+    return loaded.restore("tree", template)
+
+
+@every_variant
+def test_a_restored_behaviour_plays_the_same_bits(name, tmp_path):
+    """With nothing of the learner's state but `Agent.behaviour`, as an exported policy does."""
+    m, v = made(name), VARIANTS[name]
+    template = jax.eval_shape(lambda key: m.agent.behaviour(m.agent.init(key)), KEY)
+    behaviour = saved_and_restored(m.agent.behaviour(m.state), template, tmp_path)
+    unroller = actor(m.agent, RandomEnv(v.spec, NUM_ENVS))
+    for version, expected in enumerate(m.trajectories[:2]):
+        equal(unroller.unroll(behaviour, version).trajectory, expected)
+
+
+OWN = ("updates", "steps", "skipped", "key")  # what a learner keeps, whatever it takes over
+
+
+@every_variant
+def test_adopt_takes_what_the_donor_has_learnt(name):
+    """Behaviour and optimiser are the donor's, counters and key its own; the next update is the
+    donor's where the key does not matter."""
+    m = made(name)
+    donor = m.learn(m.state, Batch(m.trajectories[0])).state
+    own = spread(jax.jit(m.agent.init)(jax.random.key(5)), seed=1)
+    own = own._replace(updates=jnp.int32(7), steps=jnp.uint32(8), skipped=jnp.int32(9))
+    adopted = m.agent.adopt(own, donor)
+    assert avals(adopted) == avals(own)
+    for field in OWN:
+        equal(getattr(adopted, field), getattr(own, field))
+    equal(m.agent.behaviour(adopted), m.agent.behaviour(donor))
+    equal(adopted.opt_state, donor.opt_state)
+    assert differs(m.agent.behaviour(adopted), m.agent.behaviour(own))
+    batch = Batch(m.trajectories[1])
+    counted = {field: getattr(donor, field) for field in OWN}
+    equal(m.learn(adopted._replace(**counted), batch), m.learn(donor, batch))
+
+
+@every_variant
+def test_warm_start_begins_with_a_behaviour(name):
+    """The optimiser, hyperparameters, counters and key stay its own, and no two leaves share
+    memory: the first update is donated the state."""
+    m = made(name)
+    behaviour = m.agent.behaviour(m.learn(m.state, Batch(m.trajectories[0])).state)
+    own = jax.jit(m.agent.init)(jax.random.key(5))
+    started = m.agent.warm_start(own, behaviour)
+    assert avals(started) == avals(own)
+    for field in (*OWN, "opt_state", "hyper"):
+        equal(getattr(started, field), getattr(own, field))
+    equal(m.agent.behaviour(started), behaviour)
+    arrays = jax.tree.leaves((started.params, started.opt_state, started.extra))
+    assert len({x.unsafe_buffer_pointer() for x in arrays}) == len(arrays)
+    after, metrics, _ = m.learn(started, Batch(m.trajectories[1]))
+    assert differs(after.params, started.params)
+    assert np.isfinite(metrics["gradient_norm"])
 
 
 @every_variant
@@ -450,25 +541,30 @@ def test_the_dummy_transition_weighs_nothing(name):
     Its action and extras may be anything, even such that the ratio overflows.
     """
     m = made(name)
-    t = concatenate(m.trajectories)
-    dummy = np.zeros(t.timestep.first.shape, bool)
-    dummy[:-1] = t.timestep.first[1:]
-    assert dummy.any()
+    for t in m.trajectories:
+        dummy = np.zeros(t.timestep.first.shape, bool)
+        dummy[:-1] = t.timestep.first[1:]
+        assert dummy.any()
 
-    def scrambled(x, value):
-        return np.where(dummy.reshape(dummy.shape + (1,) * (x.ndim - 2)), value, x).astype(x.dtype)
+        def scrambled(x, value, dummy=dummy):
+            rows = dummy.reshape(dummy.shape + (1,) * (x.ndim - 2))
+            return np.where(rows, value, x).astype(x.dtype)
 
-    anything = {"log_prob": -500.0, "probability": 0.0}
-    extras = {
-        k: x if k == "core" else scrambled(x, anything.get(k, 0.7)) for k, x in t.extras.items()
-    }
-    other = t._replace(action=scrambled(t.action, 0), extras=extras)
-    assert differs(other.extras, t.extras)
-    of = m.gradients or (lambda state, batch: m.learn(state, batch)[1:])
-    before, after = of(m.state, Batch(t)), of(m.state, Batch(other))
-    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        anything = {"log_prob": -500.0, "probability": 0.0}
+        extras = {k: scrambled(x, anything.get(k, 0.7)) for k, x in t.extras.items()}
+        other = t._replace(action=scrambled(t.action, 0), extras=extras)
+        assert differs(other.extras, t.extras)
+        before, after = (m.learn(m.state, Batch(x)) for x in (t, other))
+        for field in ("params", "opt_state", "extra"):
+            close(getattr(before.state, field), getattr(after.state, field))
+        close((before.metrics, before.feedback), (after.metrics, after.feedback))
+
+
+def close(a, b) -> None:
+    """Equal but for rounding, and finite."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.isfinite(y).all()
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 @every_variant
@@ -483,8 +579,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(name):
     equal(state.params, m.state.params)
     equal(state.opt_state, m.state.opt_state)
     assert state.skipped == 1
-    assert differs(m.learn(state, Batch(t))[0].params, m.state.params)
-    assert m.learn(state, Batch(t))[0].skipped == 1
+    after = m.learn(state, Batch(t)).state
+    assert differs(after.params, m.state.params)
+    assert after.skipped == 1
 
 
 @every_variant
@@ -492,13 +589,13 @@ def test_evaluation_does_not_explore(name):
     m = made(name)
     v = VARIANTS[name]
     ids = np.arange(NUM_ENVS)
-    greedy = m.agent.initial_carry(KEY, ids, NUM_ENVS, True)
     behaviour = m.agent.behaviour(m.state)
     row = jax.tree.map(lambda x: x[0], m.trajectories[0].timestep)
 
     def act(carry, count):
-        return jit_act(m.agent.act, behaviour, carry, row, KEY, np.uint32(count))[0]
+        return act_and_keep(m.agent.act, behaviour, *carry, row, KEY, np.uint32(count))[0]
 
+    greedy = m.agent.initial_carry(KEY, ids, NUM_ENVS, True)
     actions = [act(greedy, i) for i in range(5)]
     assert not any(differs(actions[0], a) for a in actions)
     exploring = m.agent.initial_carry(KEY, ids, NUM_ENVS, False)
@@ -507,6 +604,19 @@ def test_evaluation_does_not_explore(name):
     if v.spec.has_action_mask:
         for action in actions:
             assert row.action_mask[ids, np.asarray(action)].all()
+
+
+@every_variant
+def test_private_state_may_be_donated(name):
+    """What `act` returns does not depend on whether it may overwrite the private state."""
+    m = made(name)
+    carry = m.agent.initial_carry(KEY, np.arange(NUM_ENVS), NUM_ENVS, False)
+    carry = jax.tree.map(jnp.array, carry)
+    row = jax.tree.map(lambda x: x[0], m.trajectories[0].timestep)
+    args = m.agent.act, m.agent.behaviour(m.state), *carry, row, KEY, np.uint32(0)
+    kept = act_and_keep(*args)
+    equal(act_in_place(*args), kept)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(carry.core))
 
 
 # The actor.
@@ -529,15 +639,17 @@ def test_row_T_is_executed_next_and_is_row_0_of_the_next_unroll(name):
     assert [t.version[0] for t in m.trajectories] == [0, 1, 2, 3]
 
 
-def test_rows_are_copies():
+@variants("mlp")
+def test_rows_are_copies(name):
     """The environment reuses its arrays: rows must not all show the last one."""
-    t = made("mlp").trajectories[0]
+    t = made(name).trajectories[0]
     assert len({row.tobytes() for row in t.timestep.observation}) == UNROLL + 1
 
 
-def test_the_stored_core_is_the_one_before_row_0():
-    """Unrolling act from it over the stored rows repeats the log-probabilities."""
-    m = made("lstm")
+@every_variant
+def test_the_stored_core_is_the_one_before_row_0(name):
+    """Acting again from it over the stored rows repeats actions and extras."""
+    m = made(name)
     behaviour = m.agent.behaviour(m.state)
     t = m.trajectories[2]
     again = player(m.agent, NUM_ENVS)
@@ -545,7 +657,7 @@ def test_the_stored_core_is_the_one_before_row_0():
     for i in range(UNROLL):
         row = again.act(behaviour, jax.tree.map(lambda x, i=i: x[i], t.timestep))
         equal(row.action, t.action[i])
-        equal(row.extras["log_prob"], t.extras["log_prob"][i])
+        equal(row.extras, jax.tree.map(lambda x, i=i: x[i], t.extras))
     equal(again.carry.core, m.trajectories[3].core)
 
 
@@ -574,18 +686,21 @@ def tabular_batch(rng: np.random.Generator, steps=5, batch=4) -> Batch:
     return Batch(Trajectory(timestep, action, extras, core, np.zeros(batch, np.int32)))
 
 
-def test_the_gradient_is_the_papers():
-    """Section 4.2 for a softmax over a table: ρ ∇log π (r + γ v' − V), ½ · ½ (v − V)², entropy."""
-    agent = agents.make("impala", TABULAR.config, TABULAR.spec, horizon=HORIZON)
+def test_the_loss_and_its_gradient_are_the_papers():
+    """Section 4.2 for a softmax over a table: −ρ (r + γ v' − V) log π, ½ · ½ (v − V)², entropy."""
+    agent = impala.build(TABULAR.config, TABULAR.spec, horizon=HORIZON)
     state = spread(jax.jit(agent.init)(KEY))
     batch = tabular_batch(np.random.default_rng(0))
-    got, aux = jax.jit(agent.halves.gradients)(state, batch)
+    (objective, sums), gradient = jax.jit(jax.value_and_grad(agent.loss, has_aux=True))(
+        state.params, state.extra, state.hyper, batch, KEY
+    )
     p = jax.tree.map(np.float64, state.params["params"])
     timestep, action, extras = batch.trajectory[:3]
     seen = np.eye(3)[timestep.observation]
     pi = reference.softmax(seen @ p["policy"]["kernel"] + p["policy"]["bias"])
     values = (seen @ p["value"]["kernel"] + p["value"]["bias"])[..., 0]
-    d_logits, d_value, total = np.zeros_like(pi), np.zeros_like(values), 0.0
+    d_logits, d_value, steps_seen = np.zeros_like(pi), np.zeros_like(values), 0.0
+    loss = dict.fromkeys(("policy", "value", "entropy"), 0.0)
     columns = range(values.shape[1])
     for b in columns:
         weight = 1.0 - timestep.first[1:, b]
@@ -602,9 +717,12 @@ def test_the_gradient_is_the_papers():
         for t in steps:
             if not weight[t]:
                 continue
-            total += 1
+            steps_seen += 1
             q = pi[t, b]
             entropy = -(q * np.log(q)).sum()
+            loss["policy"] -= vtrace.advantages[t] * np.log(taken[t])
+            loss["value"] += 0.5 * (values[t, b] - vtrace.targets[t]) ** 2
+            loss["entropy"] += entropy
             d_logits[t, b] -= vtrace.advantages[t] * (np.eye(2)[action[t, b]] - q)
             d_logits[t, b] -= 0.01 * (-q * (np.log(q) + entropy))
             d_value[t, b] += 0.5 * (values[t, b] - vtrace.targets[t])
@@ -618,10 +736,14 @@ def test_the_gradient_is_the_papers():
             "bias": d_value.sum(keepdims=True)[0],
         },
     }
-    assert aux["steps"] == total
+    assert sums["steps"] == steps_seen
+    for term, value in loss.items():
+        np.testing.assert_allclose(sums[f"loss/{term}"], value, rtol=1e-5)
+    total = loss["policy"] + 0.5 * loss["value"] - 0.01 * loss["entropy"]
+    np.testing.assert_allclose(objective, total, rtol=1e-5)
     for head, leaves in expected.items():
         for leaf, value in leaves.items():
-            np.testing.assert_allclose(got["params"][head][leaf], value, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(gradient["params"][head][leaf], value, rtol=1e-4, atol=1e-5)
 
 
 @functools.cache
@@ -654,7 +776,7 @@ def test_rmsprop_is_tensorflows():
 def test_gradients_are_clipped_by_their_global_norm():
     _, state, apply = tabular()
     sizes = sum(x.size for x in jax.tree.leaves(state.params))
-    after, _, metrics = apply(
+    after, metrics, _ = apply(
         state, gradient_like(state.params, 1e3), {"steps": jnp.float32(1), "fresh": jnp.float32(1)}
     )
     np.testing.assert_allclose(metrics["gradient_norm"], 1e3 * np.sqrt(sizes), rtol=1e-5)
@@ -672,14 +794,14 @@ def test_the_learning_rate_anneals_to_zero_at_the_horizon():
         {"steps": jnp.float32(10), "fresh": jnp.float32(10)},
     )
     for steps, share in ((0, 1.0), (HORIZON // 4, 0.75), (HORIZON, 0.0), (2 * HORIZON, 0.0)):
-        after, _, metrics = apply(state._replace(steps=jnp.uint32(steps)), gradients, aux)
+        after, metrics, _ = apply(state._replace(steps=jnp.uint32(steps)), gradients, aux)
         np.testing.assert_allclose(metrics["learning_rate"], 6e-4 * share, rtol=1e-5, atol=1e-12)
         assert differs(after.params, state.params) == (share > 0)
         assert after.steps == steps + 10
     assert apply._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ["mlp", "gaussian"])
+@variants("mlp", "gaussian")
 def test_hyperparameters_are_arrays(name):
     """Each changes the update, and none compiles it again: what PBT and sweeps need."""
     m = made(name)
@@ -689,8 +811,8 @@ def test_hyperparameters_are_arrays(name):
     extras = batch.trajectory.extras | {"log_prob": log_prob}
     batch = Batch(batch.trajectory._replace(extras=extras))
     state = m.state._replace(steps=jnp.uint32(HORIZON // 2))
-    learn = jax.jit(lambda *args: m.agent.learn(*args))  # with a cache of its own
-    plain, _, _ = learn(state, batch)
+    plain, _, _ = m.learn(state, batch)
+    compilations = m.learn._cache_size()
     unused = {"rmsprop_decay"} if name == "gaussian" else set()
     values = {"max_gradient_norm": 1e-3, "horizon": HORIZON * 2.0, "c_bar": 0.3, "rho_bar": 0.5}
     values |= {"trace_leak": 0.3}
@@ -698,15 +820,15 @@ def test_hyperparameters_are_arrays(name):
         assert value.shape == ()
         assert value.dtype == jnp.float32
         new = jnp.float32(values.get(hyper, 0.5 * float(value)))
-        changed, _, _ = learn(state._replace(hyper=state.hyper | {hyper: new}), batch)
+        changed, _, _ = m.learn(state._replace(hyper=state.hyper | {hyper: new}), batch)
         assert differs(changed.params, plain.params) == (hyper not in unused), hyper
-    assert learn._cache_size() == 1
+    assert m.learn._cache_size() == compilations
 
 
 def test_losses_summed_and_averaged():
     """The sum is the mean times the number of transitions; dummies are in neither."""
     batch = tabular_batch(np.random.default_rng(1))
-    (total, _, summed), (mean, _, averaged) = (
+    (total, summed, _), (mean, averaged, _) = (
         jax.jit(agent.learn)(state, batch)
         for agent, state, _ in (tabular(), tabular(loss_reduction="mean"))
     )
@@ -732,7 +854,7 @@ def test_a_batch_of_dummies_teaches_nothing(reduction):
     timestep = batch.trajectory.timestep
     timestep = timestep._replace(first=np.ones_like(timestep.first))
     agent, state, _ = tabular(loss_reduction=reduction)
-    after, _, metrics = jax.jit(agent.learn)(
+    after, metrics, _ = jax.jit(agent.learn)(
         state, Batch(batch.trajectory._replace(timestep=timestep))
     )
     equal(after.params, state.params)
@@ -744,16 +866,17 @@ def test_a_batch_of_dummies_teaches_nothing(reduction):
 @with_gradients
 def test_gradients_of_the_parts_of_a_batch_add_up(name):
     m = made(name)
+    gradients = compiled(m.agent).gradients
     whole = m.trajectories[0]
-    parts = [columns(whole, 0, 1), columns(whole, 1, NUM_ENVS)]
+    parts = [columns(whole, i, i + 1) for i in range(NUM_ENVS)]
     # Some distributions sample their entropy, of other numbers in a part than in the whole.
     hyper = m.state.hyper | {"entropy_cost": jnp.float32(0.0)}
     state = m.state._replace(hyper=hyper)
-    sums = [m.gradients(state, Batch(t)) for t in (whole, *parts)]
-    for _, aux in sums:
-        del aux["loss/entropy"]
-    for a, b, c in zip(*map(jax.tree.leaves, sums), strict=True):
-        np.testing.assert_allclose(b + c, a, rtol=1e-3, atol=1e-4)
+    sums = [gradients(state, Batch(t)) for t in (whole, *parts)]
+    for _, reported in sums:
+        del reported["loss/entropy"]
+    for a, *rest in zip(*map(jax.tree.leaves, sums), strict=True):
+        np.testing.assert_allclose(sum(rest), a, rtol=1e-3, atol=1e-4)
 
 
 def test_rewards_are_scaled_then_clipped():

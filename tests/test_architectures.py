@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from pronk.run.inspect import inspect
 from pronk.runtime.a3c import A3CLoop
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer, _size
+from pronk.runtime.places.supervise import Restarts, Supervised
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep
 
 KEY = jax.random.key(0)
@@ -64,49 +66,54 @@ def serve(*batching: Any, agent: Agent = AGENT) -> InferenceServer:
     return InferenceServer(agent, KEY, lambda: agent.behaviour(STATE), Batching(*batching))
 
 
-def ask_all(server: InferenceServer, requests: list[tuple[Any, Any]]) -> list[Any]:
+def ask_all(server: InferenceServer, requests: list[tuple[Any, ...]]) -> list[Any]:
     with ThreadPoolExecutor(len(requests)) as pool:
         return list(pool.map(lambda request: server.act(*request), requests))
 
 
-def greedy(ids: Any) -> Any:
-    return AGENT.initial_carry(KEY, np.asarray(ids), 8, True)
+def registered(server: InferenceServer, number: int) -> tuple[Any, Any]:
+    """The recurrent state and the slots of actor `number`, whose environments are greedy."""
+    ids = np.arange(number * WIDTH, (number + 1) * WIDTH)
+    carry = AGENT.initial_carry(KEY, ids, 8, True)
+    return carry.core, server.register(ids, carry.private)
 
 
 def test_the_server_answers_each_as_if_alone():
-    """Three requests, filled up to four: everyone gets their own action and carry."""
+    """Five requests, padded to six: each gets its own action and recurrent state."""
     behaviour = AGENT.behaviour(STATE)
-    carries = [greedy([2 * i, 2 * i + 1]) for i in range(3)]
-    alone = [Player(AGENT, KEY, np.arange(WIDTH), WIDTH, evaluate=True) for _ in range(3)]
-    server = serve(3, 3, 60.0)
+    alone = [Player(AGENT, KEY, np.arange(WIDTH), WIDTH, evaluate=True) for _ in range(5)]
+    server = serve(5, 5, 60.0)
+    cores, slots = zip(*(registered(server, i) for i in range(5)), strict=True)
+    assert np.concatenate(slots).tolist() == list(range(5 * WIDTH))
     for t in range(3):
-        rows = [row(10 * t + i) for i in range(3)]
-        answers = ask_all(server, list(zip(rows, carries, strict=True)))
-        carries = [answer[1] for answer in answers]
-        for player, timestep, (action, carry, extras) in zip(alone, rows, answers, strict=True):
+        rows = [row(10 * t + i) for i in range(5)]
+        answers = ask_all(server, list(zip(rows, cores, slots, strict=True)))
+        cores = [answer[1] for answer in answers]
+        for player, timestep, (action, core, extras) in zip(alone, rows, answers, strict=True):
             expected = player.act(behaviour, timestep)
             np.testing.assert_array_equal(action, expected.action)
             np.testing.assert_allclose(extras["log_prob"], expected.extras["log_prob"], atol=1e-5)
             for ours, theirs in zip(
-                jax.tree.leaves(carry), jax.tree.leaves(player.carry), strict=True
+                jax.tree.leaves(core), jax.tree.leaves(player.carry.core), strict=True
             ):
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert (server.batches, server.requests) == (3, 9)
+    assert (server.batches, server.requests) == (3, 15)
     server.close()
 
 
 def test_a_lone_request_is_answered_after_the_timeout():
     server = serve(2, 2, 0.3)
-    server.act(row(0), greedy([0, 1]))  # compiles
+    actor = registered(server, 0)
+    server.act(row(0), *actor)  # compiles
     start = time.monotonic()
-    server.act(row(0), greedy([0, 1]))
+    server.act(row(0), *actor)
     assert time.monotonic() - start >= 0.3
     server.close()
 
 
 def test_no_batch_exceeds_the_maximum():
     server = serve(1, 2, 60.0)
-    ask_all(server, [(row(i), greedy([0, 1])) for i in range(5)])
+    ask_all(server, [(row(i), *registered(server, i)) for i in range(5)])
     assert server.requests == 5
     assert server.batches >= 3
     server.close()
@@ -118,18 +125,20 @@ def test_batches_have_few_sizes():
     assert all(n <= size <= 1.5 * n for n, size in enumerate(sizes, 1))
 
 
-def test_whoever_waits_hears_of_an_error_and_of_the_end():
+def test_a_waiting_actor_gets_the_servers_error():
     def act(*_: Any) -> Any:
         raise ValueError("no such layer")
 
     server = serve(2, 2, 0.01, agent=AGENT._replace(act=act))
+    actor = registered(server, 0)
     for _ in range(2):
         with pytest.raises(ValueError, match="no such layer"):
-            server.act(row(0), greedy([0, 1]))
+            server.act(row(0), *actor)
     server.close()
     server = serve(2, 2, 60.0)
+    actor = registered(server, 0)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(server.act, row(0), greedy([0, 1]))
+        waiting = pool.submit(server.act, row(0), *actor)
         time.sleep(0.1)
         server.close()
         with pytest.raises(RuntimeError, match="closed"):
@@ -166,6 +175,8 @@ def test_a_central_player_makes_the_trajectories_of_its_environments():
 class _Scripted:
     """An actor that returns the same unroll again and again."""
 
+    placement, beats = "in the test", 0
+
     def __init__(self) -> None:
         env = envs.make("pronk/Catch-v0", WIDTH)
         agent = catch_agent()
@@ -190,7 +201,9 @@ def catch_agent() -> Agent:
 def test_a3c_applies_each_gradient_to_the_newest_parameters():
     agent, actor = catch_agent(), _Scripted()
     state = initial_state(agent)
-    runtime = A3CLoop(agent, jax.tree.map(jnp.copy, state), [actor, actor])  # type: ignore[list-item]
+    restarts = Restarts(0, Path(os.devnull), silent_after=60.0)
+    actors = [Supervised(lambda _: actor, "actor", restarts, actor) for _ in range(2)]
+    runtime = A3CLoop(agent, jax.tree.map(jnp.copy, state), actors)
     versions = [state]
     for _ in range(6):
         while not (update := runtime.update()).metrics:
@@ -198,7 +211,7 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
         # One of the earlier versions acted; its gradient is what was applied.
         acted = versions[-1 - int(update.policy_lag)]
         grads, aux = agent.halves.gradients(acted, Batch(actor.unrolled.trajectory))  # type: ignore[misc]
-        expected, _, _ = agent.halves.apply(versions[-1], grads, aux)  # type: ignore[misc]
+        expected = agent.halves.apply(versions[-1], grads, aux).state  # type: ignore[misc]
         ours = jax.tree.map(jnp.copy, runtime.learner_state)
         for a, b in zip(
             jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True
@@ -208,7 +221,7 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
     runtime.close()
     assert runtime.learner_state.steps == 6 * update.steps
     with pytest.raises(UserError, match="one gradient step"):
-        A3CLoop(agent._replace(gradients=None), state, [])
+        A3CLoop(agent._replace(halves=None), state, [])
 
 
 TINY: dict[str, Any] = {
@@ -224,7 +237,13 @@ TINY: dict[str, Any] = {
 @pytest.mark.parametrize("core", ["none", "lstm"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_trains(name: str, core: str, tmp_path: Path) -> None:
-    settings = {**TINY, "architecture": name, "core": core, "recurrent_units": 4, "log_every": 0.01}
+    settings = {
+        **TINY,
+        "architecture": name,
+        "recurrent_core": core,
+        "recurrent_units": 4,
+        "log_every": 0.01,
+    }
     summary = pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=600, **settings)
     assert summary["status"] == "finished"
     assert summary["agent_steps"] >= 600

@@ -21,11 +21,11 @@ from pronk.maths import returns
 from pronk.replay import Replay
 from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
-from pronk.run.setup import build, initial_state, row_spec
+from pronk.run.setup import build, core_spec, initial_state, row_spec
 from pronk.runtime import fused
 from pronk.runtime.learner import Learner
-from pronk.runtime.replay_source import Memory
-from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
+from pronk.runtime.replay_source import Memory, MixedSource
+from pronk.types import Batch, EnvSpec, Mixed, TimeStep, Trajectory
 
 STATES, ACTIONS, LENGTH, WIDTH = 4, 3, 6, 5
 SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
@@ -225,7 +225,7 @@ def test_the_average_policy_follows():
 
 # Replay beside what was just acted.
 
-MIXED = {
+SETTINGS = {
     "replay_fraction": 0.75,
     "batch_size": 8,
     "unroll": 5,
@@ -238,7 +238,7 @@ MIXED = {
 
 def captured(draws: int, num_envs: int, lag: int = 0, updates: int = 6, **settings: Any):
     """Batches that a fused run learnt from, and the learner's parameters before each."""
-    plan = resolve("impala", "pronk/Catch-v0", **{**MIXED, **settings})
+    plan = resolve("impala", "pronk/Catch-v0", **{**SETTINGS, **settings})
     _, agent = build(plan, plan.env)
     env = jax_env_of(plan.env)
     assert env is not None
@@ -296,20 +296,21 @@ def test_fused_batches_are_mixed():
 
 def test_local_batches_are_mixed():
     """Beside each part of a batch its share; trajectories go on across episodes, as acted."""
-    plan = resolve("impala", "pronk/Catch-v0", runtime="local", **MIXED)
+    plan = resolve("impala", "pronk/Catch-v0", runtime="local", **SETTINGS)
     spec, agent = build(plan, plan.env)
-    assert agent.replay is not None
-    replay = Replay(agent.replay, row_spec(agent, spec))
-    memory = Memory(replay, None, batch_size=8, seed=0)
+    assert isinstance(agent.source, Mixed)
+    replay = Replay(agent.source.sequences, row_spec(agent, spec), core_spec(agent))
+    source = MixedSource(agent.source, Memory(replay, None, seed=0), batch_size=4)
     actor = ActorFactory(plan, plan.env, 0, 1, 4, 0)(agent)
     behaviour = agent.behaviour(initial_state(plan, agent))
     known: list[tuple] = []
     for version in range(12):
         trajectory = actor.unroll(behaviour, version).trajectory
-        replay.add(0, trajectory)
+        source.add(0, trajectory)
+        assert source.ready()
         known += [column(trajectory, b) for b in range(4)]
         parts = [Batch(_some(trajectory, slice(0, 2))), Batch(_some(trajectory, slice(2, 4)))]
-        for part, got in zip(parts, memory.mix(parts), strict=True):
+        for part, got in zip(parts, source.take(2).parts, strict=True):
             assert got.replayed is not None
             assert got.replayed.tolist() == [False] * 2 + [True] * 6
             for b in range(2):
@@ -381,8 +382,9 @@ def test_a_learners_policy_lag_is_exact():
         for ours, theirs in zip(*map(jax.tree.leaves, (behaviour, params[version])), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         trajectory = actor.unroll(behaviour, version).trajectory
-        update = learner.update(learner.prepare([Batch(trajectory)]), [])
-        assert update.policy_lag == min(i, 2)
+        batch = learner.prepare([Batch(trajectory)])
+        assert learner.updates - batch.version[0] == min(i, 2)
+        learner.update(batch)
         learner.publish()
         learner.publish()  # a second time changes nothing
         params.append(jax.tree.map(np.array, learner.state.params))

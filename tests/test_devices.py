@@ -52,7 +52,7 @@ for architecture in sys.argv[1:]:
     _, agent = build(plan, plan.env)
     with contextlib.ExitStack() as stack:
         runtime = make_runtime(
-            plan, plan.env, agent, initial_state(plan, agent), life=0, tell=print, stack=stack
+            plan, plan.env, agent, initial_state(plan, agent), start_step=0, log=print, stack=stack
         )
         stack.callback(runtime.close)
         for _ in range(3):
@@ -63,13 +63,15 @@ for architecture in sys.argv[1:]:
         elif not fused:
             on(runtime.learner.behaviour(), acts)
         if not fused:
-            for actor in runtime._actors:
-                if not architecture.endswith("dynamic-batch"):  # the server hands NumPy over
+            for actor in runtime._actors._actors:
+                if not architecture.endswith("batched"):  # the server hands NumPy over
                     on(actor._actor._player.carry, acts)
 """
 
 
-@pytest.mark.parametrize("architectures", [["impala", "fused"], ["a3c", "async-batched"]])
+@pytest.mark.parametrize(
+    "architectures", [["async", "fused"], ["async-gradients", "async-batched"]]
+)
 def test_everything_is_where_it_was_asked_for(architectures: list[str]) -> None:
     subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, *architectures],
@@ -86,13 +88,13 @@ import numpy as np
 from pronk.experiments.bench.timing import random_batch
 from pronk.run.resolve import resolve
 from pronk.runtime.learner import Learner
-from pronk.run.build import _devices
+from pronk.run.devices import choose_devices
 from pronk.run.setup import build, initial_state
 
 replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head_units": 4}
 plan = resolve(
     sys.argv[1], "pronk/Catch-v0", runtime="local", batch_size=8, hidden_sizes=(8,), unroll=6,
-    recurrent_core="lstm", recurrent_units=4, learning_rate=0.01, epsilon=0.1,
+    recurrent_core="lstm", recurrent_units=4, learning_rate=0.01, optimiser_epsilon=0.1,
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
     **(replayed if sys.argv[1] == "r2d2" else {}),
     **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
@@ -107,16 +109,15 @@ for i in range(3):
         extras = {"probability": trajectory.extras["probability"]}
         probabilities = np.random.default_rng(i).uniform(0.1, 1, 8).astype(np.float32)
         batch = batch._replace(
-            trajectory=trajectory._replace(extras=extras), core=trajectory.core,
-            probabilities=probabilities,
+            trajectory=trajectory._replace(extras=extras), probabilities=probabilities,
         )
     batches.append(batch)
 states, priorities = [], []
-for devices in ((), (_devices(plan),)):
+for devices in ((), (choose_devices(plan),)):
     learner = Learner(agent, initial_state(plan, agent), *devices, batch_size=8)
     learner.parts = 1
     for batch in batches:
-        update = learner.update(learner.prepare([batch]), [])
+        update = learner.update(learner.prepare([batch]))
     learner.publish()
     states.append(jax.tree.map(np.asarray, learner.state._replace(key=())))
     priorities.append(jax.tree.map(np.asarray, update.feedback))

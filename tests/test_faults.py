@@ -1,7 +1,7 @@
 """When a part of a run dies, hangs or returns NaN, nothing saved is lost and the run goes on.
 
-By default one fault of each mechanism; `pytest -m faults` also runs the marker `chaos`: every fault
-of every scenario, and a soak.
+By default one fault of each mechanism; `pytest -m faults` also runs those marked `extended`: every
+fault of every scenario, and a soak.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_the_first_fault_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatc
     check(monkeypatch, 1, only=name, first=True)
 
 
-@pytest.mark.chaos
+@pytest.mark.extended
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in DEFAULT or ROWS[name] > 1])
 def test_all_faults_lose_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(monkeypatch, ROWS[name], only=name)
@@ -66,7 +66,7 @@ def test_an_unknown_scenario_is_refused() -> None:
         faults.measure(faults.Faults(only="actors"))
 
 
-@pytest.mark.chaos
+@pytest.mark.extended
 def test_a_soak_leaves_nothing_and_grows_nowhere() -> None:
     result = soak.measure(soak.Soak(seconds=9.0, every=2.5))
     assert result["faults"] >= 3
@@ -93,7 +93,7 @@ def samples(steps: int, directory: Path, *flags: str) -> Iterator[dict[str, floa
         stop(process, run)
 
 
-@pytest.mark.chaos
+@pytest.mark.extended
 def test_the_soak_finds_a_leak(tmp_path: Path) -> None:
     grown = soak.growth(list(samples(3000, tmp_path)))
     assert not grown["descriptors"]["flat"], grown

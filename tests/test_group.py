@@ -56,7 +56,7 @@ state = jax.jit(agent.init)(jax.random.key(rank))  # another one in each process
 state = group.agreed(state)
 learner = Learner(agent, state, Devices(jax.local_devices()[0], everywhere), batch_size=4)
 for i in range(UPDATES):
-    update = learner.update(learner.prepare([batch(i, 2 * rank, 2 * rank + 2)]), [])
+    update = learner.update(learner.prepare([batch(i, 2 * rank, 2 * rank + 2)]))
     learner.publish()
 found = {
     "params": learner.state.params,
@@ -104,7 +104,7 @@ def test_the_update_of_two_processes_is_that_of_one_on_the_whole_batch(tmp_path)
     agent = built()
     learner = Learner(agent, jax.jit(agent.init)(jax.random.key(0)), batch_size=4)
     for i in range(UPDATES):
-        update = learner.update(learner.prepare([batch(i, 0, 4)]), [])
+        update = learner.update(learner.prepare([batch(i, 0, 4)]))
         learner.publish()
     expected = jax.tree.leaves(
         {

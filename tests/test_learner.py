@@ -17,7 +17,7 @@ from pronk import agents, envs
 from pronk.agents.impala_config import Config
 from pronk.errors import UserError
 from pronk.experiments.bench.timing import random_batch
-from pronk.runtime import cores
+from pronk.runtime import cpus
 from pronk.runtime import learner as learner_module
 from pronk.runtime.learner import Learner
 from pronk.runtime.source import Queue
@@ -40,22 +40,24 @@ def update(monkeypatch: pytest.MonkeyPatch, usable: int, *, whole: bool = False,
     )
     learner = Learner(agent, jax.tree.map(jnp.copy, state), batch_size=SIZE)
     with contextlib.closing(learner):
-        batcher = Queue(SIZE)
-        batcher.add(trajectory)
-        batch = learner.prepare(batcher.take(1 if whole else learner.parts))
-        report = learner.update(batch, [])
+        queue = Queue(SIZE)
+        queue.add(0, trajectory)
+        assert queue.ready()
+        batch = learner.prepare(queue.take(1 if whole else learner.parts).parts)
+        assert batch.version.tolist() == [0, 1, 2, 3, 4, 5]
+        learnt = learner.update(batch)
         learner.publish()
-    return learner, report
+    return learner, learnt
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("core", ["none", "lstm"])
 def test_parts_update_as_the_whole_does(monkeypatch, reduction, core):
-    settings = {"loss_reduction": reduction, "core": core, "recurrent_units": 4}
+    settings = {"loss_reduction": reduction, "recurrent_core": core, "recurrent_units": 4}
     whole, expected = update(monkeypatch, 2, whole=True, **settings)
     parts, found = update(monkeypatch, 2, **settings)
     assert whole.parts == parts.parts == 2
-    assert (found.steps, found.policy_lag) == (expected.steps, expected.policy_lag) == (18, -2.5)
+    assert whole.state.steps == parts.state.steps == 18
     assert found.metrics.keys() == expected.metrics.keys()
     for name, value in expected.metrics.items():
         np.testing.assert_allclose(found.metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -79,7 +81,7 @@ needs_affinity = pytest.mark.skipif(
 
 
 @needs_affinity
-@pytest.mark.parametrize("architecture", ["impala", "sync-unroll", "async-batched"])
+@pytest.mark.parametrize("architecture", ["async", "sync-unroll", "async-batched"])
 def test_actors_share_the_cores_they_are_given(tmp_path, monkeypatch, architecture):
     """Their threads do, and that of central inference; this one and those of others do not."""
     seen: dict[str, set[int]] = {}
@@ -105,7 +107,7 @@ def test_actors_share_the_cores_they_are_given(tmp_path, monkeypatch, architectu
         actor_cores=1,
         quiet=True,
     )
-    central = {"inference"} if "dynamic" in architecture else set()
+    central = {"inference"} if "batched" in architecture else set()
     assert seen == {name: {max(mine)} for name in {"actor"} | central}
     assert os.sched_getaffinity(0) == mine
 
@@ -128,7 +130,7 @@ def test_cores_that_make_no_sense(tmp_path, settings, message):
 def test_a_system_without_affinity_says_so(monkeypatch):
     monkeypatch.delattr(os, "sched_setaffinity", raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert cores.usable() == os.cpu_count()
-    cores.settle_on(None)()
+    assert cpus.usable() == os.cpu_count()
+    cpus.settle_on(None)()
     with pytest.raises(UserError, match="does not let a program choose"):
-        cores.settle_on(1)
+        cpus.settle_on(1)

@@ -81,7 +81,7 @@ def test_the_loss_is_its_formula():
     core = agent.initial_carry(KEY, np.arange(WIDTH), WIDTH, False).core
     extras = {"log_prob": np.full((LENGTH + 1, WIDTH), -1.0, np.float32)}
     batch = Batch(Trajectory(rows, action, extras, core, np.zeros(WIDTH, np.int32)))
-    _, _, metrics = jax.jit(agent.learn)(state, batch)
+    _, metrics, _ = jax.jit(agent.learn)(state, batch)
 
     network = networks.ActorCritic(
         space=LAST, num_params=ACTIONS, torso="minatar", hidden_sizes=(8,), activation="relu",

@@ -258,7 +258,7 @@ def by_hand(state, seen: Batch):
 @pytest.mark.parametrize("seed", range(3))
 def test_an_update_is_in_the_papers_order(seed):
     agent, state = made()
-    after, _, metrics = jax.jit(agent.learn)(state, batch(seed))
+    after, metrics, _ = jax.jit(agent.learn)(state, batch(seed))
     mean, deviation, kernel, bias, policy, value = by_hand(state, batch(seed))
     units, head = after.extra["statistics"], after.params["params"]["value"]
     np.testing.assert_allclose(units.mean, mean, rtol=1e-4)

@@ -26,7 +26,7 @@ import pronk
 from pronk import agents, envs
 from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.runtime import workers
+from pronk.runtime import actor_threads
 from pronk.runtime.actor import Actor, Player
 from pronk.runtime.places.ray import Cluster, Needs, RayActor
 from pronk.runtime.places.supervise import Departed, Lost
@@ -220,7 +220,7 @@ def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_pa
 
 
 def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(workers, "TELL_AFTER", 1.0)
+    monkeypatch.setattr(actor_threads, "REPORT_AFTER", 1.0)
 
     def harm(run: RunWatcher) -> None:
         told: list[str] = []

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from pronk import agents, envs
-from pronk.agents import impala_config as impala
+from pronk.agents.impala_config import Config
+from pronk.errors import UserError
 from pronk.runtime import learner as learner_module
 from pronk.runtime.actor import Actor, Player, Unroll
 from pronk.runtime.asynchronous import AsynchronousLoop
 from pronk.runtime.fused import FusedLoop
 from pronk.runtime.learner import Learner
+from pronk.runtime.places.supervise import Restarts, Supervised
 from pronk.runtime.rounds import RoundsLoop
 from pronk.runtime.source import Queue
 from pronk.runtime.threads import WaitTimes
@@ -23,7 +27,7 @@ from pronk.storage.checkpoint import Checkpointer
 from pronk.types import TimeStep, Trajectory
 
 KEY = jax.random.key(0)
-CONFIG = impala.Config(
+CONFIG = Config(
     unroll=12, batch_size=4, hidden_sizes=(8,), recurrent_core="lstm", recurrent_units=4
 )
 SPEC = envs.spec_of("pronk/Catch-v0")
@@ -39,28 +43,33 @@ def numbered(start: int, width: int) -> Trajectory:
     return Trajectory(timestep, rows, {"log_prob": rows}, (ids, {"x": ids}), ids)
 
 
-def test_batcher_gives_batches_in_parts_of_one_width():
-    batcher = Queue(6)
+def test_a_queue_gives_batches_in_parts_of_one_width():
+    queue = Queue(6)
     for i in range(3):
-        batcher.add(numbered(3 * i, 3))
-    parts = batcher.take(3)
+        queue.add(i, numbered(3 * i, 3))
+    assert queue.ready()
+    parts = queue.take(3).parts
     assert [list(part.trajectory.version) for part in parts] == [[0, 1], [2, 3], [4, 5]]
     for part in parts:
         np.testing.assert_array_equal(part.trajectory.action[0], part.trajectory.version)
-    assert batcher.waiting == 3
-    assert not batcher.ready
+    assert not queue.drained
+    assert not queue.ready()
+    queue.add(0, numbered(9, 3))
+    assert queue.ready()
+    assert list(queue.take(1).parts[0].trajectory.version) == [6, 7, 8, 9, 10, 11]
+    assert queue.drained
 
 
 @pytest.mark.parametrize("widths", [[5, 5, 5], [1] * 7, [2, 3, 7, 1, 2], [16], [4, 4]])
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
 @pytest.mark.parametrize("together", [False, True])
-def test_batcher_keeps_the_order_of_columns(widths, size, together):
-    batcher, taken, start = Queue(size), [], 0
+def test_a_queue_keeps_the_order_of_columns(widths, size, together):
+    queue, taken, start = Queue(size), [], 0
     for i, width in enumerate(widths):
-        batcher.add(numbered(start, width))
+        queue.add(0, numbered(start, width))
         start += width
-        while batcher.ready and (not together or i == len(widths) - 1):
-            (batch,) = batcher.take()
+        while (not together or i == len(widths) - 1) and queue.ready():
+            (batch,) = queue.take(1).parts
             assert batch.probabilities is None
             t = batch.trajectory
             assert t.version.shape == (size,)
@@ -72,7 +81,7 @@ def test_batcher_keeps_the_order_of_columns(widths, size, together):
             for x in jax.tree.leaves(t.core):
                 np.testing.assert_array_equal(x, t.version)
             taken.extend(t.version)
-        assert batcher.waiting == start - len(taken)
+        assert queue.drained == (start == len(taken))
     assert taken == list(range(start - start % size))
 
 
@@ -97,7 +106,7 @@ def deterministic(
         for i in range(actors)
     ]
     learner = Learner(AGENT, initial_state(), batch_size=4)
-    return RoundsLoop(learner, made, batch_size=4, in_turns=in_turns)
+    return RoundsLoop(learner, made, Queue(4), in_turns=in_turns)
 
 
 def fused() -> FusedLoop:
@@ -217,6 +226,8 @@ def test_fused_data_is_on_policy():
 class _Scripted:
     """An actor that unrolls at once, and fails at its `fails`th time."""
 
+    placement, beats = "in the test", 0
+
     def __init__(self, fails: int | None = None):
         self.fails, self.count, self.closed = fails, 0, False
         runtime = deterministic(1)
@@ -225,28 +236,34 @@ class _Scripted:
     def unroll(self, behaviour, version) -> Unroll:
         self.count += 1
         if self.count == self.fails:
-            raise RuntimeError("the actor broke")
+            raise UserError("the actor broke")
         trajectory = self.unrolled.trajectory
         return self.unrolled._replace(
             trajectory=trajectory._replace(version=np.full_like(trajectory.version, version))
         )
 
-    def unroll_newest(self, latest):
-        version, behaviour = latest()
-        return self.unroll(behaviour, version)
-
     def close(self) -> None:
         self.closed = True
 
 
-def test_local_learns_and_closes():
+def asynchronous(*actors: _Scripted) -> AsynchronousLoop:
+    restarts = Restarts(0, Path(os.devnull), silent_after=60.0)
+    supervised = [Supervised(lambda _, a=a: a, "actor", restarts, a) for a in actors]
+    learner = Learner(AGENT, initial_state(), batch_size=4)
+    return AsynchronousLoop(learner, supervised, Queue(4, bounded=True))
+
+
+def test_the_asynchronous_loop_learns_and_closes():
     actors = [_Scripted(), _Scripted()]
-    runtime = AsynchronousLoop(Learner(AGENT, initial_state(), batch_size=4), actors, batch_size=4)
+    runtime = asynchronous(*actors)
     steps = [runtime.update().steps for _ in range(3)]
-    assert runtime.learner_state.steps == sum(steps) == 3 * catch_steps(0, 12, 4)
+    each = catch_steps(0, 12, 4)
+    assert runtime.learner_state.steps == 3 * each
     runtime.close()
+    assert all(n % each == 0 for n in steps)
     assert all(a.closed for a in actors)
-    assert not any(t.thread.is_alive() for t in runtime._workers._threads)
+    names = {t.name.split("-")[0] for t in threading.enumerate()}
+    assert not names & {"actor", "loader", "learner", "watcher"}
     count = [a.count for a in actors]
     time.sleep(0.05)
     assert count == [a.count for a in actors]
@@ -256,15 +273,13 @@ def test_local_learns_and_closes():
 def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, waits):
     """And whole, which leaves the actors the cores, while it is the one that waits."""
     monkeypatch.setattr(learner_module, "usable", lambda: 2)
-    runtime = AsynchronousLoop(
-        Learner(AGENT, initial_state(), batch_size=4), [_Scripted()], batch_size=4
-    )
+    runtime = asynchronous(_Scripted())
     parts: list[int] = []
     update = Learner.update
 
-    def spy(learner, prepared, unrolls):
+    def spy(learner, prepared):
         parts.append(len(prepared.parts))
-        return update(learner, prepared, unrolls)
+        return update(learner, prepared)
 
     monkeypatch.setattr(Learner, "update", spy)
     for _ in range(6):
@@ -293,11 +308,7 @@ def test_a_wait_of_long_ago_is_forgotten():
 
 def test_one_broken_actor_of_two_is_noticed():
     """Though the other one keeps the queue full."""
-    runtime = AsynchronousLoop(
-        Learner(AGENT, initial_state(), batch_size=4),
-        [_Scripted(), _Scripted(fails=2)],
-        batch_size=4,
-    )
+    runtime = asynchronous(_Scripted(), _Scripted(fails=2))
 
     def learn_on() -> None:
         deadline = time.monotonic() + 30
@@ -305,7 +316,7 @@ def test_one_broken_actor_of_two_is_noticed():
             runtime.update()
 
     try:
-        with pytest.raises(RuntimeError, match="the actor broke"):
+        with pytest.raises(UserError, match="the actor broke"):
             learn_on()
     finally:
         runtime.close()

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
-import multiprocessing
-import os
-import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from pronk.runtime.places.process import ActorProcess
 
 import pronk
 from pronk import agents, envs
 from pronk.agents.impala_config import Config
 from pronk.errors import UserError
-from pronk.run import build as wiring
+from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
-from pronk.runtime import supervise, workers
+from pronk.run.setup import build, unroll_spec
+from pronk.runtime import actor_threads
 from pronk.runtime.actor import Actor, Player, misfit
 from pronk.runtime.asynchronous import AsynchronousLoop
 from pronk.runtime.learner import Learner
+from pronk.runtime.places import supervise
 from pronk.runtime.places.supervise import Lost, Restarts, Supervised
+from pronk.runtime.source import Queue
+from pronk.runtime.threads import Closed
 
 CONFIG = Config(unroll=6, batch_size=2, hidden_sizes=(8,))
 ENV = "pronk/Catch-v0"
@@ -81,7 +78,7 @@ class Script:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     monkeypatch.setattr(supervise, "BACKOFF", 0.01)
-    monkeypatch.setattr(workers, "WATCH_EVERY", 0.05)
+    monkeypatch.setattr(actor_threads, "WATCH_EVERY", 0.05)
 
 
 @pytest.fixture
@@ -176,7 +173,7 @@ def test_a_thread_that_hangs_is_given_up(restarts, wakes):
         return made[-1]
 
     actor = Supervised(make, "actor 0", restarts, make(0))
-    runtime = AsynchronousLoop(learner(), [actor], batch_size=2)
+    runtime = AsynchronousLoop(learner(), [actor], Queue(2, bounded=True))
     told: list[str] = []
     try:
         deadline = time.monotonic() + 60
@@ -187,7 +184,7 @@ def test_a_thread_that_hangs_is_given_up(restarts, wakes):
         assert told == ["actor 0: it has not made a step for 1 s; it begins again (1 of 2)"]
         before = int(runtime.learner_state.updates)
         wake.set()
-        while not runtime._workers.dropped:
+        while not runtime.faults()["dropped_unrolls"]:
             assert time.monotonic() < deadline
             runtime.update()
         assert runtime.learner_state.updates > before
@@ -218,7 +215,7 @@ def test_between_two_lives_it_can_be_stopped(restarts, monkeypatch):
     unroll(actor)
     threading.Timer(0.3, actor.stop).start()
     start = time.monotonic()
-    with pytest.raises(supervise.Closed):
+    with pytest.raises(Closed):
         unroll(actor)
     assert time.monotonic() - start < 4
     assert len(script.made) == 1
@@ -235,7 +232,7 @@ def test_closing_begins_no_life(restarts):
 
     script = Script([None])
     actor = Supervised(script, "actor 0", restarts, Fragile(fate))
-    runtime = AsynchronousLoop(learner(), [actor], batch_size=2)
+    runtime = AsynchronousLoop(learner(), [actor], Queue(2, bounded=True))
     stuck.wait(60)
     threading.Timer(0.3, wake.set).start()
     runtime.close()
@@ -245,7 +242,7 @@ def test_closing_begins_no_life(restarts):
 
 def test_who_waits_for_the_learner_does_not_hang(restarts):
     actor = Supervised(Script([None] * 1000), "actor 0", restarts)
-    runtime = AsynchronousLoop(learner(), [actor], batch_size=2)
+    runtime = AsynchronousLoop(learner(), [actor], Queue(2, bounded=True))
     try:
         runtime.update()
         time.sleep(1.0)  # the queue is full, and nobody takes from it
@@ -316,15 +313,15 @@ def test_what_actors_bring_is_what_is_expected(agent, env, tmp_path):
         pytest.skip("discrete actions only")
     settings = R2D2 if agent == "r2d2" else {"recurrent_core": "lstm"}
     plan = resolve(agent, env, run_dir=tmp_path, **(TINY | settings))
-    spec, built = wiring.build(plan, plan.env)
-    expected = wiring.unroll_of(plan, built, spec, 2)
-    with contextlib.closing(wiring.ActorFactory(plan, plan.env, 0, 1, 2, 0)()) as actor:
+    spec, built = build(plan, plan.env)
+    expected = unroll_spec(plan, built, spec, 2)
+    with contextlib.closing(ActorFactory(plan, plan.env, 0, 1, 2, 0)()) as actor:
         found = actor.unroll(built.behaviour(built.init(KEY)), 3)
     assert not misfit(found, expected, 3)
 
 
 TINY: dict[str, Any] = {
-    "actor_kind": "process",
+    "runtime": "local",
     "actors": 2,
     "envs_per_actor": 2,
     "unroll": 10,
@@ -337,100 +334,17 @@ R2D2 = {"sequence_length": 8, "overlap": 4, "burn_in": 2, "recurrent_units": 4, 
         "replay_minimum": 10, "replay_capacity": 2000, "samples_per_insert": 0.5}  # fmt: skip
 
 
-def harm_actors(
-    run_dir: Path, what: signal.Signals, times: int, survives: bool, errors: list[Any]
-) -> None:
-    """Do this to an actor's process when the run goes on, so many times; then end a run that
-    survives that."""
-    metrics, log = run_dir / "metrics.jsonl", run_dir / "actor_faults.log"
-    deadline = time.monotonic() + 200
+def test_a_run_that_loses_too_many_stops_saved_and_says_why(tmp_path, monkeypatch):
+    unroll, count = Actor.unroll, iter(range(10**9))
 
-    def lines(path: Path) -> int:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-        return path.read_text().count("\n") if path.exists() else 0
+    def fail_now_and_then(actor, behaviour, version):
+        if next(count) % 20 == 19:
+            raise Lost("it died")
+        return unroll(actor, behaviour, version)
 
-    try:
-        harmed: set[int] = set()
-        for i in range(times):
-            seen = lines(metrics)
-            while lines(metrics) < seen + 3:
-                pass
-            alive: list[int] = []
-            while not alive:  # what lists them is not made for threads
-                lines(log)
-                with contextlib.suppress(Exception):
-                    children = [p for p in multiprocessing.active_children() if p.pid is not None]
-                    alive = [p.pid for p in children if p.name == f"actor {i % 2}"]
-                    alive = [pid for pid in alive if pid not in harmed]
-            harmed.add(alive[0])
-            os.kill(alive[0], what)
-            while lines(log) < i + 1:
-                pass
-        seen = lines(metrics)
-        while survives and lines(metrics) < seen + 3:
-            pass
-    except BaseException as error:
-        errors.append(error)
-    if survives or errors:
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-@contextlib.contextmanager
-def harmed_actors(run_dir: Path, what: signal.Signals, times: int, survives: bool = True):
-    errors: list[Any] = []
-    thread = threading.Thread(target=harm_actors, args=(run_dir, what, times, survives, errors))
-    thread.start()
-    yield
-    thread.join()
-    assert not errors, errors
-
-
-@pytest.mark.faults
-def test_processes_may_be_killed_while_training_goes_on(tmp_path, capfd):
-    """With an agent that learns from replay; IMPALA is in test_faults.py."""
-    settings = TINY | R2D2
-    with harmed_actors(tmp_path, signal.SIGKILL, 3):
-        summary = pronk.train("r2d2", "CartPole-v1", run_dir=tmp_path, **settings)
-    assert summary["status"] == "interrupted"
-    assert pronk.load(tmp_path).steps == summary["agent_steps"]
-    assert capfd.readouterr().out.count("it begins again") >= 2  # told with its next unroll
-    assert (tmp_path / "actor_faults.log").read_text().count("exit code -9") == 3
-    records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    for name in ("steps", "updates", "episodes"):
-        counts = [record[name] for record in records]
-        assert counts == sorted(counts), name
-    assert not [p for p in multiprocessing.active_children() if p.name.startswith("actor")]
-    assert not list(Path("/dev/shm").glob(f"pronk-{os.getpid()}-*"))
-
-
-def test_a_killed_process_leaves_no_descriptor(tmp_path):
-    """Nor does the error that says so keep one, before garbage is collected."""
-    plan = resolve("impala", "CartPole-v1", run_dir=tmp_path, **TINY)
-    factory = wiring.ActorFactory(plan, plan.env, 0, 1, 2, 0)
-
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    counts, errors = [], []
-    gc.disable()
-    try:
-        for _ in range(2):
-            actor = ActorProcess(factory, "actor 0")
-            actor.kill(Lost("it hangs"))
-            with pytest.raises(Lost, match="it hangs") as raised:
-                actor.unroll({"w": np.zeros(1)}, 0)
-            actor.close()
-            errors.append(raised.value)
-            counts.append(descriptors())
-    finally:
-        gc.enable()
-    assert counts[0] == counts[1]
-
-
-@pytest.mark.faults
-def test_a_run_that_loses_too_many_stops_saved_and_says_why(tmp_path):
+    monkeypatch.setattr(Actor, "unroll", fail_now_and_then)
     wrong = pytest.raises(UserError, match=r"`--max-restarts` is 1.*actor_faults\.log")
-    with harmed_actors(tmp_path, signal.SIGKILL, 2, survives=False), wrong:
+    with wrong:
         pronk.train("impala", "CartPole-v1", run_dir=tmp_path, max_restarts=1, **TINY)
     assert pronk.load(tmp_path).steps > 0
+    assert (tmp_path / "actor_faults.log").read_text().count("it died") == 2

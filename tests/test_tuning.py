@@ -90,4 +90,4 @@ def test_a_run_says_what_was_picked(tmp_path: Path, capsys: pytest.CaptureFixtur
     )  # fmt: skip
     shown = capsys.readouterr().out
     assert "steps/s of actors × environments: 2 × 16:" in shown
-    assert "impala: " in shown
+    assert "async: 2 actors" in shown
