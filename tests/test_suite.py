@@ -26,7 +26,7 @@ from pronk.envs.jax_env import JaxVectorEnv
 from pronk.envs.suite import Task, assignment, tasks_of
 from pronk.errors import UserError
 from pronk.maths import scores
-from pronk.pbt.policy import Score
+from pronk.pbt.decide import Score
 from pronk.run import train as training
 from pronk.run.evaluate import Tally
 from pronk.run.resolve import resolve
@@ -527,7 +527,7 @@ def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_pa
         value_normalisation="popart",
         popart_beta=0.1,
     )
-    settings = PBTConfig(population=2, ready_steps=600, execution=execution, workers=2)
+    settings = PBTConfig(population=2, ready_steps=600, execution=execution, parallel_members=2)
     pbt.run(plan, settings)
     events = read_journal(tmp_path / "journal.jsonl")
     scores = [event["score"] for event in events if event["event"] != "start"]

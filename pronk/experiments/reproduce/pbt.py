@@ -24,7 +24,7 @@ from pronk.experiments.reproduce import common
 from pronk.experiments.reproduce.common import select, unique
 from pronk.experiments.reproduce.settings import PBT
 from pronk.experiments.reproduce.side_by_side import FIRST_SEED
-from pronk.pbt.vmapped import final_returns
+from pronk.pbt.one_program import final_returns
 from pronk.run import plot_population as lineage
 from pronk.run.resolve import resolve
 from pronk.run.setup import configure_jax

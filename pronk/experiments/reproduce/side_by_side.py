@@ -15,7 +15,7 @@ from pronk import envs
 from pronk.config.spec import Plan
 from pronk.run.build import fused_shape
 from pronk.run.setup import ACTOR_KEY, INIT_KEY, build, key_for
-from pronk.runtime.population import Population, mean, played
+from pronk.runtime.population import Population, evaluate_members, mean
 from pronk.types import Array, LearnerState
 
 SELECTION_SEEDS = 2  # 0 and 1: choose the hyperparameters
@@ -75,7 +75,7 @@ def train(
         if observe is not None:
             observed.append(observe(runs.learner))
     total, count, steps = (np.stack(x, axis=1) for x in zip(*parts, strict=True))
-    final = played(agent, env, runs.learner, act_keys)
+    final = evaluate_members(agent, env, runs.learner, act_keys)
     by_task = mean(total, count)
     return Curves(_over_tasks(by_task), steps.cumsum(1), _over_tasks(final), by_task, observed)
 
