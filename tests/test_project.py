@@ -99,7 +99,7 @@ def test_no_import_cycles() -> None:
         graph = {module: below for module, below in graph.items() if module not in leaves}
 
 
-def test_agents_know_neither_each_other_nor_the_machinery() -> None:
+def test_agents_import_neither_each_other_nor_runtimes() -> None:
     for module in TREES:
         if component(module) != "agents":
             continue
@@ -111,7 +111,7 @@ def test_agents_know_neither_each_other_nor_the_machinery() -> None:
             assert component(name) in AGENTS_MAY_IMPORT, f"{module}:{line} imports {name}"
 
 
-def test_runtimes_know_no_algorithm() -> None:
+def test_runtimes_import_no_agent() -> None:
     for path in [*(PACKAGE / "runtime").glob("*.py"), PACKAGE / "run" / "train.py"]:
         assert "r2d2" not in path.read_text().lower(), path
     mathematics = {"agents", "nn", "maths"}
@@ -145,7 +145,7 @@ def unsafe(module: str) -> Iterator[str]:
 
 
 def test_nothing_unsafe() -> None:
-    """Multiprocessing's own use of pickle, on pipes between its processes, is not looked at."""
+    """But for the use of pickle that multiprocessing makes of pipes between its own processes."""
     wrong = [line for module in TREES for line in unsafe(module)]
     assert not wrong, wrong
 
@@ -292,7 +292,7 @@ def test_documented_presets_are_the_presets(agent: str) -> None:
         assert row[1].strip() == ", ".join(f"`{k}` {v}" for k, v in settings.items())
 
 
-def test_links_in_the_documentation_lead_somewhere() -> None:
+def test_links_in_the_documentation_exist() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}"
