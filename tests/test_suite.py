@@ -354,7 +354,7 @@ def test_the_score_of_a_suite():
 
 
 def test_tallies_add_up():
-    games = Tally.of({}, 2)
+    games = Tally.from_json({}, 2)
     games.add(Episode(3.0, 10, 0, task=1))
     games.add(Episode(-1.0, 10, 0, task=1))
     assert games.as_json() == {"total": [0.0, 2.0], "squares": [0.0, 10.0], "count": [0, 2]}

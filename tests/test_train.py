@@ -48,6 +48,7 @@ R2D2: dict[str, Any] = {
     "replay_minimum": 20, "replay_capacity": 400,
 }  # fmt: skip
 FUSED = {"runtime": "fused"}
+FUSED_R2D2 = {**FUSED, "priority_exponent": 0.0, "overlap": 0}
 LOCAL = {"runtime": "local"}
 GRU, LSTM = ({"recurrent_core": core, "recurrent_units": 8} for core in ("gru", "lstm"))
 LASER = {"replay_fraction": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
@@ -68,7 +69,7 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         1000,
     ),
     "suite": ("impala", "pronk/Catch-v0,CartPole-v1", POPART, 1000),
-    "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "samples_per_insert": 2.0}, 1500),
+    "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
     "r2d2-suite-workers": (
         "r2d2",
         "CartPole-v1,Acrobot-v1",
@@ -89,7 +90,7 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-atari": ("impala", "ALE/Breakout-v5", {"envs_per_actor": 2, "batch_size": 2}, 600),
     "suite-local": ("impala", "CartPole-v1,Acrobot-v1", POPART, 1000),
-    "r2d2-fused-catch": ("r2d2", "pronk/Catch-v0", {**FUSED, "samples_per_insert": 1.0}, 1500),
+    "r2d2-fused-catch": ("r2d2", "pronk/Catch-v0", {**FUSED_R2D2, "samples_per_insert": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
     "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
     "r2d2-life-loss": ("r2d2", "pronk/Orchard-v0", {**LOCAL, "env_args": {"life_loss": True}}, 900),
