@@ -234,7 +234,7 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("core", ["lstm", pytest.param("none", marks=pytest.mark.extended)])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_trains(name: str, core: str, tmp_path: Path) -> None:
     settings = {

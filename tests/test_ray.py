@@ -281,6 +281,7 @@ def test_an_unreachable_address_is_named(tmp_path):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="everywhere")
 
 
+@pytest.mark.extended
 def test_a_wrong_token_is_refused(raylets, tmp_path, monkeypatch):
     """Ray tries for half a minute; its first message is enough here."""
     args = ("impala", ENV, "--ray", raylets.address)
@@ -302,6 +303,7 @@ def test_a_refused_connection_names_the_token(raylets, monkeypatch):
 
 
 @pytest.mark.faults
+@pytest.mark.extended
 def test_a_local_cluster_ends_with_a_killed_run(tmp_path):
     args = ("impala", ENV, "--ray", "local", *FLAGS, "--hidden-sizes", "8")
     with training(tmp_path, *args) as (process, run):

@@ -282,7 +282,9 @@ def fuzzed(unroll: Any, rng: np.random.Generator) -> Any:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(i, marks=pytest.mark.extended) for i in range(8, 40))]
+)
 def test_malformed_unrolls_are_dropped_and_counted(restarts, seed):
     """They are never learnt from, and the actor is restarted."""
     rng = np.random.default_rng(seed)

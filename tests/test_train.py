@@ -486,7 +486,9 @@ def newest(run_dir: Path) -> int:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.extended)]
+)
 def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path)
     process.send_signal(number)
@@ -500,7 +502,9 @@ def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
+)
 def test_a_signal_to_all_processes_saves_too(number: signal.Signals, tmp_path: Path) -> None:
     """As Ctrl-C in a terminal does, and SIGTERM from a cluster."""
     process = start(tmp_path, "--env-workers", "1", "--actors", "1", env="CartPole-v1")
