@@ -26,14 +26,7 @@ settings.load_profile("pronk")
 
 # Files whose tests take long and share little: each test goes to the worker that is free. Those
 # of another file run in one worker, one after the other, and share what it has compiled.
-SPREAD = {
-    "test_train",
-    "test_pbt",
-    "test_checkpoint",
-    "test_reproduce",
-    "test_bench",
-    "test_faults",
-}
+SPREAD = {"test_train", "test_pbt", "test_checkpoint", "test_reproduce", "test_faults"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -291,8 +291,8 @@ def avals(tree):
 
 
 @every_variant
-def test_stable_pytrees(name):
-    """What goes in comes out: structure, shapes and dtypes, weak types included."""
+def test_pytrees_are_stable(name):
+    """State and carry keep their structure, shapes and dtypes, weak types included."""
     m = made(name)
     batch = Batch(m.trajectories[0])
     after = jax.eval_shape(m.agent.learn, m.state, batch).state
@@ -535,11 +535,10 @@ def test_warm_start_begins_with_a_behaviour(name):
 
 
 @every_variant
-def test_the_dummy_transition_weighs_nothing(name):
-    """What was decided at the last observation of an episode never happened.
+def test_the_dummy_transition_has_no_weight(name):
+    """The action at the last observation of an episode is never executed.
 
-    Its action and extras may be anything, even such that the ratio overflows.
-    """
+    It and its extras may be anything, even such that the ratio overflows."""
     m = made(name)
     for t in m.trajectories:
         dummy = np.zeros(t.timestep.first.shape, bool)
@@ -641,7 +640,7 @@ def test_row_T_is_executed_next_and_is_row_0_of_the_next_unroll(name):
 
 @variants("mlp")
 def test_rows_are_copies(name):
-    """The environment reuses its arrays: rows must not all show the last one."""
+    """The environment reuses its arrays, and rows must not all be the last one."""
     t = made(name).trajectories[0]
     assert len({row.tobytes() for row in t.timestep.observation}) == UNROLL + 1
 
@@ -757,8 +756,8 @@ def gradient_like(params, value):
     return jax.tree.map(lambda p: jnp.full_like(p, value), params)
 
 
-def test_rmsprop_is_tensorflows():
-    """ε inside the root, mean square from 1: the paper's ε = 0.01 means nothing else."""
+def test_rmsprop_is_that_of_tensorflow():
+    """ε is inside the root and the mean square starts at 1: the paper's ε = 0.01 is meant so."""
     _, before, apply = tabular()
     state, gradients = before, [0.3, -2.0]
     for g in gradients:
@@ -803,7 +802,7 @@ def test_the_learning_rate_anneals_to_zero_at_the_horizon():
 
 @variants("mlp", "gaussian")
 def test_hyperparameters_are_arrays(name):
-    """Each changes the update, and none compiles it again: what PBT and sweeps need."""
+    """Changing one changes the update and compiles nothing, as PBT and sweeps need."""
     m = made(name)
     batch = Batch(m.trajectories[0])
     # Behaviour that the ratios' truncation notices.
@@ -825,8 +824,8 @@ def test_hyperparameters_are_arrays(name):
     assert m.learn._cache_size() == compilations
 
 
-def test_losses_summed_and_averaged():
-    """The sum is the mean times the number of transitions; dummies are in neither."""
+def test_losses_are_summed_or_averaged():
+    """The sum is the mean times the number of transitions, without dummies."""
     batch = tabular_batch(np.random.default_rng(1))
     (total, summed, _), (mean, averaged, _) = (
         jax.jit(agent.learn)(state, batch)
@@ -849,7 +848,7 @@ def test_losses_summed_and_averaged():
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_a_batch_of_dummies_teaches_nothing(reduction):
+def test_a_batch_of_dummies_changes_nothing(reduction):
     batch = tabular_batch(np.random.default_rng(1))
     timestep = batch.trajectory.timestep
     timestep = timestep._replace(first=np.ones_like(timestep.first))
@@ -880,7 +879,7 @@ def test_gradients_of_the_parts_of_a_batch_add_up(name):
 
 
 def test_rewards_are_scaled_then_clipped():
-    """And only where they are learnt from: trajectories hold raw rewards."""
+    """In the update only: trajectories hold raw rewards."""
     batch = tabular_batch(np.random.default_rng(2))
     raw = batch.trajectory.timestep.reward
 

@@ -78,7 +78,7 @@ def registered(server: InferenceServer, number: int) -> tuple[Any, Any]:
     return carry.core, server.register(ids, carry.private)
 
 
-def test_the_server_answers_each_as_if_alone():
+def test_the_server_acts_as_a_player_would():
     """Five requests, padded to six: each gets its own action and recurrent state."""
     behaviour = AGENT.behaviour(STATE)
     alone = [Player(AGENT, KEY, np.arange(WIDTH), WIDTH, evaluate=True) for _ in range(5)]
@@ -147,8 +147,8 @@ def test_a_waiting_actor_gets_the_servers_error():
     assert not any(t.name == "inference" for t in threading.enumerate())
 
 
-def test_a_central_player_makes_the_trajectories_of_its_environments():
-    """Row by row, what it stores is what the learner recomputes: the importance ratio is one."""
+def test_trajectories_of_central_players_are_on_policy():
+    """The learner recomputes what was stored: the importance ratio is 1."""
     spec = envs.spec_of("pronk/Catch-v0")
     agent = agents.make("impala", CONFIG, spec, horizon=10_000)
     state = initial_state(agent)
@@ -234,7 +234,7 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("core", ["lstm", pytest.param("none", marks=pytest.mark.extended)])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_trains(name: str, core: str, tmp_path: Path) -> None:
     settings = {
@@ -289,13 +289,13 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("case", TOGETHER)
-def test_what_does_not_go_together_is_said(case: str, tmp_path: Path) -> None:
+def test_settings_that_contradict_each_other_are_refused(case: str, tmp_path: Path) -> None:
     settings, message = TOGETHER[case]
     with pytest.raises(UserError, match=message):
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, **{**TINY, **settings})
 
 
-def test_actors_are_closed_where_no_runtime_takes_them(
+def test_actors_are_closed_if_the_loop_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Actor] = []

@@ -120,7 +120,7 @@ def gradients(agent: Any, state: Any, seen: Batch) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("correction", ["vtrace", "none", "epsilon", "one-step"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_corrections_gradient_is_its_formulas(correction, seed):
+def test_the_gradient_of_each_correction_is_that_of_its_formula(correction, seed):
     agent, state = made(correction=correction)
     for ours, theirs in zip(
         gradients(agent, state, batch(seed)), expected(state, batch(seed), correction), strict=True
@@ -128,7 +128,7 @@ def test_a_corrections_gradient_is_its_formulas(correction, seed):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
 
 
-def test_corrections_differ_where_it_is_off_policy_and_only_there():
+def test_corrections_differ_off_policy_and_agree_on_policy():
     agents_of = {c: made(correction=c) for c in ("vtrace", "none", "one-step")}
     found = {c: gradients(*made_, batch())[0] for c, made_ in agents_of.items()}
     assert np.abs(found["vtrace"] - found["none"]).max() > 0.1
@@ -146,7 +146,7 @@ def test_corrections_differ_where_it_is_off_policy_and_only_there():
     np.testing.assert_allclose(on["vtrace"], on["none"], rtol=1e-4, atol=1e-5)
 
 
-def test_epsilon_bounds_the_gradient_of_an_action_that_is_never_taken():
+def test_epsilon_bounds_the_gradient_of_an_impossible_action():
     """∇ log(π + ε) vanishes with π, where ∇ log π does not."""
     seen = batch()
     found = {}
@@ -161,8 +161,8 @@ def test_epsilon_bounds_the_gradient_of_an_action_that_is_never_taken():
 
 
 @pytest.mark.parametrize("correction", ["vtrace", "none", "one-step"])
-def test_the_trust_region_leaves_transitions_out(correction):
-    """Where KL(average policy ‖ behaviour) is not below it; they end traces, too."""
+def test_the_trust_region_leaves_out_transitions(correction):
+    """Those whose KL(average policy ‖ behaviour) is too large; traces end there, too."""
     seen = batch()
     _, state = made(trust_region=1.0)
     table = jax.tree.map(np.float64, state.extra["target"]["params"]["policy"])
@@ -187,8 +187,8 @@ def test_the_trust_region_leaves_transitions_out(correction):
     assert float(aux["trusted"]) == (weight * used).sum()
 
 
-def test_what_is_left_out_or_replayed_brings_no_entropy():
-    """Of the trust region's transitions, and of what is replayed (LASER)."""
+def test_the_entropy_is_of_fresh_trusted_transitions():
+    """Neither of those outside the trust region nor of replayed ones (LASER)."""
     seen = batch()
     agent, state = made(trust_region=0.3, entropy_cost=0.1)
     replayed = np.arange(WIDTH) >= 2
@@ -206,14 +206,14 @@ def test_what_is_left_out_or_replayed_brings_no_entropy():
     assert all_["loss/entropy"] < everything["loss/entropy"]
 
 
-def test_without_decay_the_average_policy_is_what_is_learnt():
+def test_without_decay_the_average_policy_is_the_newest():
     agent, state = made(trust_region=1.0, average_decay=0.0)
     after, _, _ = jax.jit(agent.learn)(state, batch())
     for new, mean in zip(*map(jax.tree.leaves, (after.params, after.extra["target"])), strict=True):
         np.testing.assert_array_equal(new, mean)
 
 
-def test_the_average_policy_follows():
+def test_the_average_policy_is_an_exponential_average():
     agent, state = made(trust_region=1.0, average_decay=0.75)
     after, _, _ = jax.jit(agent.learn)(state, batch())
     for new, old, mean in zip(
@@ -273,7 +273,7 @@ def same(a: tuple, b: tuple) -> bool:
 
 
 def test_fused_batches_are_mixed():
-    """Two trajectories just acted, and six drawn from those so far, as they were stored."""
+    """Two fresh trajectories, and six drawn from all so far, as they were stored."""
     _, batches, _, run, outcome = captured(draws=6, num_envs=2)
     before: list[tuple] = []
     replayed = []
@@ -295,7 +295,7 @@ def test_fused_batches_are_mixed():
 
 
 def test_local_batches_are_mixed():
-    """Beside each part of a batch its share; trajectories go on across episodes, as acted."""
+    """Each part of a batch has its share of replayed columns, which continue across episodes."""
     plan = resolve("impala", "pronk/Catch-v0", runtime="local", **SETTINGS)
     spec, agent = build(plan, plan.env)
     assert isinstance(agent.source, Mixed)
@@ -331,7 +331,7 @@ def _some(trajectory: Trajectory, which: slice) -> Trajectory:
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
 def test_fused_policy_lag_is_exact(lag):
-    """Actions are those of the parameters so many updates ago, of the first ones until then."""
+    """Actions are those of the parameters `lag` updates ago, and of the first ones until then."""
     agent, batches, params, _, outcome = captured(
         draws=0,
         num_envs=2,
@@ -370,7 +370,7 @@ def _with(params: Any) -> Any:
     return state
 
 
-def test_a_learners_policy_lag_is_exact():
+def test_the_policy_lag_of_a_learner_is_exact():
     plan = resolve("impala", "pronk/Catch-v0", hidden_sizes=(8,), batch_size=4, unroll=5)
     _, agent = build(plan, plan.env)
     learner = Learner(agent, initial_state(plan, agent), batch_size=4, policy_lag=2)
@@ -425,7 +425,7 @@ def test_a_learners_policy_lag_is_exact():
         ({"correction": "v-trace"}, "`--correction` is 'v-trace'; did you mean 'vtrace'"),
     ],
 )
-def test_what_does_not_go_together(settings, message, tmp_path):
+def test_settings_that_contradict_each_other_are_refused(settings, message, tmp_path):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         pronk.train(
             "impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, batch_size=8, quiet=True,
@@ -433,7 +433,7 @@ def test_what_does_not_go_together(settings, message, tmp_path):
         )  # fmt: skip
 
 
-def test_an_agent_that_learns_from_replay_alone_has_no_exact_lag(tmp_path):
+def test_a_replay_agent_has_no_exact_policy_lag(tmp_path):
     drawn: dict[str, Any] = {"priority_exponent": 0.0, "overlap": 0}
     for settings in ({"runtime": "fused", **drawn}, {"deterministic": True, "runtime": "local"}):
         with pytest.raises(UserError, match="`--policy-lag` is 1, and this agent learns from"):

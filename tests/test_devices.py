@@ -72,7 +72,7 @@ for architecture in sys.argv[1:]:
 @pytest.mark.parametrize(
     "architectures", [["async", "fused"], ["async-gradients", "async-batched"]]
 )
-def test_everything_is_where_it_was_asked_for(architectures: list[str]) -> None:
+def test_arrays_are_on_the_chosen_devices(architectures: list[str]) -> None:
     subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, *architectures],
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
@@ -138,15 +138,15 @@ FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
 @pytest.mark.parametrize("agent", ["impala", "r2d2", "impala popart"])
-def test_several_learners_update_as_one_with_the_whole_batch(agent) -> None:
-    """So that PopArt's statistics, which are compared too, agree."""
+def test_several_learner_devices_update_as_one(agent) -> None:
+    """The state is compared, PopArt's statistics in it."""
     command = [sys.executable, "-c", SEVERAL_LEARNERS, *agent.split()]
     subprocess.run(command, env=FOUR, check=True, timeout=300)
 
 
 @pytest.mark.parametrize("agent", ["impala", "r2d2"])
-def test_training_with_several_learners(agent, tmp_path: Path) -> None:
-    """They are saved as one, and one goes on."""
+def test_training_on_several_learner_devices(agent, tmp_path: Path) -> None:
+    """The run is saved as any other, and continues on one device."""
     flags = [
         "--runtime",
         "local",
@@ -181,7 +181,7 @@ def test_training_with_several_learners(agent, tmp_path: Path) -> None:
         ({"actor_device": "cpu", "runtime": "fused"}, "acts where it learns"),
     ],
 )
-def test_devices_that_there_are_not(settings, message, tmp_path: Path) -> None:
+def test_missing_devices_are_named(settings, message, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, **settings)
 

@@ -90,7 +90,7 @@ def batch(i: int, start: int, stop: int) -> Batch:
     return Batch(columns(whole, start, stop))
 
 
-def test_the_update_of_two_processes_is_that_of_one_on_the_whole_batch(tmp_path):
+def test_two_processes_update_as_one(tmp_path):
     address = free_address()
     paths = [tmp_path / "0.npz", tmp_path / "1.npz"]
     processes = [
@@ -146,8 +146,8 @@ def two_learners(run_dir: Path, *args: str) -> Any:
         yield first, second
 
 
-def test_two_learners_stop_together_and_go_on(tmp_path):
-    """Whichever of them is interrupted; the first one's run is the run."""
+def test_two_learners_stop_and_resume_together(tmp_path):
+    """Whichever of them is interrupted; the run directory is that of the first."""
     with two_learners(tmp_path, "--checkpoint-every", "1000") as both:
         first = both[0][1]
         first.wait_for_records()
@@ -184,13 +184,13 @@ def test_two_learners_stop_together_and_go_on(tmp_path):
         ({"coordinator": "localhost:1", "runtime": "fused"}, "with `--runtime`"),
     ],
 )
-def test_what_does_not_go_together_is_told_before_anyone_is_waited_for(tmp_path, settings, message):
+def test_wrong_settings_are_refused_before_the_learners_meet(tmp_path, settings, message):
     with pytest.raises(UserError, match=re.escape(message)):
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, learners=2, **settings)
 
 
-def test_learners_with_other_settings_are_told(tmp_path):
-    """Both, before they would wait for one another for ever."""
+def test_learners_with_different_settings_stop(tmp_path):
+    """Both, instead of waiting for each other for ever."""
     address = free_address()
     common = ("impala", "CartPole-v1", "--learners", "2", "--coordinator", address)
     with (
@@ -203,7 +203,7 @@ def test_learners_with_other_settings_are_told(tmp_path):
         assert "Traceback" not in run.output()
 
 
-def test_who_is_alone_asks_nobody():
+def test_a_single_learner_needs_no_communication():
     assert ALONE.sums(3, 1) == (3, 1)
     tree = {"a": np.ones(3)}
     assert ALONE.agreed(tree) is tree

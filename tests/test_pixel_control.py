@@ -36,7 +36,7 @@ def changes(x: np.ndarray) -> np.ndarray:
     return found
 
 
-def test_change_of_each_cell():
+def test_pixel_change_of_each_cell():
     x = pixels()
     np.testing.assert_allclose(networks.pixel_change(LAST, x, SIZE), changes(x), atol=1e-6)
     moved = np.moveaxis(x, -1, 2)
@@ -46,16 +46,16 @@ def test_change_of_each_cell():
     np.testing.assert_allclose(networks.pixel_change(nested, seen, SIZE), changes(x), atol=1e-6)
 
 
-def test_cells():
+def test_number_of_cells():
     assert networks.pixel_cells(LAST, 3) == (3, 2)
     assert networks.pixel_cells(FIRST, 4) == (2, 1)
     assert networks.pixel_cells(LAST, 8) is None
     assert networks.pixel_cells(spaces.Box(-1, 1, (4,)), 1) is None
 
 
-def test_the_loss_is_its_formula():
-    """n-step Q in every cell, from the greedy value of the last row or, where an episode is cut
-    short, of its last one; 0 beyond a termination; dummies weigh nothing. In NumPy."""
+def test_the_loss_is_that_of_its_formula():
+    """n-step Q in every cell, bootstrapped from the greedy value of the last row or of a truncated
+    episode's last one, 0 beyond a termination; dummies have no weight. In NumPy."""
     config = Config(
         unroll=LENGTH, batch_size=WIDTH, hidden_sizes=(8,), torso="minatar", pixel_control_cost=0.5,
         pixel_control_cell=SIZE, learning_rate=1e-12,
@@ -111,8 +111,8 @@ def test_the_loss_is_its_formula():
     np.testing.assert_allclose(metrics["loss/pixel_control"], total / count, rtol=1e-4)
 
 
-def test_it_weighs_what_it_is_said_to_and_only_shapes_features():
-    """Its cost scales its head's gradient, and with none there is no head."""
+def test_the_cost_scales_the_gradient_of_the_head():
+    """Without a cost there is no head."""
     spec = EnvSpec("test", LAST, spaces.Discrete(ACTIONS))
     config = Config(
         unroll=4, batch_size=2, hidden_sizes=(8,), torso="minatar", pixel_control_cell=SIZE
@@ -143,7 +143,7 @@ def test_it_weighs_what_it_is_said_to_and_only_shapes_features():
         EnvSpec("test", spaces.Box(0, 255, (5, 5, 1), np.uint8), spaces.Discrete(2)),
     ],
 )
-def test_where_it_cannot_be_had_it_says_so(spec):
+def test_environments_without_pixels_or_discrete_actions_are_refused(spec):
     config = Config(pixel_control_cost=0.1, pixel_control_cell=8)
     with pytest.raises(UserError, match="--pixel-control-cost"):
         agents.make("impala", config, spec, horizon=1)

@@ -49,9 +49,8 @@ def by_the_paper(mean, second, targets, task, weight, beta):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_statistics_are_the_papers(seed):
-    """After several batches, μ and √(ν − μ²) of each task; those that never come stay as they
-    were."""
+def test_statistics_are_those_of_the_paper(seed):
+    """After several batches, μ and √(ν − μ²) of each task; those of a task without targets stay."""
     found, mean, second = popart.init(3), np.zeros(3), np.ones(3)
     update = jax.jit(popart.update_statistics)
     for i in range(20):
@@ -74,8 +73,8 @@ def test_a_batch_counts_once_whatever_its_size():
     np.testing.assert_allclose(once.variance, thrice.variance, rtol=1e-5)
 
 
-def test_a_large_mean_leaves_the_deviation_its_digits():
-    """ν − μ² of these is a difference of 10¹⁰, of which float32 knows thousands."""
+def test_the_deviation_is_precise_beside_a_large_mean():
+    """Here ν − μ² would be a difference of numbers near 10¹⁰, which float32 knows to a thousand."""
     rng, found = np.random.default_rng(0), popart.init(1)
     for _ in range(200):
         targets = (1e5 + rng.normal(size=64)).astype(np.float32)
@@ -84,8 +83,8 @@ def test_a_large_mean_leaves_the_deviation_its_digits():
     assert found.deviation[0] == pytest.approx(1.0, rel=0.1)
 
 
-def test_debiased_statistics_do_not_depend_on_their_initial_values():
-    """Of t equal batches they are that batch's from the first one on."""
+def test_debiased_statistics_do_not_depend_on_the_first_ones():
+    """After t equal batches they are those of one batch."""
     targets, task, weight = batch_of_targets(1)
     mean, second = by_the_paper(np.zeros(3), np.zeros(3), targets, task, weight, 1.0)
     found = popart.init(3)
@@ -97,8 +96,8 @@ def test_debiased_statistics_do_not_depend_on_their_initial_values():
 
 
 @pytest.mark.parametrize("beta", [0.5, 1e-3, 1e-8])
-def test_debiased_weights_have_their_digits(beta):
-    """Of targets a and then b, the mean is (a (1 − β) + b) / (2 − β)."""
+def test_debiased_weights_are_precise(beta):
+    """After targets a and then b, the mean is (a (1 − β) + b) / (2 − β)."""
     found = popart.init(1)
     for x in (1.0, 3.0):
         found = popart.update_statistics(
@@ -123,7 +122,7 @@ SCALES = st.floats(-5, 7).map(lambda x: 10.0**x)  # beyond the bounds, too
 @given(st.tuples(SIZES, SCALES), st.tuples(SIZES, SCALES), st.integers(0, 2**31))
 @settings(max_examples=300, deadline=None)
 def test_outputs_are_preserved_by_updates_of_any_size(old, new, seed):
-    """To the rounding of float32, which is relative to the largest number that is added."""
+    """To the rounding of float32, which is relative to the largest number in the sum."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(7, 4)).astype(np.float32)
     kernel, bias = rng.normal(size=(4, 1)).astype(np.float32), rng.normal(size=1)
@@ -143,7 +142,7 @@ def test_outputs_are_preserved_by_updates_of_any_size(old, new, seed):
     assert (np.abs(after - before) <= 16 * np.finfo(np.float32).eps * largest + 1e-12).all()
 
 
-def test_normalising_is_undone():
+def test_unnormalised_inverts_normalised():
     units = statistics([3.0, -100.0], [0.5, 20.0])
     task, v = np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0], np.float32)
     n = popart.normalize(units, v, task)
@@ -256,7 +255,7 @@ def by_hand(state, seen: Batch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_update_is_in_the_papers_order(seed):
+def test_the_update_has_the_order_of_the_paper(seed):
     agent, state = made()
     after, metrics, _ = jax.jit(agent.learn)(state, batch(seed))
     mean, deviation, kernel, bias, policy, value = by_hand(state, batch(seed))
@@ -277,7 +276,7 @@ def values_of(state) -> np.ndarray:
     return np.asarray(units.deviation * (head["kernel"] + head["bias"]) + units.mean)
 
 
-def test_popart_leaves_values_where_art_moves_them():
+def test_popart_preserves_values_and_art_does_not():
     for kind, stays in (("popart", True), ("art", False)):
         agent, state = made(value_normalisation=kind)
         after, _, _ = jax.jit(agent.learn)(state, batch())
@@ -293,7 +292,7 @@ def differs(a, b) -> bool:
     )
 
 
-def test_the_average_policys_copy_is_rescaled_too():
+def test_the_average_policy_is_rescaled_too():
     agent, state = made(trust_region=1e9, average_decay=1.0)  # which never moves by itself
     state = state._replace(extra=state.extra | {"target": state.params})
     after, _, _ = jax.jit(agent.learn)(state, batch())
@@ -303,9 +302,9 @@ def test_the_average_policys_copy_is_rescaled_too():
     assert differs(target, state.params["params"]["value"])
 
 
-def test_scales_of_reward_are_the_same_problem():
-    """With statistics that have forgotten what they began with, rewards ten thousand times as large
-    bring the same parameters, but for rounding; without normalisation they do not."""
+def test_the_scale_of_rewards_does_not_matter():
+    """With debiased statistics, rewards 10,000 times as large give the same parameters but for
+    rounding; without normalisation they do not."""
     for kind, same in (("popart", True), ("none", False)):
         found = []
         for scale in (1.0, 1e4):
@@ -336,7 +335,7 @@ def test_a_shared_value_has_one_statistic():
     assert state.extra["statistics"].mean.shape == (1,)
 
 
-def test_actors_that_send_gradients_are_refused(tmp_path):
+def test_async_gradients_is_refused(tmp_path):
     with pytest.raises(UserError, match="async-gradients"):
         pronk.train(
             "impala",
@@ -350,8 +349,8 @@ def test_actors_that_send_gradients_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_task_paid_in_thousands_is_learnt(tmp_path):
-    """Catch for ±5,000: with PopArt as for ±1."""
+def test_a_task_with_large_rewards_is_learnt(tmp_path):
+    """Catch with ±5,000 for ±1."""
     found = pronk.train(
         "impala", "pronk/Catch-v0?reward_scale=5000", run_dir=tmp_path, steps=200_000, quiet=True,
         value_normalisation="popart", popart_beta=0.01, reward_scale=1.0, max_gradient_norm=5.0,
@@ -359,7 +358,7 @@ def test_a_task_paid_in_thousands_is_learnt(tmp_path):
     assert found["return/pronk/Catch-v0?reward_scale=5000"] > 4_500
 
 
-def test_a_new_run_begins_with_another_ones_units(tmp_path):
+def test_a_run_may_start_from_the_statistics_of_another(tmp_path):
     settings = {
         "runtime": "fused",
         "hidden_sizes": (8,),

@@ -121,8 +121,8 @@ def test_parameters_are_put_once_per_version(cluster):
     assert not cluster.warnings()
 
 
-def test_what_comes_back_is_that_of_an_actor_here(cluster, machine):
-    """NumPy that nobody may write to, since it lies in the object store."""
+def test_unrolls_are_those_of_a_local_actor(cluster, machine):
+    """NumPy arrays, read-only because they are in the object store."""
     params = behaviour()
     actor = RayActor(cluster, make_actor, "actor 0")
     here = make_actor()
@@ -142,7 +142,7 @@ def test_what_comes_back_is_that_of_an_actor_here(cluster, machine):
     actor.close()  # twice
 
 
-def test_who_has_no_place_says_so_and_gets_one_when_a_machine_joins(cluster, raylets):
+def test_an_actor_without_a_place_gets_one_when_a_machine_joins(cluster, raylets):
     actor = RayActor(cluster, make_actor, "actor 0")
     with contextlib.closing(actor):
         assert actor.beats > actor.beats  # falling
@@ -157,7 +157,7 @@ def test_who_has_no_place_says_so_and_gets_one_when_a_machine_joins(cluster, ray
             actor.unroll(behaviour(), 1)
 
 
-def test_what_is_raised_there_is_raised_here(cluster, machine):
+def test_errors_of_remote_actors_are_raised(cluster, machine):
     for fate, error, message in (
         ("mistake", UserError, "^a wrong flag$"),
         ("crash", RuntimeError, "actor 0 failed(.|\n)*ZeroDivisionError"),
@@ -176,7 +176,7 @@ def test_other_versions_of_pronk_are_refused(cluster, machine, monkeypatch):
         actor.unroll(behaviour(), 0)
 
 
-def test_a_factory_that_cant_travel_is_told(cluster):
+def test_a_factory_that_cannot_be_sent_is_refused(cluster):
     lock = threading.Lock()
     with pytest.raises(UserError, match="can't be made on another machine"):
         RayActor(cluster, lambda: lock, "actor 0")  # type: ignore[arg-type,return-value]
@@ -191,7 +191,7 @@ OF_R2D2 = (
 
 
 @pytest.mark.faults
-def test_a_machine_dies_and_another_joins_while_training_goes_on(raylets, tmp_path):
+def test_training_survives_the_loss_of_a_machine(raylets, tmp_path):
     """With an agent that learns from replay; IMPALA is in `pronk bench faults`."""
     nodes = [raylets.add_node(num_cpus=1) for _ in range(2)]
     address = ("--ray", raylets.address, "--max-restarts", "0", "--hidden-sizes", "8")
@@ -254,7 +254,7 @@ def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, 
         ({"actor_cpus": 0.0}, "above zero"),
     ],
 )
-def test_what_does_not_go_together_is_told(tmp_path, settings, message):
+def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="auto", steps=100, **settings)
 
@@ -267,22 +267,23 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_room_is_counted_by_machine(cluster, raylets, machine):
-    """At least one: it waits for its place."""
+    """At least one actor, which waits for its place."""
     assert cluster.room() == 2
     for needs, room in ((Needs(cpus=2), 1), (Needs(cpus=0.5), 4), (Needs(resource="none"), 1)):
         cluster.needs = needs
         assert cluster.room() == room
 
 
-def test_an_address_where_nobody_listens_is_told(tmp_path):
+def test_an_unreachable_address_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing is to be reached there.*Connection refused"):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="127.0.0.1:1")
     with pytest.raises(UserError, match="nothing is to be reached there"):
         pronk.train("impala", ENV, run_dir=tmp_path, ray="everywhere")
 
 
-def test_without_the_token_nobody_gets_in(raylets, tmp_path, monkeypatch):
-    """Ray tries for half a minute; what it says meanwhile is enough here."""
+@pytest.mark.extended
+def test_a_wrong_token_is_refused(raylets, tmp_path, monkeypatch):
+    """Ray tries for half a minute; its first message is enough here."""
     args = ("impala", ENV, "--ray", raylets.address)
     with monkeypatch.context() as other:
         other.setenv("RAY_AUTH_TOKEN", "wrong" * 8)
@@ -292,7 +293,7 @@ def test_without_the_token_nobody_gets_in(raylets, tmp_path, monkeypatch):
     assert not run.lines()
 
 
-def test_who_is_not_let_in_is_told_of_the_token(raylets, monkeypatch):
+def test_a_refused_connection_names_the_token(raylets, monkeypatch):
     def refused(**_: Any) -> None:
         raise ConnectionError("Failed to connect to Ray cluster")
 
@@ -302,7 +303,8 @@ def test_who_is_not_let_in_is_told_of_the_token(raylets, monkeypatch):
 
 
 @pytest.mark.faults
-def test_a_cluster_of_ones_own_ends_with_a_run_that_is_killed(tmp_path):
+@pytest.mark.extended
+def test_a_local_cluster_ends_with_a_killed_run(tmp_path):
     args = ("impala", ENV, "--ray", "local", *FLAGS, "--hidden-sizes", "8")
     with training(tmp_path, *args) as (process, run):
         run.wait_for_records(2)

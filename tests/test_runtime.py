@@ -127,7 +127,7 @@ def catch_steps(start: int, stop: int, num_envs: int) -> int:
     return num_envs * sum(t % 10 != 9 for t in range(start, stop))
 
 
-def test_deterministic_counts_real_steps_and_repeats_itself():
+def test_rounds_count_real_steps_and_are_reproducible():
     one, other = deterministic(), deterministic()
     steps = []
     for _ in range(4):
@@ -145,7 +145,7 @@ def test_deterministic_counts_real_steps_and_repeats_itself():
         np.testing.assert_array_equal(a, b)
 
 
-def test_actors_in_threads_do_what_they_do_in_turns():
+def test_actors_do_the_same_in_threads_as_in_turns():
     one, other = deterministic(), deterministic(in_turns=False)
     for _ in range(4):
         assert one.update().episodes == other.update().episodes
@@ -155,7 +155,7 @@ def test_actors_in_threads_do_what_they_do_in_turns():
     assert not any(t.name.startswith("actor") for t in threading.enumerate())
 
 
-def test_deterministic_lag_and_episodes():
+def test_policy_lag_and_episodes_of_rounds():
     runtime = deterministic()
     updates = [runtime.update() for _ in range(2)]
     assert [u.policy_lag for u in updates] == [0.0, 1.0]
@@ -166,7 +166,7 @@ def test_deterministic_lag_and_episodes():
 
 
 @pytest.mark.parametrize("make", [deterministic, fused])
-def test_resuming_is_as_if_nothing_had_happened(make, tmp_path):
+def test_a_resumed_loop_equals_the_uninterrupted_one(make, tmp_path):
     runtime = make()
     while not (runtime.update() and runtime.drained):
         pass
@@ -191,7 +191,7 @@ def test_resuming_is_as_if_nothing_had_happened(make, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_fused_counts_real_steps():
+def test_the_fused_loop_counts_real_steps():
     runtime = fused()
     updates = [runtime.update() for _ in range(2)]
     assert updates[0].steps == catch_steps(0, 24, 4)  # two updates per call
@@ -207,7 +207,7 @@ def test_fused_counts_real_steps():
 
 
 def test_fused_data_is_on_policy():
-    """With a learning rate of 0 the ratio stays 1, also where an unroll begins within a game."""
+    """At a learning rate of 0 the ratio stays 1, also where an unroll begins within an episode."""
     env = envs.jax_env_of("pronk/Catch-v0")
     assert env is not None
     state = initial_state()
@@ -271,7 +271,7 @@ def test_the_asynchronous_loop_learns_and_closes():
 
 @pytest.mark.parametrize("waits", ["learner", "actors"])
 def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, waits):
-    """And whole, which leaves the actors the cores, while it is the one that waits."""
+    """And whole while the learner waits, which leaves the cores to the actors."""
     monkeypatch.setattr(learner_module, "usable", lambda: 2)
     runtime = asynchronous(_Scripted())
     parts: list[int] = []
@@ -291,8 +291,8 @@ def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, wa
     assert parts[3:] == [2 if waits == "actors" else 1] * 3  # batches are made ahead
 
 
-def test_a_wait_of_long_ago_is_forgotten():
-    """Such as for what compiles."""
+def test_old_waits_are_forgotten():
+    """Such as those for compilations."""
     waits = WaitTimes(1)
     waits.queue += 10.0
     assert waits.on_learner()
@@ -306,8 +306,8 @@ def test_a_wait_of_long_ago_is_forgotten():
     assert waits.bound_by() == "learner"
 
 
-def test_one_broken_actor_of_two_is_noticed():
-    """Though the other one keeps the queue full."""
+def test_the_error_of_one_of_two_actors_is_raised():
+    """Although the other one keeps the queue full."""
     runtime = asynchronous(_Scripted(), _Scripted(fails=2))
 
     def learn_on() -> None:
@@ -323,7 +323,7 @@ def test_one_broken_actor_of_two_is_noticed():
 
 
 def test_an_interrupted_round_is_not_drained():
-    """A checkpoint taken then would continue row T in an environment that has gone on."""
+    """A checkpoint taken then would continue row T in an environment that is ahead of it."""
     runtime = deterministic(1)
     runtime.update()
     assert runtime.drained

@@ -54,7 +54,7 @@ def test_tasks_and_their_arguments():
     assert alone.reward_scale == 0.5
 
 
-def test_games_share_the_meaning_of_their_actions():
+def test_atari_games_share_the_full_action_space():
     tasks = tasks_of("ALE/Pong-v5,ALE/Breakout-v5")
     assert all(task.args({}) == {"full_action_space": True} for task in tasks)
     given = {"full_action_space": False}
@@ -66,7 +66,7 @@ def test_games_share_the_meaning_of_their_actions():
 
 
 @pytest.mark.parametrize("name", suite.SUITES)
-def test_tasks_of_named_suites_exist(name):
+def test_tasks_of_suites_exist(name):
     known = envs.names()
     for task in suite.SUITES[name]:
         assert task.env in known
@@ -91,7 +91,7 @@ def test_tasks_of_named_suites_exist(name):
         ("ALE/Pong-v5,pronk/Breakout-v0", "for different numbers of frames"),
     ],
 )
-def test_invalid_suites_are_errors(env, message):
+def test_wrong_suites_are_refused(env, message):
     with pytest.raises(UserError, match=message):
         envs.spec_of(env)
 
@@ -101,14 +101,15 @@ def test_invalid_suites_are_errors(env, message):
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=7), st.integers(1, 40), st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
-def test_slots_are_assigned_in_proportion_to_weights_from_any_first_slot(weights, num, first):
+def test_slots_are_in_proportion_to_weights(weights, num, first):
+    """Those of an actor are a part of those of the whole run."""
     whole = assignment(weights, first + num)
     np.testing.assert_array_equal(assignment(weights, num, first), whole[first:])
     share = np.array(weights) / sum(weights) * len(whole)
     assert (np.abs(np.bincount(whole, minlength=len(weights)) - share) < len(weights)).all()
 
 
-def test_equal_weights_take_turns():
+def test_tasks_of_equal_weight_alternate():
     assert assignment([1, 1, 1], 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert np.bincount(assignment([2, 1, 1], 8)).tolist() == [4, 2, 2]
 
@@ -128,8 +129,8 @@ def test_a_task_without_slots_is_an_error(tmp_path):
             )
 
 
-def test_the_slots_of_each_learner_are_checked():
-    """With weights 3 and 1 some pairs of neighbouring slots have both tasks, and some have one."""
+def test_each_learner_needs_slots_of_every_task():
+    """Of two slots with weights 3 and 1, some pairs have both tasks and some one."""
     env, passed = "CartPole-v1?weight=3,Acrobot-v1", []
     for first in range(8):
         whole = set(assignment([3, 1], 2, first).tolist()) == {0, 1}
@@ -154,7 +155,7 @@ IMAGE = spaces.Box(0, 255, (6, 7, 2), np.uint8)
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_observations_are_padded_and_flattened(xp):
-    """By hand, in NumPy and in JAX alike."""
+    """In NumPy and in JAX."""
     small, large = spaces.Box(0, 255, (5, 8, 1), np.uint8), IMAGE
     discrete, several = spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3])
     vector, memory = spaces.Box(-1, 1, (2, 2)), spaces.Box(0, 255, (4,), np.uint8)
@@ -187,14 +188,14 @@ def test_observations_are_padded_and_flattened(xp):
     np.testing.assert_allclose(memory_of, [[0, 0.2, 0.4, 1, 0]], rtol=1e-6)
 
 
-def test_equal_spaces_are_not_changed():
+def test_equal_spaces_are_unchanged():
     nested = spaces.Dict({"a": spaces.Discrete(2)})
     shared = common_spaces([spec(nested), spec(nested)])
     assert shared.observation_space == nested
     assert not shared.has_action_mask
 
 
-def test_tasks_without_a_common_space_are_an_error():
+def test_spaces_without_a_common_one_are_refused():
     first = spaces.Box(0, 255, (4, 9, 9), np.uint8)
     with pytest.raises(UserError, match="channels at different ends"):
         common_spaces([spec(IMAGE), spec(first)])
@@ -220,8 +221,8 @@ def random_actions(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("env", [CLASSIC, MIXED])
-def test_each_slot_is_its_task(env):
-    """A suite's slots equal environments of each task alone that execute the same actions."""
+def test_each_slot_steps_its_task(env):
+    """As environments of that task alone do with the same actions."""
     n, tasks, rng = 7, tasks_of(env), np.random.default_rng(0)
     whole = envs.make(env, n, seed=3, first_env_id=2)
     given_to = assignment([1, 1, 1], n, 2)
@@ -263,8 +264,8 @@ def test_each_slot_is_its_task(env):
     whole.close()
 
 
-def test_fused_slots_are_those_of_one_environment_each():
-    """Of the same key, task by task; returns are in scaled rewards."""
+def test_fused_slots_step_their_tasks():
+    """As each task alone does with the same key; returns are of scaled rewards."""
     made = envs.jax_env_of(MIXED)
     start, advance, task = jax_suite.stepper(made, 5)
     assert task.tolist() == [0, 0, 1, 1, 2]
@@ -298,13 +299,13 @@ def test_fused_slots_are_those_of_one_environment_each():
     assert ended
 
 
-def test_a_suite_of_jaxs_environments_is_one():
+def test_a_suite_of_jax_environments_is_a_jax_environment():
     assert isinstance(envs.make("pronk/Catch-v0", 1), JaxVectorEnv)
     assert envs.jax_env_of(MIXED) is not None
     assert envs.jax_env_of("pronk/Catch-v0,CartPole-v1") is None
 
 
-def test_state_goes_on_exactly():
+def test_a_restored_suite_continues_exactly():
     env = envs.make(CLASSIC, 4, seed=1, replayable=True)
     other = envs.make(CLASSIC, 4, seed=1, replayable=True)
     rng = np.random.default_rng(1)
@@ -337,8 +338,8 @@ def tally(total: list[float], count: list[int]) -> Tally:
     return Tally(total, squares, count)
 
 
-def test_one_number_for_a_suite():
-    """By hand: capped if references are known; None while a task has no episode."""
+def test_the_score_of_a_suite():
+    """Capped where references are known; None while a task has no episode."""
     known = spec(IMAGE, tasks=("a", "b"), references=((0.0, 2.0), (-1.0, 1.0)))
     assert Score.of(known, tally([8.0, -1.0], [2, 2])) == ((1.0 + 0.25) / 2, 0.0)
     assert Score.of(known, tally([8.0, 0.0], [8, 0])) is None
@@ -352,7 +353,7 @@ def test_one_number_for_a_suite():
     assert found == pytest.approx(((0.5 + 0.5) / 2, 0.5 / 2))
 
 
-def test_episodes_of_tasks_add_up():
+def test_tallies_add_up():
     games = Tally.from_json({}, 2)
     games.add(Episode(3.0, 10, 0, task=1))
     games.add(Episode(-1.0, 10, 0, task=1))
@@ -452,7 +453,7 @@ class OnFire(gym.Env):
         return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
-def test_a_fault_is_reported_with_its_task() -> None:
+def test_a_fault_names_its_task() -> None:
     gym.register("OnFire-v0", entry_point=OnFire)
     try:
         env = envs.make("OnFire-v0,OnFire-v0?heat=1", 4, workers=0)
@@ -468,8 +469,8 @@ def test_a_fault_is_reported_with_its_task() -> None:
     assert "the simulator is on fire" in lines[0]
 
 
-def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
-    """By its own observations, rewards and actions, as it does in the suite, which pads them."""
+def test_a_policy_acts_in_the_environment_of_one_task(tmp_path: Path) -> None:
+    """With its own observations, rewards and actions, as in the suite, which pads them."""
     env = "Acrobot-v1,CartPole-v1?reward_scale=50"
     pronk.train(
         "impala",
@@ -511,8 +512,8 @@ def test_a_policy_acts_in_a_tasks_own_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("execution", ["vmapped", "processes"])
-def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_path: Path):
-    """Games of the first task are paid so much that their mean would hide the second."""
+def test_the_score_of_a_population_is_over_all_tasks(execution, tmp_path: Path):
+    """The first task has rewards so large that their mean would hide the second."""
     env = "pronk/Catch-v0?reward_scale=1000&rows=4,pronk/MemoryCue-v0?delay=2"
     plan = resolve(
         "impala",
@@ -541,8 +542,8 @@ def test_a_population_on_a_suite_is_scored_by_all_of_its_tasks(execution, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_tasks_are_learnt_by_one_agent(tmp_path: Path):
-    """Catch and a cue that must not be remembered for long: both well above chance."""
+def test_one_agent_learns_two_tasks(tmp_path: Path):
+    """Catch, and a cue to remember for a short while: both well above chance."""
     found = pronk.train(
         "impala",
         "pronk/Catch-v0,pronk/MemoryCue-v0?delay=1&cues=2",

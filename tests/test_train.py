@@ -48,6 +48,7 @@ R2D2: dict[str, Any] = {
     "replay_minimum": 20, "replay_capacity": 400,
 }  # fmt: skip
 FUSED = {"runtime": "fused"}
+FUSED_R2D2 = {**FUSED, "priority_exponent": 0.0, "overlap": 0}
 LOCAL = {"runtime": "local"}
 GRU, LSTM = ({"recurrent_core": core, "recurrent_units": 8} for core in ("gru", "lstm"))
 LASER = {"replay_fraction": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
@@ -68,7 +69,7 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         1000,
     ),
     "suite": ("impala", "pronk/Catch-v0,CartPole-v1", POPART, 1000),
-    "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED, "samples_per_insert": 2.0}, 1500),
+    "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
     "r2d2-suite-workers": (
         "r2d2",
         "CartPole-v1,Acrobot-v1",
@@ -89,7 +90,7 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-atari": ("impala", "ALE/Breakout-v5", {"envs_per_actor": 2, "batch_size": 2}, 600),
     "suite-local": ("impala", "CartPole-v1,Acrobot-v1", POPART, 1000),
-    "r2d2-fused-catch": ("r2d2", "pronk/Catch-v0", {**FUSED, "samples_per_insert": 1.0}, 1500),
+    "r2d2-fused-catch": ("r2d2", "pronk/Catch-v0", {**FUSED_R2D2, "samples_per_insert": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
     "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
     "r2d2-life-loss": ("r2d2", "pronk/Orchard-v0", {**LOCAL, "env_args": {"life_loss": True}}, 900),
@@ -110,7 +111,7 @@ def everything_saved(run_dir: Path) -> dict[str, np.ndarray]:
     "name", [*EXACT, *(pytest.param(name, marks=pytest.mark.extended) for name in MORE)]
 )
 def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """Also what environments, actors and a replay are in the middle of."""
+    """Its environments, actors and replay are saved in the middle of episodes."""
     agent, env, settings, steps = (EXACT | MORE)[name]
     tiny = TINY | (R2D2 if agent == "r2d2" else {})
     settings = {**tiny, "hidden_sizes": (16,), "deterministic": True, "seed": 3, **settings}
@@ -138,7 +139,7 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_pa
         assert digest(tmp_path / "other") != digest(tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_continued(tmp_path: Path) -> None:
     first = train("pronk/Catch-v0", tmp_path, 200)
     before = digest(tmp_path)
     again = train("pronk/Catch-v0", tmp_path, 200)
@@ -147,7 +148,7 @@ def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
     assert digest(tmp_path) == before
 
 
-def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+def test_another_configuration_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     train("pronk/Catch-v0", tmp_path, 200)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match=r"discount: 0\.99 there, 0\.9 here"):
@@ -157,7 +158,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path: Path)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_asynchronous_runs_resume_with_new_episodes_and_say_so(
+def test_asynchronous_runs_resume_with_new_episodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"runtime": "local"}
@@ -173,7 +174,7 @@ def test_asynchronous_runs_resume_with_new_episodes_and_say_so(
     assert steps == sorted(steps)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for stop in (200, 400):
@@ -190,7 +191,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert summary["status"] == "finished"
 
 
-def test_init_from_starts_with_another_runs_parameters(tmp_path: Path) -> None:
+def test_init_from_starts_with_the_parameters_of_another_run(tmp_path: Path) -> None:
     train("pronk/Catch-v0", tmp_path / "a", 400)
     # A learning rate of nearly nothing leaves the parameters as they were given.
     settings = {"init_from": tmp_path / "a", "learning_rate": 1e-30, "seed": 9}
@@ -206,7 +207,7 @@ def _leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def test_evaluation_during_training(tmp_path: Path) -> None:
+def test_training_evaluates_every_so_many_steps(tmp_path: Path) -> None:
     train("pronk/Catch-v0", tmp_path, 1200, eval_every=400, eval_episodes=4)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     found = [r for r in records if "eval/mean_return" in r]
@@ -223,7 +224,7 @@ def test_evaluation_does_not_disturb_the_run(settings: dict[str, Any], tmp_path:
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_no_two_actors_nor_lives_share_random_numbers(tmp_path: Path) -> None:
+def test_actors_and_restarts_have_their_own_random_numbers(tmp_path: Path) -> None:
     plan = resolve("impala", "CartPole-v1", run_dir=tmp_path, **TINY)
     _, agent = build(plan, "CartPole-v1")
     behaviour = agent.behaviour(initial_state(plan, agent))
@@ -239,7 +240,7 @@ def test_no_two_actors_nor_lives_share_random_numbers(tmp_path: Path) -> None:
     assert len(set(drawn)) == 4
 
 
-def test_an_update_that_fails_half_way_leaves_the_last_checkpoint(
+def test_a_failed_update_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"runtime": "local", "actors": 1}
@@ -313,7 +314,7 @@ def test_an_environment_that_raises_is_restarted_and_logged(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("env", [AlwaysTroubled, TroubledNaN])
-def test_beyond_the_budget_the_run_stops_saved_and_says_why(env: Any, tmp_path: Path) -> None:
+def test_a_run_stops_saved_after_too_many_faults(env: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="max_faults") as caught:
         train(env, tmp_path, 10_000_000, actors=1, max_env_faults=6)
     assert "env_faults.log" in str(caught.value)
@@ -351,10 +352,8 @@ class Huge(Troubled):
 
 
 @pytest.mark.parametrize("log_every", [0.5, 1e-3])
-def test_a_run_whose_gradients_are_never_finite_stops_and_says_so(
-    log_every: float, tmp_path: Path
-) -> None:
-    """Also where no two records have twenty updates between them."""
+def test_a_run_stops_if_gradients_are_never_finite(log_every: float, tmp_path: Path) -> None:
+    """Also if no two records are twenty updates apart."""
     with pytest.raises(UserError, match=r"not finite.* batch is in .*diverged\.safetensors"):
         train(Huge, tmp_path, 2_000_000, actors=1, log_every=log_every, activation="relu")
     batch = safetensors.numpy.load_file(tmp_path / "diverged.safetensors")
@@ -365,7 +364,7 @@ def test_a_run_whose_gradients_are_never_finite_stops_and_says_so(
     assert all(np.isfinite(x).all() for x in _leaves(loaded.behaviour))
 
 
-def test_faults_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_environment_faults_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(Troubled, tmp_path, 400, actors=1, max_env_faults=100)
     shown = " ".join(capsys.readouterr().out.split())
     assert "the simulator is on fire; restarted" in shown
@@ -404,7 +403,7 @@ class Shifted(gym.Env):
         )
 
 
-def test_a_policy_gives_actions_as_the_environment_takes_them(tmp_path: Path) -> None:
+def test_actions_of_a_policy_are_those_of_the_environment(tmp_path: Path) -> None:
     train(Shifted, tmp_path, 200, actors=1, max_env_faults=0)
     with pytest.raises(UserError, match="give it: pronk"):
         pronk.load(tmp_path)
@@ -416,7 +415,7 @@ def test_a_policy_gives_actions_as_the_environment_takes_them(tmp_path: Path) ->
     assert seen == {1, 2}
 
 
-def test_a_policy_is_not_played_where_it_cannot_see(tmp_path: Path) -> None:
+def test_a_policy_is_refused_by_another_observation_space(tmp_path: Path) -> None:
     train("pronk/Catch-v0", tmp_path, 200)
     with pytest.raises(UserError, match="observation space"):
         pronk.load(tmp_path).evaluate(episodes=1, env="CartPole-v1")
@@ -439,7 +438,7 @@ def test_an_evaluation_can_be_stopped(tmp_path: Path) -> None:
     assert result is None
 
 
-def test_a_refused_command_does_not_claim_its_directory(tmp_path: Path) -> None:
+def test_a_refused_command_leaves_its_directory_free(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="use --runtime local"):
         train("CartPole-v1", tmp_path, 200, runtime="fused")
     assert train("CartPole-v1", tmp_path, 200, actors=1)["status"] == "finished"
@@ -487,7 +486,9 @@ def newest(run_dir: Path) -> int:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.extended)]
+)
 def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path)
     process.send_signal(number)
@@ -501,9 +502,11 @@ def test_signals_save_and_exit_cleanly(number: signal.Signals, tmp_path: Path) -
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
+)
 def test_a_signal_to_all_processes_saves_too(number: signal.Signals, tmp_path: Path) -> None:
-    """As Ctrl-C in a terminal does, and a cluster's SIGTERM."""
+    """As Ctrl-C in a terminal does, and SIGTERM from a cluster."""
     process = start(tmp_path, "--env-workers", "1", "--actors", "1", env="CartPole-v1")
     os.killpg(process.pid, number)
     shown, _ = process.communicate(timeout=60)
@@ -549,7 +552,7 @@ def test_catch_is_learnt(runtime: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_learnt_with_a_core_and_not_without(tmp_path: Path) -> None:
+def test_a_memory_task_is_learnt_with_a_recurrent_core_only(tmp_path: Path) -> None:
     settings = {"env_args": {"delay": 5}, "steps": 300_000, **SMALL}
     scores = {}
     for core in ("lstm", "none"):

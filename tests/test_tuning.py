@@ -25,7 +25,7 @@ def search(monkeypatch: pytest.MonkeyPatch, rate: Any, **settings: Any) -> tunin
     return tuning.pick(lambda actors, envs: [], None, **settings)
 
 
-def test_environments_grow_while_that_pays(monkeypatch):
+def test_environments_grow_while_that_is_faster(monkeypatch):
     """A call costs as much as 50 environments: from 128 to 256, 17 % are gained, then 9 %."""
 
     def rate(actors: int, envs: int) -> float:
@@ -35,20 +35,20 @@ def test_environments_grow_while_that_pays(monkeypatch):
     assert search(monkeypatch, lambda m, n: 100.0, batch_size=1000)[:2] == (2, 16)
 
 
-def test_actors_grow_where_environments_wait(monkeypatch):
+def test_actors_grow_for_waiting_environments(monkeypatch):
     picked = search(monkeypatch, lambda m, n: 100.0 * min(m, 9), batch_size=1000)
     assert picked[:2] == (8, 16)
     assert "8 × 16: 800" in picked.why
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 32])
-def test_few_batches_are_under_way(monkeypatch, batch):
+def test_few_batches_are_in_flight(monkeypatch, batch):
     """However much faster more would be."""
     actors, envs, _ = search(monkeypatch, lambda m, n: float(m * n) ** 2, batch_size=batch)
     assert batch < actors * envs <= tuning.IN_FLIGHT * batch
 
 
-def test_what_is_given_stays(monkeypatch):
+def test_given_numbers_are_kept(monkeypatch):
     grows = {"rate": lambda m, n: float(m * n), "batch_size": 64}
     assert search(monkeypatch, **grows, envs=3)[:2] == (64, 3)
     assert search(monkeypatch, **grows, envs=3, actors=3)[:2] == (3, 3)
@@ -83,7 +83,7 @@ def test_steps_are_counted_and_actors_closed(monkeypatch):
     assert sorted(closed) == [0, 1]
 
 
-def test_a_run_says_what_was_picked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_shows_the_chosen_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pronk.train(
         "impala", "pronk/Catch-v0", run_dir=tmp_path, runtime="local", steps=300,
         hidden_sizes=(8,), batch_size=16, unroll=5, quiet=True,
