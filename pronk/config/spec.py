@@ -87,8 +87,8 @@ class Plan:
             check_format(saved, source)
             if trusted is not None and saved["agent"] not in trusted:
                 raise UserError(
-                    f"`{source}` asks to import the module of its agent, '{saved['agent']}', and"
-                    " was perhaps written by somebody else. If you trust that module, say so from"
+                    f"`{source}` asks to import the module of its agent, '{saved['agent']}',"
+                    " and may come from somebody else. If you trust that module, load it from"
                     f" Python: pronk.load('{source}', agent='{saved['agent']}')."
                 )
             run: dict[str, Any] = {

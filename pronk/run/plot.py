@@ -165,8 +165,8 @@ def _settings(run: _Run) -> dict[str, str]:
             flat[prefix] = json.dumps(value)
 
     add("", run.config)
-    for name in ("seed", *FREE):
-        flat.pop(f"run.{name}", None)
+    for name in ("pronk", "run.seed", *(f"run.{name}" for name in FREE)):
+        flat.pop(name, None)
     return flat
 
 
