@@ -19,7 +19,7 @@ import pytest
 import pronk
 from pronk import agents, envs
 from pronk.agents.impala_config import Config
-from pronk.config.compatibility import ARCHITECTURES
+from pronk.config.architectures import ARCHITECTURES
 from pronk.errors import UserError
 from pronk.run import build as wiring
 from pronk.run.inspect import inspect

@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from pronk.agents.impala_config import Config
-from pronk.config.compatibility import (
-    ARCHITECTURES,
-    ROWS,
-    Case,
-    actors_and_envs,
-    check,
-    fused_shape,
-    is_fused,
-)
+from pronk.config.architectures import ARCHITECTURES, Case, actors_and_envs, fused_shape, is_fused
+from pronk.config.compatibility import ROWS, check
 from pronk.config.pbt import PBTConfig
 from pronk.config.run import RunConfig
 from pronk.config.spec import Plan

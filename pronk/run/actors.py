@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pronk import envs
-from pronk.config.compatibility import ARCHITECTURES
+from pronk.config.architectures import ARCHITECTURES
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
 from pronk.run.setup import ACTOR_KEY, build, configure_jax, key_for, unroll_spec

@@ -10,13 +10,8 @@ from typing import Any
 import jax
 
 from pronk import envs
-from pronk.config import compatibility
-from pronk.config.compatibility import (
-    ARCHITECTURES,
-    actors_and_envs,
-    drawn_columns,
-    fused_shape,
-)
+from pronk.config import architectures, compatibility
+from pronk.config.architectures import ARCHITECTURES, actors_and_envs, drawn_columns, fused_shape
 from pronk.config.run import DEFAULT_ACTORS, RunConfig
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
@@ -221,7 +216,7 @@ def _connect(config: RunConfig, actors: int) -> Any:
 
 def is_fused(plan: Plan, env: Any, agent: Agent) -> bool:
     """Whether the fused runtime carries out the plan."""
-    return compatibility.is_fused(plan, agent.source, jax_env=_has_jax(plan, env))
+    return architectures.is_fused(plan, agent.source, jax_env=_has_jax(plan, env))
 
 
 def _has_jax(plan: Plan, env: Any) -> bool:

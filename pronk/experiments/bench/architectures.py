@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pronk.config.compatibility import ARCHITECTURES
+from pronk.config.architectures import ARCHITECTURES
 from pronk.config.spec import Plan
 from pronk.envs import waiting
 from pronk.errors import UserError, nearest
