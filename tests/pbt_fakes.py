@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pronk import pbt
+from pronk.config.compatibility import check
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
 from pronk.pbt import one_program
@@ -150,6 +151,7 @@ class FakeLauncher:
 
     def start(self, plan: Plan, env: Any, inheritance: Inheritance) -> Any:
         assert inheritance.donor is None or inheritance.donor.is_absolute()
+        check(plan, jax_env=True)  # as training would
         member = int(plan.run_dir.name)
         self.started[member] += 1
         run = member, self.started[member]
@@ -228,13 +230,13 @@ def kill_once(monkeypatch: pytest.MonkeyPatch, where: str, which: int, plan: Pla
             pbt.run(plan, settings())
 
 
-def contents(directory: Path) -> tuple[bytes, dict[str, np.ndarray], Any]:
+def contents(directory: Path) -> tuple[bytes, Any, Any]:
     """The journal, all arrays of the last checkpoint, and what the host counted."""
     loaded = Checkpointer(directory / "population").load()
     assert loaded is not None
     return (
         (directory / "journal.jsonl").read_bytes(),
-        loaded._arrays,
+        loaded.tree("population"),
         [loaded.meta["members"], loaded.meta["journal"]],
     )
 

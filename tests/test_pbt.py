@@ -374,10 +374,14 @@ def test_a_population_stays_in_one_program_or_in_runs(
     use_fake_launcher(monkeypatch)
     for first, second in (("vmapped", "processes"), ("processes", "vmapped")):
         directory = tmp_path / first
-        pbt.run(plan_in(directory, 400), settings(**PROCESSES | {"execution": first}))
+        one, other = (
+            settings(population=3, ready_steps=200, execution=execution)
+            for execution in (first, second)
+        )
+        pbt.run(plan_in(directory, 400), one)
         journal = (directory / "journal.jsonl").read_bytes()
         with pytest.raises(UserError, match=r"holds another population \(execution: "):
-            pbt.run(plan_in(directory, 400), settings(**PROCESSES | {"execution": second}))
+            pbt.run(plan_in(directory, 400), other)
         assert (directory / "journal.jsonl").read_bytes() == journal
 
 
@@ -759,7 +763,7 @@ def test_ancestry_of_a_population_by_hand() -> None:
     x, y = lineage._path(lines, segments)
     assert x.tolist() == [11, 22, 33, 40]
     assert y.tolist() == [2.0, 3.0, 4.0, 5.0]
-    corners = [lineage._stairs(lines[s.member], "x", s.begin, s.end) for s in segments]
+    corners = [lineage._stairs(lines[s.member], "x", False, s.begin, s.end) for s in segments]
     assert corners == [
         ([0, 11, 11, 22], [1.0, 1.0, 12.0, 12.0]), ([20, 33], [20.0, 20.0]), ([30, 40], [32.0] * 2)
     ]  # fmt: skip

@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pronk.config.run import RunConfig
+from pronk import envs
+from pronk.config.architectures import Case
+from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.pbt.controller import Change, Member, Report
 from pronk.pbt.decide import Hyper
@@ -57,6 +59,9 @@ class ManyRuns:
         self._paused: set[int] = set()  # by `--stop-after`, in the middle of a generation
         self._deaths: Counter[int] = Counter()
         self._warned = False
+        jax_env = envs.jax_env_of(setup.env, setup.plan.env_args) is not None
+        case = Case(setup.plan, setup.agent.source, setup.agent.halves is not None, jax_env)
+        self._never_restarts = case.fused or case.exact  # members have no actors to restart
 
     @property
     def wall_seconds(self) -> float:
@@ -112,9 +117,11 @@ class ManyRuns:
         donor = None
         if member.donor is not None:
             donor = self._copy_dir(member.member, member.generation).resolve()
+        defaults = agent_module(setup.plan.agent).run_config()
+        used_here = ["max_restarts"] if self._never_restarts else []
         if setup.settings.execution == "ray":  # the member's actors are where it is
-            reserved = ("ray", "actor_cpus", "actor_gpus", "actor_resource")
-            settings |= {name: getattr(RunConfig, name) for name in reserved}
+            used_here += ["ray", "actor_cpus", "actor_gpus", "actor_resource"]
+        settings |= {name: getattr(defaults, name) for name in used_here}
         plan = setup.member_plan(member.member, **settings)
         start = plan.run.init_from
         run = dataclasses.replace(  # on other machines, paths are what they are here
