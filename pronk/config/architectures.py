@@ -212,4 +212,6 @@ class Case:
 
     def given(self, name: str) -> bool:
         """Whether a setting of the run differs from the agent's default."""
+        if name == "max_restarts" and self.execution in ("processes", "ray"):
+            return False  # it limits the restarts of members, whatever their runtime
         return getattr(self.run, name) != getattr(agent_module(self.plan.agent).run_config(), name)

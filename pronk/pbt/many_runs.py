@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pronk import envs
-from pronk.config.compatibility import Case
+from pronk.config.architectures import Case
 from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.pbt.controller import Change, Member, Report
