@@ -28,7 +28,6 @@ from pronk.experiments.reproduce import popart as popart_experiment
 from pronk.experiments.reproduce import r2d2_ablations as ablations
 from pronk.experiments.reproduce import r2d2_staleness as study
 from pronk.maths import popart
-from pronk.run.actors import ActorFactory
 from pronk.run.build import fused_shape
 from pronk.run.evaluate import Evaluation, SuiteEvaluation
 from pronk.run.resolve import resolve
@@ -47,12 +46,12 @@ def recent_episodes():
     state = initial_state(plan, agent)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)), state.params)
-    actor = ActorFactory(plan, plan.env, 0, 1, study.ENVS, 0)(agent)
+    actor = study._recording_actor(plan, agent)
     recent, trajectories = study._RecentEpisodes(), []
     for _ in range(60):
         trajectories.append(actor.unroll(params, 0).trajectory)
         recent.add(trajectories[-1])
-    _, forward = r2d2.action_values(plan.agent_config, spec)
+    forward = r2d2.build(plan.agent_config, spec).forward
     return recent, trajectories, params, jax.jit(forward)
 
 

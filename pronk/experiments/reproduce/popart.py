@@ -118,11 +118,8 @@ def train(plan: Plan, seeds: int, statistics: bool) -> dict[str, Any]:
         observe=_statistics if statistics else None,
     )
     curves = tuned.curves
-    observed = (
-        {k: np.stack([x[k] for x in curves.observed]).tolist() for k in ("μ", "σ")}
-        if (statistics)
-        else {}
-    )
+    names = ("μ", "σ") if statistics else ()
+    observed = {k: np.stack([x[k] for x in curves.observed]).tolist() for k in names}
     return {
         "grid": tuned.grid,
         **tuned.best,

@@ -34,9 +34,9 @@ from pronk.replay import Limiter, Replay
 from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, configure_jax, core_spec, initial_state, row_spec
-from pronk.runtime.actor import Player
+from pronk.runtime.actor import Actor, Player
 from pronk.runtime.learner import Learner
-from pronk.types import Array, PyTree, Replayed, Sequences, Trajectory
+from pronk.types import Agent, Array, PyTree, Replayed, Sequences, Trajectory
 
 ENV, ENV_ARGS = "pronk/CartPole-v1", {"hide_velocities": True}
 BURN_IN, LENGTH = 10, 20
@@ -106,9 +106,7 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     assert isinstance(agent.source, Replayed)
     config = plan.agent_config
     learner = Learner(agent, initial_state(plan, agent), batch_size=config.batch_size)
-    # Record the recurrent state of every row, not only of rows that start sequences.
-    every_row = agent.source._replace(sequences=Sequences(capacity=1, length=1))
-    actor = ActorFactory(plan, plan.env, 0, 1, ENVS, 0)(agent._replace(source=every_row))
+    actor = _recording_actor(plan, agent)
     replay = Replay(agent.source.sequences, row_spec(agent, spec), core_spec(agent))
     limiter = Limiter(
         replay,
@@ -146,6 +144,13 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
     learner.publish()
     remembered = {str(k): _evaluate(plan, agent, learner.behaviour(), k) for k in FORGET}
     return {"strategy": strategy, "seed": seed, "rows": rows, "remembered": remembered}
+
+
+def _recording_actor(plan: Plan, agent: Agent) -> Actor:
+    """An actor that records the recurrent state of every row, not only where sequences start."""
+    assert isinstance(agent.source, Replayed)
+    every_row = agent.source._replace(sequences=Sequences(capacity=1, length=1))
+    return ActorFactory(plan, plan.env, 0, 1, ENVS, 0)(agent._replace(source=every_row))
 
 
 def _core_of_rows(trajectory: Trajectory) -> PyTree:
