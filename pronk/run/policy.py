@@ -205,10 +205,8 @@ def load_behaviour(path: Path, template: PyTree) -> PyTree:
     template: `jax.eval_shape(agent.behaviour, state)` of the run that starts from it. Raises
     UserError where there is none, or its names, shapes or dtypes are not the template's.
     """
-    if path.is_file():
-        file = ArrayFile(path)
-    else:
-        file = Checkpointer(run_of(path) / "checkpoints").load()
+    from_run = not path.is_file()
+    file = Checkpointer(run_of(path) / "checkpoints").load() if from_run else ArrayFile(path)
     if file is None:
         raise UserError(
             f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
