@@ -244,7 +244,7 @@ def test_a_damaged_file_is_refused(exported, tmp_path, keep):
 def test_a_wrong_name_is_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["export", str(run), str(tmp_path / "policy.npz")])
-    assert "expected one ending .safetensors" in capsys.readouterr().err
+    assert "expected a name ending .safetensors" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["export", str(tmp_path / "nowhere"), str(tmp_path / "policy.safetensors")])
     assert "holds no run" in capsys.readouterr().err

@@ -199,7 +199,7 @@ def test_init_from_starts_with_the_parameters_of_another_run(tmp_path: Path) -> 
     a, b = pronk.load(tmp_path / "a"), pronk.load(tmp_path / "b")
     flat = [np.concatenate([x.ravel() for x in _leaves(p.behaviour)]) for p in (a, b)]
     np.testing.assert_array_equal(*flat)
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match=r"cannot start this run: .* does not fit: at `behaviour/"):
         train("pronk/Catch-v0", tmp_path / "c", 200, init_from=tmp_path / "a", hidden_sizes=(9,))
 
 

@@ -205,15 +205,17 @@ def load_behaviour(path: Path, template: PyTree) -> PyTree:
     template: `jax.eval_shape(agent.behaviour, state)` of the run that starts from it. Raises
     UserError where there is none, or its names, shapes or dtypes are not the template's.
     """
-    if path.is_file():
-        return ArrayFile(path).restore("behaviour", template)
-    loaded = Checkpointer(run_of(path) / "checkpoints").load()
-    if loaded is None:
+    from_run = not path.is_file()
+    file = Checkpointer(run_of(path) / "checkpoints").load() if from_run else ArrayFile(path)
+    if file is None:
         raise UserError(
             f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
             " that `pronk export` wrote."
         )
-    return loaded.restore("behaviour", template)
+    try:
+        return file.restore("behaviour", template)
+    except UserError as error:
+        raise UserError(f"`--init-from` '{path}' cannot start this run: {error}") from None
 
 
 def _exported_plan(file: ArrayFile, agent: AgentLike | None) -> Plan:
