@@ -300,7 +300,7 @@ def test_actors_are_closed_if_the_loop_is_refused(
 ) -> None:
     closed: list[Actor] = []
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise UserError("needs another agent")
 
     monkeypatch.setattr(wiring, "A3CLoop", refuse)
