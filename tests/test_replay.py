@@ -38,12 +38,12 @@ def test_the_tree_agrees_with_the_cumulative_sum(seed, capacity):
     if naive.sum() == 0:
         return
     mass = np.append(rng.random(64) * tree.total, [0.0, tree.total])
-    found = tree.find(mass)
-    assert np.all(naive[found] > 0)
+    leaves = tree.find(mass)
+    assert np.all(naive[leaves] > 0)
     sums = np.cumsum(naive)
     slack = 1e-9 * tree.total
-    assert np.all(sums[found] >= mass - slack)
-    assert np.all(sums[found] - naive[found] <= mass + slack)
+    assert np.all(sums[leaves] >= mass - slack)
+    assert np.all(sums[leaves] - naive[leaves] <= mass + slack)
 
 
 def test_draws_are_in_proportion_to_priorities():
@@ -346,12 +346,12 @@ def test_tails():
     actor.last = None
     replay.add(1, actor.trajectory(8))
     replay.add(1, actor.trajectory(1))
-    found = [
+    sequences = [
         (int(x["number"][0] % 1000), int(x["transitions"]))
         for x in all_sequences(replay)
         if x["number"][0] // 1000 == column.episode - 1
     ]
-    assert found == [(0, 5), (1, 5), (2, 5), (3, 4), (4, 3), (5, 2), (6, 1)]
+    assert sequences == [(0, 5), (1, 5), (2, 5), (3, 4), (4, 3), (5, 2), (6, 1)]
 
 
 def test_a_source_that_begins_within_an_episode():
