@@ -130,6 +130,7 @@ class Sequences(NamedTuple):
     compress: bool = False  # frames
     checkpoint: bool = True  # saved with the run; otherwise a resumed run fills it anew
     cross_episodes: bool = False  # sequences continue across episodes, as unrolls do
+    tails: bool = False  # a shorter sequence for every start in an episode's last rows
 
 
 class Fresh(NamedTuple):

@@ -23,10 +23,10 @@ from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.replay import Replay, SegmentLog
 from pronk.run.inspect import inspect
-from pronk.run.setup import row_spec
+from pronk.run.setup import core_spec, row_spec
 from pronk.runtime import ring
 from pronk.storage.checkpoint import Checkpointer
-from pronk.types import Batch, EnvSpec, ReplaySpec, TimeStep, Trajectory
+from pronk.types import Batch, EnvSpec, Learnt, Replayed, Sequences, TimeStep, Trajectory
 
 STATES, ACTIONS, BURN_IN, LENGTH, BATCH = 4, 3, 3, 7, 5
 SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
@@ -46,8 +46,8 @@ KEY = jax.random.key(0)
 FIELDS = {f.name for f in dataclasses.fields(Config)}
 
 
-def made(**settings: Any):
-    """The agent, a state whose networks are far from their first values, and `learn`, jitted."""
+def make(**settings: Any):
+    """The agent, a state whose networks are far from their initial values, and `learn`, jitted."""
     agent = agents.make("r2d2", dataclasses.replace(TABLE, **settings), SPEC, horizon=1)
     state = jax.jit(agent.init)(KEY)
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def made(**settings: Any):
     return agent, state, jax.jit(agent.learn)
 
 
-def drawn(agent: Any, seed: int = 0, burn_in: int = BURN_IN) -> Batch:
+def random_batch(agent: Any, seed: int = 0, burn_in: int = BURN_IN) -> Batch:
     """A batch with boundaries of every kind."""
     rng = np.random.default_rng(seed)
     shape = (burn_in + LENGTH + 1, BATCH)
@@ -85,6 +85,11 @@ def drawn(agent: Any, seed: int = 0, burn_in: int = BURN_IN) -> Batch:
     return Batch(trajectory, rng.uniform(0.01, 0.2, BATCH).astype(np.float32))
 
 
+def priorities(learnt: Learnt) -> np.ndarray:
+    assert learnt.feedback.priorities is not None
+    return np.asarray(learnt.feedback.priorities)
+
+
 def table(params: Any, timestep: TimeStep) -> np.ndarray:
     """Action values `[T, B, A]`, float64: V + A − mean A."""
     p = jax.tree.map(np.float64, params["params"])
@@ -106,9 +111,9 @@ def inverse(y: np.ndarray, epsilon: float = 1e-3) -> np.ndarray:
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_the_update_is_the_papers(returns, reduction):
     """Targets h(n-step double Q of h⁻¹), priorities η max + (1 − η) mean, importance weights."""
-    agent, state, learn = made(returns=returns, loss_reduction=reduction)
-    batch = drawn(agent)
-    after, priority, metrics = learn(state, batch)
+    agent, state, learn = make(returns=returns, loss_reduction=reduction)
+    batch = random_batch(agent)
+    after, metrics, (priority, _) = learn(state, batch)
     timestep, action, extras = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
     online, target = table(state.params, timestep), table(state.extra["target"], timestep)
     weight = 1.0 - timestep.first[1:]
@@ -150,11 +155,11 @@ def test_the_update_is_the_papers(returns, reduction):
     assert after.steps == weight.sum()
 
 
-def test_the_target_network_is_copied_now_and_then():
-    agent, state, learn = made()
+def test_the_target_network_is_copied_periodically():
+    agent, state, learn = make()
     for i in range(1, 5):
         before = state
-        state, _, _ = learn(state, drawn(agent, seed=i))
+        state = learn(state, random_batch(agent, seed=i)).state
         source = state.params if i % 2 == 0 else before.extra["target"]
         for a, b in zip(
             jax.tree.leaves(state.extra["target"]), jax.tree.leaves(source), strict=True
@@ -166,13 +171,13 @@ RECURRENT = {"recurrent_core": "lstm", "recurrent_units": 6, "hidden_sizes": (5,
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
-def test_burning_in_brings_the_state_up_to_date_and_learns_nothing(core):
+def test_the_burn_in_warms_up_the_state_and_learns_nothing(core):
     """It equals learning from the rest with the state that the burn-in ends with."""
-    settings = RECURRENT | {"core": core}
-    agent, state, learn = made(**settings)
+    settings = RECURRENT | {"recurrent_core": core}
+    agent, state, learn = make(**settings)
     state = state._replace(extra={"target": state.params})  # both networks burn in on their own
-    batch = drawn(agent)
-    _, priority, metrics = learn(state, batch)
+    batch = random_batch(agent)
+    _, metrics, (priority, _) = learn(state, batch)
     carry = agent.initial_carry(KEY, np.arange(BATCH), BATCH, True)._replace(
         core=batch.trajectory.core
     )
@@ -183,42 +188,43 @@ def test_burning_in_brings_the_state_up_to_date_and_learns_nothing(core):
         carry = carry._replace(core=carry.core._replace(last_action=taken))
     rest = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
     trajectory = Trajectory(*rest, carry.core, batch.trajectory.version)
-    other, _, learn_rest = made(**settings, burn_in=0)
-    del other
-    _, expected, rest_metrics = learn_rest(state, batch._replace(trajectory=trajectory))
+    _, _, learn_rest = make(**settings, burn_in=0)
+    _, rest_metrics, (expected, _) = learn_rest(state, batch._replace(trajectory=trajectory))
     np.testing.assert_allclose(priority, expected, rtol=1e-4)
     for name in ("gradient_norm", "loss/value", "steps"):
         np.testing.assert_allclose(metrics[name], rest_metrics[name], rtol=1e-4)
 
 
-def test_the_stored_state_counts_unless_told_otherwise():
-    agent, state, learn = made(**RECURRENT)
-    batch = drawn(agent)
+def test_the_stored_state_is_used_unless_switched_off():
+    agent, state, learn = make(**RECURRENT)
+    batch = random_batch(agent)
     first = np.zeros_like(batch.trajectory.timestep.first)
     timestep = batch.trajectory.timestep._replace(first=first)
     batch = batch._replace(trajectory=batch.trajectory._replace(timestep=timestep))
     core = batch.trajectory.core
     moved = core._replace(state=jax.tree.map(lambda x: x + 1, core.state))
     other = batch._replace(trajectory=batch.trajectory._replace(core=moved))
-    assert not np.allclose(learn(state, batch)[1], learn(state, other)[1])
-    _, _, zero = made(**RECURRENT, stored_state=False)
-    np.testing.assert_array_equal(zero(state, batch)[1], zero(state, other)[1])
+    assert not np.allclose(priorities(learn(state, batch)), priorities(learn(state, other)))
+    _, _, zero = make(**RECURRENT, stored_state=False)
+    one, two = zero(state, batch), zero(state, other)
+    np.testing.assert_array_equal(priorities(one), priorities(two))
 
 
-def test_rewards_are_clipped_where_that_is_asked_for():
-    agent, state, learn = made(reward_clip=1.0, rescaling="none")
-    batch = drawn(agent)
+def test_rewards_can_be_clipped():
+    agent, state, learn = make(reward_clip=1.0, rescaling="none")
+    batch = random_batch(agent)
     reward = np.clip(batch.trajectory.timestep.reward, -1, 1)
     timestep = batch.trajectory.timestep._replace(reward=reward)
     clipped = batch._replace(trajectory=batch.trajectory._replace(timestep=timestep))
-    np.testing.assert_allclose(learn(state, batch)[1], learn(state, clipped)[1], rtol=1e-6)
-    _, _, raw = made(rescaling="none")
-    assert not np.allclose(raw(state, batch)[1], learn(state, clipped)[1])
+    expected = priorities(learn(state, clipped))
+    np.testing.assert_allclose(priorities(learn(state, batch)), expected, rtol=1e-6)
+    _, _, raw = make(rescaling="none")
+    assert not np.allclose(priorities(raw(state, batch)), expected)
 
 
 def test_each_actor_has_its_own_epsilon():
     """ε^(1 + 7 i / (N − 1)), and the odds of what was done go with it."""
-    agent, state, _ = made()
+    agent, state, _ = make()
     n = 8
     carry = agent.initial_carry(KEY, np.arange(n), n, False)
     epsilon = 0.4 ** (1 + 7 * np.arange(n) / (n - 1))
@@ -253,10 +259,10 @@ FUSED = {
         ({"env": "Pendulum-v1"}, "r2d2 has a value for each action"),
         (
             {"env": "ALE/Breakout-v5", "torso": "nature", "env_args": {"img_height": 30}},
-            "images of 30 × 84 are too small for `--torso` nature",
+            "images are 30 × 84 pixels; `--torso nature` expects at least 36",
         ),
         ({"overlap": 10, "sequence_length": 10}, "`--overlap` is 10; expected from 0 to less than"),
-        ({"architecture": "async-gradients"}, "learns from what actors have just done"),
+        ({"architecture": "async-gradients"}, "needs an agent whose update is one gradient step"),
         (
             {"samples_per_insert": 0.0},
             "`--samples-per-insert` is 0.0; expected a number above zero",
@@ -301,16 +307,16 @@ def counts(run_dir: Path) -> dict[str, int]:
     assert loaded is not None
     tree = loaded.tree("replay")
     names = ("next", "inserted", "sampled", "stale", "transitions")
-    found = dict(zip(names, tree["counts"].tolist(), strict=True))
-    return found | {"size": len(tree["slots"]), "updates": int(loaded.tree("learner")["updates"])}
+    counted = dict(zip(names, tree["counts"].tolist(), strict=True))
+    return counted | {"size": len(tree["slots"]), "updates": int(loaded.tree("learner")["updates"])}
 
 
 @pytest.mark.parametrize("ratio", [0.5, 4.0])
 def test_the_ratio_is_kept(tmp_path, ratio):
     train(tmp_path, 4000, samples_per_insert=ratio, batch_size=8)
-    found = counts(tmp_path)
-    asked = ratio * (found["inserted"] - 20)
-    assert found["sampled"] == pytest.approx(asked, rel=0.05)
+    counted = counts(tmp_path)
+    asked = ratio * (counted["inserted"] - 20)
+    assert counted["sampled"] == pytest.approx(asked, rel=0.05)
 
 
 def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
@@ -319,7 +325,7 @@ def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
     assert before["size"] >= 20
     train(tmp_path, 3000, stop_after=1600, samples_per_insert=4.0)
     after = counts(tmp_path)
-    # It learns at once: nothing has to be filled anew, and no sequence is lost.
+    # It learns at once: nothing has to be filled again, and no sequence is lost.
     new = after["inserted"] - before["inserted"]
     assert after["updates"] > before["updates"] + new / 4
     assert after["size"] >= before["size"] - new
@@ -328,7 +334,7 @@ def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
     assert set(named) <= files
 
 
-def test_the_fused_runtime_learns_as_often_as_it_was_told(tmp_path):
+def test_the_fused_runtime_keeps_the_ratio(tmp_path):
     train(tmp_path, 2000, "pronk/Catch-v0", **FUSED)
     loaded = Checkpointer(tmp_path / "checkpoints").load()
     inserted = int(loaded.tree("fused")["replay"]["count"])
@@ -336,29 +342,35 @@ def test_the_fused_runtime_learns_as_often_as_it_was_told(tmp_path):
     assert int(loaded.tree("learner")["updates"]) == 2 * (inserted // 8 - 2)
 
 
-def test_the_ring_holds_what_was_done():
-    """In front of each sequence the rows before it, with the state before those."""
-    spec = ReplaySpec(40, 2, 4, 0, 1, 1.0, 0.0)
-    width, t = 3, 0
+RING = Sequences(capacity=40, burn_in=2, length=4)
+WIDTH = 3
+
+
+def filled_ring(unrolls: int) -> ring.Ring:
+    """A ring with sequences of rows that are named 10 · row + column, with the recurrent state
+    name + 0.5."""
 
     def rows(begin: int, end: int) -> Any:
-        name = (np.arange(begin, end)[:, None] * 10.0 + np.arange(width)).astype(np.float32)
+        name = (np.arange(begin, end)[:, None] * 10.0 + np.arange(WIDTH)).astype(np.float32)
         no = np.zeros(name.shape, bool)
         timestep = TimeStep(name, name, no, no, name < 10, no)
-        return (
-            timestep,
-            name,
-            {"probability": name, "core": {"h": name[..., None] + np.float32(0.5)}},
-        )
+        return timestep, name, {"probability": name, "target": np.stack([name, name], -1)}
 
-    first = jax.tree.map(lambda x: x[0], rows(0, 1))
-    replay = ring.make(spec, first, first[2]["core"])
-    for _ in range(5):
-        trajectory = Trajectory(*rows(t, t + 5), (), np.full(width, t, np.int32))
-        replay = ring.insert(replay, spec, trajectory)
-        t += 4
+    def core(row: int) -> Any:
+        return {"h": rows(row, row + 1)[1][0][:, None] + np.float32(0.5)}
+
+    replay = ring.make(RING, jax.tree.map(lambda x: x[0], rows(0, 1)), core(0))
+    for t in range(0, 4 * unrolls, 4):
+        version = np.full(WIDTH, t, np.int32)
+        trajectory = Trajectory(*rows(t, t + 5), core(t), version)
+        replay = ring.insert(replay, RING, trajectory, core(t + ring.next_start(RING)))
+    return replay
+
+
+def test_the_ring_has_each_sequence_with_its_burn_in_and_state():
+    replay = filled_ring(5)
     assert replay.count == 15
-    batch = ring.draw(replay, KEY, 200)
+    batch, at = ring.draw(replay, KEY, 200)
     name = np.asarray(batch.trajectory.action)
     assert name.shape == (7, 200)
     begin, column = name[2] // 10, name[2] % 10
@@ -367,10 +379,33 @@ def test_the_ring_holds_what_was_done():
     np.testing.assert_array_equal(name, expected)
     np.testing.assert_array_equal(batch.trajectory.core["h"][:, 0], name[0] + 0.5)
     np.testing.assert_array_equal(batch.trajectory.version, begin)
+    assert at.dtype == jnp.int32
+    np.testing.assert_array_equal(replay.rows[1][at].T, name)
 
 
-def test_segments_that_nobody_needs_are_deleted(tmp_path):
-    train(tmp_path, 6000, checkpoint_every=0.02, keep=2, samples_per_insert=0.2)
+def test_the_ring_can_be_revised():
+    """The last of several columns that are one sequence counts; nothing else changes."""
+    replay = filled_ring(3)
+    batch, at = jax.jit(ring.draw, static_argnums=2)(replay, KEY, 20)
+    at = np.asarray(at)
+    assert len(set(at)) < 20
+    target = np.random.default_rng(0).normal(size=(7, 20, 2)).astype(np.float32)
+    revised = jax.jit(ring.revise)(replay, at, {"target": target})
+    expected = np.array(replay.rows[2]["target"])
+    for b in range(20):
+        expected[at[b]] = target[:, b]
+    np.testing.assert_array_equal(revised.rows[2]["target"], expected)
+    again, _ = ring.draw(revised, KEY, 20)
+    same = batch._replace(trajectory=batch.trajectory._replace(extras={}))
+    rest = again._replace(trajectory=again.trajectory._replace(extras={}))
+    jax.tree.map(np.testing.assert_array_equal, rest, same)
+    np.testing.assert_array_equal(again.trajectory.extras["target"][:, 19], target[:, 19])
+    probability = again.trajectory.extras["probability"]
+    np.testing.assert_array_equal(probability, batch.trajectory.extras["probability"])
+
+
+def test_segments_that_are_not_needed_are_deleted(tmp_path):
+    train(tmp_path, 6000, checkpoint_every=0.02, keep_checkpoints=2, samples_per_insert=0.2)
     files = len(list((tmp_path / "replay").iterdir()))
     tree = Checkpointer(tmp_path / "checkpoints").load().tree("replay")
     assert int(tree["next_segment"]) > 24
@@ -397,13 +432,15 @@ def test_kill_9_at_any_time(tmp_path):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
-        said = process.communicate()[0].decode()
-        assert "filled anew" not in said
+        output = process.communicate()[0].decode()
+        assert "starts empty" not in output
         loaded = Checkpointer(tmp_path / "checkpoints").load()
         tree = loaded.tree("replay")
         agent = agents.make("r2d2", Config(**{k: v for k, v in TINY.items() if k in FIELDS}),
                             envs.spec_of("CartPole-v1"), horizon=1)  # fmt: skip
-        replay = Replay(agent.replay, row_spec(agent, envs.spec_of("CartPole-v1")))
+        assert isinstance(agent.source, Replayed)
+        row = row_spec(agent, envs.spec_of("CartPole-v1"))
+        replay = Replay(agent.source.sequences, row, core_spec(agent))
         log = SegmentLog(replay, tmp_path / "replay", 3)
         log.restore(tree, episodes=False)
         log.close()
@@ -411,7 +448,8 @@ def test_kill_9_at_any_time(tmp_path):
         batch, keys = replay.sample(64, np.random.default_rng(0))
         assert set(keys) <= set(tree["keys"])
         assert np.isfinite(batch.trajectory.timestep.observation).all()
-        np.testing.assert_array_equal(replay._tree.priorities()[tree["slots"]], tree["priorities"])
+        priority = replay._contents.items.tree.priorities()[tree["slots"]]
+        np.testing.assert_array_equal(priority, tree["priorities"])
         now = counts(tmp_path)
         assert now["inserted"] > before["inserted"]
         assert now["updates"] > before["updates"]
@@ -419,7 +457,7 @@ def test_kill_9_at_any_time(tmp_path):
         before = now
 
 
-def test_a_damaged_replay_is_noticed_and_filled_anew(tmp_path, capsys):
+def test_a_damaged_replay_starts_empty(tmp_path, capsys):
     train(tmp_path / "whole", 3000, stop_after=1200)
     for damage in ("flipped", "cut", "missing"):
         run_dir = tmp_path / damage
@@ -434,12 +472,12 @@ def test_a_damaged_replay_is_noticed_and_filled_anew(tmp_path, capsys):
             segment.write_bytes(data if damage == "flipped" else data[:-5])
         capsys.readouterr()
         train(run_dir, 3000, stop_after=2400)
-        said = " ".join("".join(capsys.readouterr()).split())
-        assert "the replay is filled anew" in said, damage
+        output = " ".join("".join(capsys.readouterr()).split())
+        assert "the replay starts empty" in output, damage
         assert counts(run_dir)["updates"] > updates, damage
 
 
-def test_a_replay_that_is_not_saved_is_filled_anew(tmp_path):
+def test_a_replay_that_is_not_saved_starts_empty(tmp_path):
     train(tmp_path, 2400, stop_after=1200, replay_saved=False)
     assert not (tmp_path / "replay").exists()
     train(tmp_path, 2400, replay_saved=False)
@@ -449,9 +487,9 @@ def test_a_replay_that_is_not_saved_is_filled_anew(tmp_path):
 def test_central_inference_acts_too(tmp_path):
     summary = train(tmp_path, 1500, architecture="async-batched")
     assert summary["agent_steps"] >= 1500
-    found = counts(tmp_path)
-    assert found["updates"] > 5
-    assert found["inserted"] > 100
+    counted = counts(tmp_path)
+    assert counted["updates"] > 5
+    assert counted["inserted"] > 100
 
 
 def test_the_parameters_stay_finite_arrays(tmp_path):

@@ -1,4 +1,4 @@
-"""Keeping how often a sequence is drawn near what was asked for."""
+"""Limits how often sequences are drawn for each that is inserted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Counted(Protocol):
-    """What the limiter watches: see `Replay`."""
+    """The counts of a `Replay`."""
 
     inserted: int
     sampled: int
@@ -16,11 +16,11 @@ class Counted(Protocol):
 
 
 class Limiter:
-    """Makes whoever is ahead wait: actors while too much is undrawn, the learner while too little.
+    """Blocks actors while too many draws are due, and the learner while too few are.
 
-    Nothing is drawn before `minimum` sequences are there. From then on
+    Nothing is drawn before `minimum` sequences are held. From then on
     `samples_per_insert` × sequences inserted − sequences drawn stays within `batch_size` of zero,
-    but for what is inserted at once.
+    except for what a single insertion adds.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Limiter:
 
     @property
     def balance(self) -> float:
-        """Draws that are due."""
+        """The number of draws that are due."""
         inserted = self._replay.inserted - self._minimum
         return self._ratio * inserted - self._replay.sampled
 
     def may_insert(self) -> bool:
-        """Whether actors may go on."""
+        """Whether actors may continue."""
         return len(self._replay) < self._minimum or self.balance <= self._batch_size
 
     def may_sample(self) -> bool:
@@ -45,11 +45,11 @@ class Limiter:
         return len(self._replay) >= self._minimum and self.balance >= 0
 
     def changed(self) -> None:
-        """Somebody inserted or drew."""
+        """Wake the waiting threads, after sequences were inserted or drawn."""
         with self._changed:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Until something changes, or so long."""
+        """Wait for `changed`, at most this long."""
         with self._changed:
             self._changed.wait(seconds)

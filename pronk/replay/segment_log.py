@@ -2,11 +2,10 @@
 
     DIRECTORY/00000012-1f2e3d4c.safetensors    the 13th part that was saved
 
-A thread writes what is new whenever there is enough of it for a segment, so that little is left to
-do for a checkpoint. A segment is forced to disk before the checkpoint that names it, with its
-SHA-256, is written: what is there under no checkpoint's name, because the process was killed
-between, is never read. A segment of which nothing is needed any more is deleted when no checkpoint
-that is kept can name it.
+A thread writes new contents whenever there are enough for a segment, so that a checkpoint takes
+little time. A segment is on disk before the checkpoint that names it, with its SHA-256, is written;
+segments that no checkpoint names, because the process was killed between the two, are never read. A
+segment is deleted when none of its contents is needed and no checkpoint that is kept can name it.
 """
 
 from __future__ import annotations
@@ -23,60 +22,62 @@ import numpy as np
 import safetensors.numpy
 
 from pronk.errors import UserError
-from pronk.replay.replay import Part, Replay
+from pronk.replay.parts import Part
+from pronk.replay.replay import Replay
 from pronk.storage.files import cannot_write, fsync_directory, write_and_sync
 from pronk.types import PyTree
 
+FORMAT = 2  # of what `save` returns and of the segments
 _NAME = re.compile(r"([0-9]{8})-[0-9a-f]{8}")
-_POLL = 1.0  # seconds between looks at whether there is enough for a segment
+_POLL = 1.0  # seconds between checks for a full part
 
 
 class SegmentLog:
-    """The segments of one run's `replay`; `keep`, the number of checkpoints that are kept."""
+    """The segments of one run's `replay`, for its last `keep` checkpoints."""
 
     def __init__(self, replay: Replay, directory: Path, keep: int):
         self.replay, self.directory = replay, directory
         self._sums: dict[str, np.ndarray] = {}  # SHA-256 of the segments needed, by name
-        # By the last checkpoints, of which the newest may not be on disk yet.
+        # The segments that the last checkpoints name; the newest may not be on disk yet.
         self._named: deque[set[str]] = deque(maxlen=keep + 2)
-        self._lock = threading.Lock()  # held by whoever writes
-        # While parts are taken from the replay and not written yet: it counts them as saved, so
-        # that no checkpoint may follow where this failed.
-        self._torn = False
+        self._lock = threading.Lock()  # held while writing
+        # True while the replay counts parts as saved that are not written yet: no checkpoint may
+        # follow if writing fails.
+        self._incomplete = False
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._run, name="replay-log", daemon=True)
         self._writer.start()
 
     def save(self) -> PyTree:
-        """Write what is new; returns what the checkpoint must hold. Raises UserError where this or
-        an earlier segment could not be written."""
+        """Write what is not written yet; returns the state for the checkpoint. Raises UserError if
+        this or an earlier segment could not be written."""
         with self._lock:
-            if self._torn:
+            if self._incomplete:
                 raise UserError(
                     f"an earlier part of the replay could not be written to `{self.directory}`"
                     f" ({self._failure or 'interrupted'}); the last checkpoint stands."
                 )
             try:
-                self._torn = True
+                self._incomplete = True
                 tree, parts, needed = self.replay.save()
                 for part in parts:
                     self._write(part)
-                self._torn = False
+                self._incomplete = False
                 self._sums = {k: v for k, v in self._sums.items() if _number(k) in needed}
                 self._named.append(set(self._sums))
-                self._clean()
+                self._delete_unneeded()
             except OSError as error:
                 self._failure = error
                 raise cannot_write(self.directory, error) from error
-            return tree | {"segments": dict(self._sums)}
+            return tree | {"segments": dict(self._sums), "format": np.int64(FORMAT)}
 
     def restore(self, tree: PyTree, *, episodes: bool) -> None:
         """Fill an empty replay with what `save` returned; see `Replay.restore`.
 
-        Raises UserError, having changed nothing, where a segment is missing or damaged.
+        Raises UserError, before anything is changed, if a segment is missing or damaged.
         """
-        if "next_segment" not in tree:
+        if tree.get("format") != FORMAT:
             raise UserError("it was saved by another version of pronk")
         sums = dict(tree["segments"])
         with self._lock:
@@ -87,7 +88,7 @@ class SegmentLog:
             self._named.append(set(sums))
 
     def close(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         self._closing.set()
         self._writer.join()
 
@@ -97,18 +98,18 @@ class SegmentLog:
                 while not self._closing.is_set() and self._write_full():
                     pass
         except BaseException as error:
-            self._failure = error  # told by the next `save`
+            self._failure = error  # the next `save` raises it
 
     def _write_full(self) -> bool:
-        """Write a segment if there is enough for one, and whether there was."""
+        """Write a segment if there is a full part; returns whether there was."""
         with self._lock:
-            if self._torn:
+            if self._incomplete:
                 return False
-            self._torn = True
+            self._incomplete = True
             part = self.replay.full_part()
             if part is not None:
                 self._write(part)
-            self._torn = False
+            self._incomplete = False
         return part is not None
 
     def _write(self, part: Part) -> None:
@@ -136,11 +137,11 @@ class SegmentLog:
         except OSError as error:
             raise UserError(f"cannot read `{path}`: {error.strerror}") from error
         if hashlib.sha256(data).digest() != expected.tobytes():
-            raise UserError(f"`{path}` is not what was written: its SHA-256 differs")
+            raise UserError(f"`{path}` is damaged: its SHA-256 is not that in the checkpoint")
         return data
 
-    def _clean(self) -> None:
-        """Delete what no checkpoint can name, once it is known what each of them names."""
+    def _delete_unneeded(self) -> None:
+        """Delete segments that no checkpoint names, once it is known what each of them names."""
         if len(self._named) < (self._named.maxlen or 0):
             return
         named = set().union(*self._named)

@@ -126,9 +126,11 @@ class Player:
 
 
 class StartRecorder:
-    """Keeps the recurrent states at the rows where a replay's sequences will start.
+    """Records the recurrent states where a replay's sequences will start.
 
-    In each episode these are the rows k · stride − burn_in, where stride = length − overlap.
+    In each episode these are the rows k · stride − burn_in, where stride = length − overlap, and
+    its first row, where nothing is recorded because agents reset the state there. For each row call
+    `advance` and then `record`.
     """
 
     def __init__(self, sequences: Sequences, num_envs: int):
@@ -138,19 +140,19 @@ class StartRecorder:
         self._recorded: list[tuple[Array, Array, PyTree]] = []
 
     def advance(self, first: Array) -> None:
-        """Go to the next row; `first` `[B]` says where it begins an episode."""
+        """Go to the next row; first: bool `[B]`, whether it begins an episode."""
         self.position = np.where(first, 0, self.position + 1)
 
     def record(self, row: int, core: PyTree) -> None:
-        """Keep what is needed of `core` `[B, ...]`, the state before this row of the unroll."""
+        """Record the states `core` `[B, ...]` before this `row` of the unroll, if needed."""
         starts = (self.position > 0) & ((self.position + self._burn_in) % self._stride == 0)
         slots = np.flatnonzero(starts).astype(np.int32)
-        if len(slots) or not self._recorded:  # even of none, for the structure
-            kept = jax.tree.map(lambda x: np.asarray(x)[slots], core)
-            self._recorded.append((np.full(len(slots), row, np.int32), slots, kept))
+        if len(slots) or not self._recorded:  # an empty record has the structure
+            states = jax.tree.map(lambda x: np.asarray(x)[slots], core)
+            self._recorded.append((np.full(len(slots), row, np.int32), slots, states))
 
     def take(self) -> Starts:
-        """Those of the unroll that ends here."""
+        """What was recorded since the last call, of one unroll."""
         recorded, self._recorded = self._recorded, []
         rows, slots, cores = zip(*recorded, strict=True)
         core = jax.tree.map(lambda *x: np.concatenate(x), *cores)

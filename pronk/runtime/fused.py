@@ -161,12 +161,12 @@ class Program:
         replay = ring.insert(run.replay, source.sequences, trajectory, next_core)
         key = jax.random.fold_in(run.act_key, DRAWS)
         if isinstance(source, Mixed):
-            drawn = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), self.draws)
+            drawn, _ = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), self.draws)
             learner, metrics, _ = learn(run.learner, mix(trajectory, drawn.trajectory, jnp))
             return learner, replay, metrics, jnp.bool_(True)
 
         def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
-            batch = ring.draw(replay, jax.random.fold_in(key, learner.updates), self.num_envs)
+            batch, _ = ring.draw(replay, jax.random.fold_in(key, learner.updates), self.num_envs)
             learnt = learn(learner, batch)
             return learnt.state, learnt.metrics
 

@@ -101,10 +101,9 @@ class ReplaySource:
         return Taken([batch], keys)
 
     def feedback(self, keys: Array | None, feedback: Feedback) -> None:
-        """New priorities of the sequences drawn."""
-        if feedback.priorities is not None:
-            assert keys is not None
-            self._memory.replay.update(keys, np.asarray(feedback.priorities))
+        """Revise the sequences drawn: their priorities, and extras of their rows."""
+        assert keys is not None
+        self._memory.replay.revise(keys, feedback)
 
     def stop(self) -> None:
         """Let whatever waits here raise Closed."""

@@ -1,7 +1,7 @@
 """Replay on the device, for the fused runtime: a ring of sequences, drawn uniformly.
 
-Sequences are one after the other's unroll, so that they do not overlap, and go on across episodes;
-each has the last `burn_in` rows of the one before in front of it.
+Each sequence is an unroll. They do not overlap, and they continue across episodes. Each is stored
+with the last `burn_in` rows of the one before it.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from pronk.types import Array, Batch, Key, PyTree, Sequences, Trajectory
 
 
 class Ring(NamedTuple):
-    """The newest sequences, of which each new one takes the oldest's place."""
+    """The newest sequences; a new one overwrites the oldest."""
 
     rows: PyTree  # (timestep, action, extras), leaves [capacity, burn_in + length + 1, ...]
-    core: PyTree  # [capacity, ...], as it was before row 0
+    core: PyTree  # recurrent states before row 0, leaves [capacity, ...]
     version: Array  # int32 [capacity]
     count: Array  # int32 [], inserted in all
-    before: (
-        PyTree  # (rows, core): the last `burn_in` rows, leaves [burn_in, B, ...], and before them
-    )
+    # (rows, core): the rows before the next sequences, leaves [burn_in, B, ...], and the recurrent
+    # states before these.
+    before: PyTree
 
 
-def make(spec: Sequences, row: tuple[PyTree, PyTree, dict[str, PyTree]], core: PyTree) -> Ring:
-    """An empty one, for environments that are at `row`, leaves `[B, ...]`, with `core` before it.
+def make(sequences: Sequences, row: tuple[PyTree, PyTree, dict[str, PyTree]], core: PyTree) -> Ring:
+    """An empty ring, for environments whose first row is `row`, leaves `[B, ...]`, with recurrent
+    states `core` before it.
 
-    In front of the first sequences that row is repeated, which resets what came before.
+    The burn-in of the first sequences repeats that row, which resets the state before it.
     """
-    capacity = max(1, spec.capacity // spec.length)
-    length = spec.burn_in + spec.length + 1
+    capacity = max(1, sequences.capacity // sequences.length)
+    length = sequences.burn_in + sequences.length + 1
 
     def empty(x: Array, *shape: int) -> Array:
         return jnp.zeros((capacity, *shape, *x.shape[1:]), x.dtype)
 
-    before = jax.tree.map(lambda x: jnp.repeat(x[None], spec.burn_in, axis=0), row)
+    before = jax.tree.map(lambda x: jnp.repeat(x[None], sequences.burn_in, axis=0), row)
     return Ring(
         jax.tree.map(lambda x: empty(x, length), row),
         jax.tree.map(empty, core),
@@ -47,16 +48,15 @@ def make(spec: Sequences, row: tuple[PyTree, PyTree, dict[str, PyTree]], core: P
     )
 
 
-def next_start(spec: Sequences) -> int:
+def next_start(sequences: Sequences) -> int:
     """The row of an unroll of `length` steps where the next sequence's burn-in starts."""
-    return spec.length - spec.burn_in
+    return sequences.length - sequences.burn_in
 
 
-def insert(ring: Ring, spec: Sequences, trajectory: Trajectory, next_core: PyTree) -> Ring:
-    """Take up an unroll of `length` steps, leaves `[length + 1, B, ...]`.
+def insert(ring: Ring, sequences: Sequences, trajectory: Trajectory, next_core: PyTree) -> Ring:
+    """Insert an unroll of `length` steps, leaves `[length + 1, B, ...]`.
 
-    next_core: the recurrent state before row `next_start(spec)` of it, where the next sequence
-    starts.
+    next_core: the recurrent states before its row `next_start(sequences)`.
     """
     before, core = ring.before
     rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, trajectory[:3])
@@ -66,8 +66,8 @@ def insert(ring: Ring, spec: Sequences, trajectory: Trajectory, next_core: PyTre
     def put(store: Array, x: Array) -> Array:
         return store.at[at].set(x)
 
-    # The next sequence begins with row `length`, the last one: in front of it come those before.
-    last = jax.tree.map(lambda x: x[-1 - spec.burn_in : -1], rows)
+    # The next sequence begins with the last row; its burn-in are those before it.
+    last = jax.tree.map(lambda x: x[-1 - sequences.burn_in : -1], rows)
     return Ring(
         jax.tree.map(lambda s, x: put(s, jnp.moveaxis(x, 1, 0)), ring.rows, rows),
         jax.tree.map(put, ring.core, core),
@@ -77,10 +77,28 @@ def insert(ring: Ring, spec: Sequences, trajectory: Trajectory, next_core: PyTre
     )
 
 
-def draw(ring: Ring, key: Key, size: int) -> Batch:
-    """`size` sequences, each as likely as any other."""
+def draw(ring: Ring, key: Key, size: int) -> tuple[Batch, Array]:
+    """Draw `size` sequences uniformly, with replacement; also returns where they are, int32
+    `[size]`, for `revise`."""
     capacity = ring.version.shape[0]
     at = jax.random.randint(key, (size,), 0, jnp.minimum(ring.count, capacity))
     rows = jax.tree.map(lambda x: jnp.moveaxis(x[at], 0, 1), ring.rows)
     core = jax.tree.map(lambda x: x[at], ring.core)
-    return Batch(Trajectory(*rows, core=core, version=ring.version[at]))
+    return Batch(Trajectory(*rows, core=core, version=ring.version[at])), at
+
+
+def revise(ring: Ring, at: Array, extras: dict[str, Array]) -> Ring:
+    """Overwrite some extras, `[burn_in + length + 1, B, ...]`, of sequences drawn from `at`.
+
+    Call it before the next `insert`. Of a sequence that was drawn several times the last column
+    counts. Rows that a sequence shares with its neighbours are revised in this sequence only.
+    """
+    size = at.shape[0]
+    last = jnp.zeros(ring.version.shape[0], jnp.int32).at[at].max(jnp.arange(size))
+    timestep, action, stored = ring.rows
+    stored = dict(stored)
+    for name, values in extras.items():
+        # Equal values for equal places, because the order of writing is not defined.
+        values = jnp.moveaxis(values, 1, 0)[last[at]]
+        stored[name] = stored[name].at[at].set(values)
+    return ring._replace(rows=(timestep, action, stored))

@@ -15,7 +15,7 @@ from pronk.experiments.bench.timing import median_seconds
 from pronk.replay import Replay
 from pronk.run.allocator import keep_freed_memory
 from pronk.runtime.actor import StartRecorder
-from pronk.types import Array, Sequences, TimeStep, Trajectory
+from pronk.types import Array, Feedback, Sequences, TimeStep, Trajectory
 
 STACK, SIZE, CORE = 4, 84, 512
 EPISODE = 1000  # steps
@@ -50,8 +50,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     sample = median_seconds(lambda: replay.sample(settings.batch_size, rng), settings.seconds)
     source = np.ones(size, np.uint8)
     copy = median_seconds(lambda: source.copy(), settings.seconds / 2)
-    priorities = rng.random(settings.batch_size)
-    update = median_seconds(lambda: replay.update(keys, priorities), settings.seconds / 2)
+    feedback = Feedback(rng.random(settings.batch_size))
+    update = median_seconds(lambda: replay.revise(keys, feedback), settings.seconds / 2)
     return {
         "observations": settings.observations,
         "sequences": len(replay),

@@ -123,7 +123,7 @@ def _train(strategy: str, seed: int, steps: int) -> dict[str, Any]:
         if limiter.may_sample():
             batch, keys = replay.sample(config.batch_size, rng)
             learnt = learner.update(learner.prepare([batch]))
-            replay.update(keys, np.asarray(learnt.feedback.priorities))
+            replay.revise(keys, learnt.feedback)
             if learner.updates % EVERY == 0:
                 first, last = _delta_q(jit_forward, learner.state.params, recent, config, rng)
                 rows.append(
