@@ -398,7 +398,10 @@ def test_the_policy_lag_of_a_learner_is_exact():
             {"replay_fraction": 0.3},
             "`--replay-fraction` 0.3 of `--batch-size` 8 is 2.4 trajectories",
         ),
-        ({"replay_fraction": 1.0}, "is 8 trajectories; expected a whole number of them, and at least one that is not"),
+        (
+            {"replay_fraction": 1.0},
+            "is 8 trajectories; expected a whole number of them, and at least one that is not",
+        ),
         ({"replay_fraction": 1.5}, "`--replay-fraction` is 1.5; expected a number from 0 to 1"),
         (
             {"replay_fraction": 0.5, "envs_per_actor": 8},
@@ -422,7 +425,10 @@ def test_the_policy_lag_of_a_learner_is_exact():
             {"replay_fraction": 0.5, "architecture": "sync-unroll", "envs_per_actor": 4},
             "`--envs-per-actor` 4 must equal 4, which is `--batch-size` 8 without what is replayed",
         ),
-        ({"correction": "v-trace"}, "expected one of vtrace, none, epsilon, one-step; did you mean 'vtrace'"),
+        (
+            {"correction": "v-trace"},
+            "expected one of vtrace, none, epsilon, one-step; did you mean 'vtrace'",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message, tmp_path):
