@@ -64,7 +64,9 @@ class Config:
     """Clip rewards to ± this; 0 leaves them alone."""
     hidden_sizes: tuple[int, ...] = widths((64, 64))
     """Layer widths after convolutions, or of the MLP."""
-    recurrent_core: Literal["none", "lstm", "gru"] = choice("none", source="M16: LSTM in one variant")
+    recurrent_core: Literal["none", "lstm", "gru"] = choice(
+        "none", source="M16: LSTM in one variant"
+    )
     """Recurrent core."""
     recurrent_units: int = number(64, above=0)
     """Units of the recurrent core."""
