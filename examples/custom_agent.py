@@ -11,16 +11,16 @@ optimiser's step (`step`), returns and loss terms (`maths`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pronk.agents import step
 from pronk.agents.actor_critic import ActorCritic
-from pronk.config.fields import choice, fraction, number, widths
+from pronk.config.fields import fraction, number, widths
 from pronk.maths import distributions, losses, returns
-from pronk.nn import cores, networks
+from pronk.nn import networks
 from pronk.types import (
     Agent,
     Array,
@@ -64,12 +64,6 @@ class Config:
     """Clip rewards to ± this; 0 leaves them alone."""
     hidden_sizes: tuple[int, ...] = widths((64, 64))
     """Layer widths after convolutions, or of the MLP."""
-    recurrent_core: Literal["none", "lstm", "gru"] = choice(
-        "none", source="M16: LSTM in one variant"
-    )
-    """Recurrent core."""
-    recurrent_units: int = number(64, above=0)
-    """Units of the recurrent core."""
 
 
 # Differences from the defaults by name, for `--preset`.
@@ -108,8 +102,7 @@ class A2C:
     def act(
         self, behaviour: PyTree, carry: Carry, timestep: TimeStep, key: Key
     ) -> tuple[Array, Carry, dict[str, Array]]:
-        """Decide for slots `[B]`. The action is what the environment executes: a continuous one is
-        clipped, so that the learner needs the sample itself, too."""
+        """Decide for slots `[B]`; the sample is stored, because continuous actions are clipped."""
         decided = self.model.decide(behaviour, carry, timestep, key)
         action = self.model.distribution.action(decided.raw)
         return action, Carry(decided.core, carry.private), {"raw_action": decided.raw}
@@ -169,7 +162,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         torso="auto",
         hidden_sizes=config.hidden_sizes,
         activation="tanh",
-        core=cores.make_core(config.recurrent_core, config.recurrent_units),
     )
     a2c = A2C(config, ActorCritic(config, spec, distribution, network))
     return Agent(

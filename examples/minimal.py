@@ -1,4 +1,4 @@
-"""The parts of a training run, put together in one loop: IMPALA learns Catch in half a minute.
+"""The parts of a training run, put together in one loop: IMPALA learns Catch in seconds.
 
     python examples/minimal.py
 
@@ -25,7 +25,7 @@ from pronk.runtime.learner import Learner
 from pronk.runtime.source import Queue
 
 
-def train(env: str = "pronk/Catch-v0", steps: int = 150_000, seed: int = 0) -> float:
+def train(env: str = "pronk/Catch-v0", steps: int = 100_000, seed: int = 0) -> float:
     """Train for `steps` agent steps; returns the mean return of the last 100 episodes."""
     # Settings. The paper's are for 50 million steps of Atari; the preset is for small problems.
     config = impala_config.Config(**impala_config.PRESETS["small"])
@@ -53,7 +53,8 @@ def train(env: str = "pronk/Catch-v0", steps: int = 150_000, seed: int = 0) -> f
     state = jax.jit(agent.init)(init_key)
     learner = Learner(agent, state, batch_size=config.batch_size)
 
-    returns: deque[float] = deque(maxlen=100)
+    returns: deque[float] = deque(maxlen=100)  # of the last episodes
+    metrics: dict[str, jax.Array] = {}  # of the last update
     done, last_print = 0, time.monotonic()
     while done < steps:
         # Act with one snapshot of the parameters. Its version is stored in the trajectory: the
@@ -70,10 +71,11 @@ def train(env: str = "pronk/Catch-v0", steps: int = 150_000, seed: int = 0) -> f
             learnt = learner.update(batch)
             source.feedback(taken.keys, learnt.feedback)  # new priorities, if this were a replay
             learner.publish()  # the new parameters become `learner.latest`
+            metrics = learnt.metrics
 
-        if returns and (done >= steps or time.monotonic() - last_print > 5):
+        if metrics and returns and (done >= steps or time.monotonic() - last_print > 5):
             last_print = time.monotonic()
-            loss = float(learnt.metrics["loss/value"])
+            loss = float(metrics["loss/value"])
             print(
                 f"{done:8,} steps  {learner.updates:5,} updates  value loss {loss:.3f}  "
                 f"mean return {np.mean(returns):.2f}"

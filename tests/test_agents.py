@@ -19,6 +19,7 @@ import pytest
 import reference
 from gymnasium import spaces
 
+from examples import custom_agent
 from pronk import agents, envs
 from pronk.agents import impala, r2d2
 from pronk.agents.impala_config import Config
@@ -133,6 +134,12 @@ VARIANTS = {
         rescaling="none",
         reward_clip=1.0,
     ),
+    # An agent from outside the package.
+    "example": Variant(
+        "examples.custom_agent",
+        custom_agent.Config(unroll=UNROLL, batch_size=NUM_ENVS, n_steps=2, hidden_sizes=(8,)),
+        EnvSpec("test", VECTOR, BOX),
+    ),
 }
 
 
@@ -151,7 +158,7 @@ with_gradients = variants(
     *(
         k
         for k, v in VARIANTS.items()
-        if v.agent == "impala" and v.config.value_normalisation == "none"
+        if v.agent != "r2d2" and getattr(v.config, "value_normalisation", "none") == "none"
     )
 )
 

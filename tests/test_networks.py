@@ -302,6 +302,29 @@ def test_a_custom_core(network):
     np.testing.assert_array_equal(changed, [[0, 0], [1, 1], [0, 1], [0, 1]])
 
 
+class Brightness(nn.Module):
+    """A torso from outside the package: the mean of each channel, times a weight."""
+
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return x.astype(self.dtype).mean(axis=(1, 2)) * scale
+
+
+def test_a_custom_torso():
+    """For images alone; other leaves stay vectors."""
+    space = spaces.Dict({"picture": PICTURE, "speed": spaces.Box(-1, 1, (2,))})
+    encoder = networks.Encoder(space, Brightness, (), "relu")
+    space.seed(0)
+    x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], dict(space.sample()))
+    features, variables = encoder.init_with_output(KEY, x)
+    assert variables["params"]["torso0"]["scale"].shape == (PICTURE.shape[-1],)
+    means = np.asarray(x["picture"], np.float64).mean(axis=(1, 2))
+    np.testing.assert_allclose(features, np.concatenate([means, x["speed"]], axis=-1), rtol=1e-5)
+
+
 def test_leaves_and_back():
     """In the order of `jax.tree`, also of keys that are not sorted."""
     nested = spaces.Dict(

@@ -1,10 +1,9 @@
 """IMPALA: an actor-critic that learns from other policies' trajectories by V-trace.
 
 Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner
-Architectures"; the constants are in `pronk.agents.impala_config`. Read it from the bottom: `learn`
-is `gradients`, then `apply`; `gradients` differentiates `loss`, which weighs what `evaluate` and
-V-trace (`off_policy.targets`) make of a batch. What other papers add stands in modules of its own:
-`off_policy` (the other corrections, LASER), `value_units` (PopArt), `pixel_control` (UNREAL).
+Architectures"; the constants are in `pronk.agents.impala_config`. `learn` is `gradients`, then
+`apply`; `gradients` differentiates `loss`, which weighs the results of `evaluate`. Additions from
+other papers are in `off_policy` (LASER), `value_units` (PopArt) and `pixel_control` (UNREAL).
 """
 
 from __future__ import annotations
@@ -210,6 +209,20 @@ class Impala:
         learnt = self.apply(units, *self.gradients(units, batch))
         return learnt._replace(state=value_units.revert_if_skipped(state, learnt.state))
 
+    def as_agent(self) -> Agent:
+        """These functions. PopArt's statistics need the whole batch: with them, no halves."""
+        return Agent(
+            self.init,
+            self.behaviour,
+            self.model.initial_carry,
+            self.act,
+            self.learn,
+            step.adopt,
+            self.warm_start,
+            halves=None if self.normalizes else Halves(self.gradients, self.apply),
+            source=self.config.source(),
+        )
+
 
 def build(config: Config, spec: EnvSpec, *, horizon: int) -> Impala:
     """IMPALA for environments of this `spec`; schedules end after `horizon` agent steps.
@@ -232,17 +245,5 @@ def build(config: Config, spec: EnvSpec, *, horizon: int) -> Impala:
 
 
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
-    """`build`'s methods as an `Agent`. PopArt's statistics are of the whole batch, before its
-    gradient, so that there are no halves."""
-    impala = build(config, spec, horizon=horizon)
-    return Agent(
-        impala.init,
-        impala.behaviour,
-        impala.model.initial_carry,
-        impala.act,
-        impala.learn,
-        step.adopt,
-        impala.warm_start,
-        halves=None if impala.normalizes else Halves(impala.gradients, impala.apply),
-        source=config.source(),
-    )
+    """`build`, as an `Agent`."""
+    return build(config, spec, horizon=horizon).as_agent()

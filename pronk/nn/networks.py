@@ -5,6 +5,7 @@ Rows are time-major `[T, B, ...]`; acting is the case T = 1. Parameters are plai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -131,6 +132,8 @@ _TORSOS: dict[str, Any] = {
     "nature": Nature,
     "deep": Deep,
 }
+# A name of `_TORSOS`, `mlp`, or what makes a module of images: (name=, dtype=) -> module.
+Torso = str | Callable[..., nn.Module]
 
 
 class Encoder(nn.Module):
@@ -141,7 +144,7 @@ class Encoder(nn.Module):
     """
 
     space: gym.Space
-    torso: str  # auto, mlp, minatar, shallow, nature, deep
+    torso: Torso
     hidden_sizes: tuple[int, ...]
     activation: str
     dtype: Any = jnp.float32  # of the computation; parameters are float32
@@ -152,7 +155,7 @@ class Encoder(nn.Module):
         spaces = leaf_spaces(self.space)
         for i, (space, x) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
             if is_image(space) and self.torso != "mlp":
-                torso = _TORSOS[self.torso]
+                torso = _TORSOS[self.torso] if isinstance(self.torso, str) else self.torso
                 parts.append(torso(name=f"torso{i}", dtype=self.dtype)(_channels_last(x)))
             else:
                 parts.append(as_vector(space, x, jnp))
@@ -235,7 +238,7 @@ class ActorCritic(nn.Module):
 
     space: gym.Space
     num_params: int  # of the action distribution
-    torso: str
+    torso: Torso
     hidden_sizes: tuple[int, ...]
     activation: str
     core: RecurrentCore | None = None
@@ -291,7 +294,7 @@ class DuelingQ(nn.Module):
 
     space: gym.Space
     num_actions: int
-    torso: str
+    torso: Torso
     hidden_sizes: tuple[int, ...]
     head_units: int  # units of each head's hidden layer; 0 for none
     activation: str
