@@ -42,7 +42,7 @@ for architecture in sys.argv[1:]:
         "impala",
         "pronk/Catch-v0",
         runtime="fused" if fused else "local",
-        actors=2,
+        actors=None if fused else 2,
         envs_per_actor=4,
         batch_size=4 if architecture == "async-gradients" else 8,
         hidden_sizes=(8,),

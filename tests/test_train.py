@@ -65,7 +65,7 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "mixed-workers": (
         "impala",
         "CartPole-v1",
-        {**LSTM, **LASER, "envs_per_actor": 1, "env_workers": 2},
+        {**LSTM, **LASER, "envs_per_actor": 1, "env_workers": 1},
         1000,
     ),
     "suite": ("impala", "pronk/Catch-v0,CartPole-v1", POPART, 1000),
