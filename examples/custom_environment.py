@@ -76,7 +76,7 @@ class Grid(gym.Env):
         return picture.repeat(32, axis=0).repeat(32, axis=1)
 
 
-gym.register(id="Grid-v0", entry_point=Grid)
+gym.register(id="Grid-v0", entry_point=f"{__name__}:Grid")
 
 
 def main(steps: int = 100_000, run_dir: str | Path = "runs/grid") -> float:
