@@ -1,8 +1,8 @@
 """R2D2: recurrent Q-learning from prioritised, distributed replay.
 
 Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"; the
-constants are in `pronk.agents.r2d2_config`. `learn` takes the step and returns new priorities, `loss`
-weighs the `td_errors`, and `action_values` runs the network over a sequence, burn-in first.
+constants are in `pronk.agents.r2d2_config`. `learn` takes the step and returns new priorities,
+`loss` weighs the `td_errors`, `action_values` runs the network over a sequence, burn-in first.
 """
 
 from __future__ import annotations

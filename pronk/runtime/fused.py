@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from pronk.runtime.actor import Row
 from pronk.runtime.api import Update
 from pronk.runtime.columns import mix
 from pronk.runtime.ring import Ring
+from pronk.runtime.source import check_feedback
 from pronk.storage.checkpoint import Loaded
 from pronk.types import (
     Agent,
@@ -29,6 +30,7 @@ from pronk.types import (
     Fresh,
     Key,
     LearnerState,
+    Learnt,
     Mixed,
     PyTree,
     Sequences,
@@ -64,6 +66,9 @@ class Outcome(NamedTuple):
     ended: Array  # bool [T, B], an episode ended in this step
     episode_return: Array  # float32 [T, B], where ended
     episode_length: Array  # int32 [T, B], where ended
+
+
+_Carried: TypeAlias = "tuple[LearnerState, Ring | None]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,32 +160,48 @@ class Program:
         """The learner, the replay, metrics, and whether anything was learnt."""
         source, learn = self.agent.source, self.agent.learn
         if isinstance(source, Fresh):
-            learner, metrics, _ = learn(run.learner, Batch(trajectory))
+            learner, metrics, feedback = learn(run.learner, Batch(trajectory))
+            check_feedback(source, feedback)
             return learner, None, metrics, jnp.bool_(True)
         assert run.replay is not None
         replay = ring.insert(run.replay, source.sequences, trajectory, next_core)
         key = jax.random.fold_in(run.act_key, DRAWS)
         if isinstance(source, Mixed):
             drawn, _ = ring.draw(replay, jax.random.fold_in(key, run.learner.updates), self.draws)
-            learner, metrics, _ = learn(run.learner, mix(trajectory, drawn.trajectory, jnp))
+            learner, metrics, feedback = learn(run.learner, mix(trajectory, drawn.trajectory, jnp))
+            check_feedback(source, feedback)
             return learner, replay, metrics, jnp.bool_(True)
 
-        def one(learner: LearnerState, _: None) -> tuple[LearnerState, dict[str, Array]]:
-            batch, _ = ring.draw(replay, jax.random.fold_in(key, learner.updates), self.num_envs)
-            learnt = learn(learner, batch)
-            return learnt.state, learnt.metrics
+        def one(learner: LearnerState, replay: Ring) -> tuple[Learnt, Array]:
+            draw_key = jax.random.fold_in(key, learner.updates)
+            batch, at = ring.draw(replay, draw_key, self.num_envs)
+            return learn(learner, batch), at
 
-        def every(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
-            learner, metrics = jax.lax.scan(one, learner, length=self.draws)
-            return learner, jax.tree.map(lambda x: x.mean(0), metrics)
+        # A replay that nothing rewrites is not carried along: carrying it might copy it.
+        learnt, _ = jax.eval_shape(one, run.learner, replay)
+        rewrites = learnt.feedback.extras is not None
 
-        def none(learner: LearnerState) -> tuple[LearnerState, dict[str, Array]]:
-            _, metrics = jax.eval_shape(every, learner)
-            return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        def step(carried: _Carried, _: None) -> tuple[_Carried, dict[str, Array]]:
+            learner, rewritten = carried
+            learnt, at = one(learner, replay if rewritten is None else rewritten)
+            if rewritten is not None:
+                assert learnt.feedback.extras is not None
+                rewritten = ring.revise(rewritten, at, learnt.feedback.extras)
+            return (learnt.state, rewritten), learnt.metrics
+
+        def every(carried: _Carried) -> tuple[_Carried, dict[str, Array]]:
+            carried, metrics = jax.lax.scan(step, carried, length=self.draws)
+            return carried, jax.tree.map(lambda x: x.mean(0), metrics)
+
+        def none(carried: _Carried) -> tuple[_Carried, dict[str, Array]]:
+            return carried, jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(every, carried)[1]
+            )
 
         enough = replay.count >= source.min_size
-        learner, metrics = jax.lax.cond(enough, every, none, run.learner)
-        return learner, replay, metrics, enough
+        carried = (run.learner, replay if rewrites else None)
+        (learner, rewritten), metrics = jax.lax.cond(enough, every, none, carried)
+        return learner, rewritten if rewrites else replay, metrics, enough
 
 
 def build(

@@ -17,6 +17,7 @@ from pronk.runtime.api import DEFAULT_DEVICES, Devices
 from pronk.runtime.columns import fresh_columns, over_axes
 from pronk.runtime.cpus import usable
 from pronk.runtime.multi_learner import everywhere, here
+from pronk.runtime.source import check_feedback
 from pronk.storage.checkpoint import Loaded
 from pronk.types import Agent, Array, Batch, LearnerState, Learnt, PyTree
 
@@ -46,6 +47,11 @@ def compiled(agent: Agent, shared: NamedSharding | None = None) -> Compiled:
     """Equal agents share what is compiled. `learn` and `apply` reuse the state's memory, because
     actors get a copy of what they need."""
 
+    def learn(state: LearnerState, batch: Batch) -> Learnt:
+        learnt = agent.learn(state, batch)
+        check_feedback(agent.source, learnt.feedback)
+        return learnt
+
     def apply(state: LearnerState, parts: list[PyTree]) -> Learnt:
         assert agent.halves is not None
         return agent.halves.apply(state, *jax.tree.map(lambda *x: sum(x), *parts))
@@ -53,7 +59,7 @@ def compiled(agent: Agent, shared: NamedSharding | None = None) -> Compiled:
     # Results are the same on all devices, but for feedback, of which each has its columns.
     results = None if shared is None else Learnt(shared, shared, None)  # type: ignore[arg-type]
     return Compiled(
-        jax.jit(agent.learn, donate_argnums=0, out_shardings=results),
+        jax.jit(learn, donate_argnums=0, out_shardings=results),
         None if agent.halves is None else jax.jit(agent.halves.gradients),
         jax.jit(apply, donate_argnums=0),
         jax.jit(lambda state: jax.tree.map(jnp.copy, agent.behaviour(state)), out_shardings=shared),
@@ -67,12 +73,12 @@ class Learner:
     a thread: XLA shares the work of one gradient among cores only where a single operation is
     large, and most are not. Whole, an update costs less and leaves cores to others.
 
-    Where `devices.learner` are several, each has a copy of the state and a part of the batch's
-    columns, and XLA adds up what they find (synchronous data parallelism, figure 1 of the IMPALA
-    paper on the right): the update is that of the whole batch, to rounding.
+    If `devices.learner` are several, each has a copy of the state and a part of the batch's
+    columns, and XLA adds up their gradients (synchronous data parallelism, figure 1 of the IMPALA
+    paper on the right): the update is that of the whole batch, up to rounding.
 
-    batch_size: what the number of parts must divide. policy_lag: `latest` is so many updates old,
-    if there were as many, and if `publish` was called after each.
+    batch_size: a multiple of the number of parts. policy_lag: how many updates old `latest` is,
+    once there have been as many, if `publish` is called after each.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class Learner:
     ):
         self._devices = devices
         self.policy_lag = policy_lag
-        self._past: deque[tuple[int, PyTree]] = deque(maxlen=policy_lag + 1)  # published of late
+        self._past: deque[tuple[int, PyTree]] = deque(maxlen=policy_lag + 1)  # published recently
         self._shared: NamedSharding | None = None
         if isinstance(devices.learner, NamedSharding):
             self._shared, self._far = devices.learner, True

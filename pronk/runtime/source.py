@@ -10,13 +10,25 @@ import threading
 from collections import deque
 from typing import NamedTuple, Protocol
 
+from pronk.errors import UserError
 from pronk.runtime.columns import columns, concatenate
 from pronk.runtime.threads import POLL, Closed
 from pronk.storage.checkpoint import Loaded
-from pronk.types import Array, Batch, Feedback, PyTree, Trajectory
+from pronk.types import Array, Batch, Feedback, PyTree, Replayed, Trajectory
 
 # Unrolls that may wait for the learner: one more makes actors wait, so that policies lag little.
 QUEUE_SIZE = 1
+
+
+def check_feedback(agent_source: object, feedback: Feedback) -> None:
+    """Raise UserError, when `learn` is first traced, for feedback that no source would use."""
+    given = feedback.priorities is not None or feedback.extras is not None
+    if given and not isinstance(agent_source, Replayed):
+        raise UserError(
+            "the agent's `learn` returns feedback (priorities or extras), and its source is"
+            f" {type(agent_source).__name__}, which keeps nothing that it could be about; expected"
+            " `Learnt(state, metrics)`, or `source=Replayed(…)`."
+        )
 
 
 class Taken(NamedTuple):
