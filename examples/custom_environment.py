@@ -60,7 +60,7 @@ class Grid(gym.Env):
         return self._observation(), reward, terminated, truncated, self._info()
 
     def _observation(self) -> dict[str, np.ndarray]:
-        return {"agent": self.agent, "goal": self.goal}
+        return {"agent": self.agent.copy(), "goal": self.goal.copy()}
 
     def _info(self) -> dict[str, Any]:
         """True for the actions allowed now, those that stay on the grid; in every step."""

@@ -175,7 +175,7 @@ def test_trajectories_of_central_players_are_on_policy():
 class _Scripted:
     """An actor that returns the same unroll again and again."""
 
-    placement, beats = "in the test", 0
+    placement, rows_acted = "in the test", 0
 
     def __init__(self) -> None:
         env = envs.make("pronk/Catch-v0", WIDTH)
@@ -201,7 +201,7 @@ def catch_agent() -> Agent:
 def test_a3c_applies_each_gradient_to_the_newest_parameters():
     agent, actor = catch_agent(), _Scripted()
     state = initial_state(agent)
-    restarts = Restarts(0, Path(os.devnull), silent_after=60.0)
+    restarts = Restarts(0, Path(os.devnull), hang_after=60.0)
     actors = [Supervised(lambda _: actor, "actor", restarts, actor) for _ in range(2)]
     runtime = A3CLoop(agent, jax.tree.map(jnp.copy, state), actors)
     versions = [state]

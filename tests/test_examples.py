@@ -157,6 +157,6 @@ def test_the_network_in_a_run(tmp_path: Path) -> None:
     run: dict[str, Any] = {"steps": 200, "env_args": {"delay": 2}, "run_dir": tmp_path, **tiny}
     pronk.train(custom_network, "pronk/MemoryCue-v0", **run)
     policy = pronk.load(tmp_path)
-    decay = policy.behaviour["params"]["core"]["decay"]
+    decay = policy.behaviour.params["params"]["core"]["decay"]
     assert (np.asarray(decay) != np.linspace(0, 6, 4, dtype=np.float32)).any()  # it was learnt
     assert 0 <= policy.evaluate(episodes=2).mean_return <= 1

@@ -29,7 +29,7 @@ from pronk.errors import UserError
 from pronk.runtime import actor_threads
 from pronk.runtime.actor import Actor, Player
 from pronk.runtime.places.ray import Cluster, Needs, RayActor
-from pronk.runtime.places.supervise import Departed, Lost
+from pronk.runtime.places.supervise import ActorLost, NodeLost
 from tests.chaos.harm import (
     RunWatcher,
     counters_increase,
@@ -137,7 +137,7 @@ def test_unrolls_are_those_of_a_local_actor(cluster, machine):
         seen = set()
         deadline = time.monotonic() + 30
         while 2 * CONFIG.unroll not in seen:
-            seen.add(actor.beats)
+            seen.add(actor.rows_acted)
             assert time.monotonic() < deadline
     actor.close()  # twice
 
@@ -145,15 +145,15 @@ def test_unrolls_are_those_of_a_local_actor(cluster, machine):
 def test_an_actor_without_a_place_gets_one_when_a_machine_joins(cluster, raylets):
     actor = RayActor(cluster, make_actor, "actor 0")
     with contextlib.closing(actor):
-        assert actor.beats > actor.beats  # falling
-        assert actor.beats < 0
+        assert actor.rows_acted > actor.rows_acted  # falling
+        assert actor.rows_acted < 0
         node = raylets.add_node(num_cpus=1)
         try:
             assert actor.unroll(behaviour(), 0).trajectory.version.shape == (2,)
-            assert actor.beats >= 0
+            assert actor.rows_acted >= 0
         finally:
             raylets.remove_node(node)
-        with pytest.raises(Departed, match="left the cluster"):
+        with pytest.raises(NodeLost, match="left the cluster"):
             actor.unroll(behaviour(), 1)
 
 
@@ -165,7 +165,7 @@ def test_errors_of_remote_actors_are_raised(cluster, machine):
         actor = RayActor(cluster, lambda fate=fate: make_actor(fate), "actor 0")
         with contextlib.closing(actor), pytest.raises(error, match=message) as raised:
             actor.unroll(behaviour(), 0)
-        assert not isinstance(raised.value, Lost)
+        assert not isinstance(raised.value, ActorLost)
 
 
 def test_other_versions_of_pronk_are_refused(cluster, machine, monkeypatch):

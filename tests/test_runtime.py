@@ -226,7 +226,7 @@ def test_fused_data_is_on_policy():
 class _Scripted:
     """An actor that unrolls at once, and fails at its `fails`th time."""
 
-    placement, beats = "in the test", 0
+    placement, rows_acted = "in the test", 0
 
     def __init__(self, fails: int | None = None):
         self.fails, self.count, self.closed = fails, 0, False
@@ -247,7 +247,7 @@ class _Scripted:
 
 
 def asynchronous(*actors: _Scripted) -> AsynchronousLoop:
-    restarts = Restarts(0, Path(os.devnull), silent_after=60.0)
+    restarts = Restarts(0, Path(os.devnull), hang_after=60.0)
     supervised = [Supervised(lambda _, a=a: a, "actor", restarts, a) for a in actors]
     learner = Learner(AGENT, initial_state(), batch_size=4)
     return AsynchronousLoop(learner, supervised, Queue(4, bounded=True))

@@ -23,7 +23,7 @@ from pronk.runtime.actor import Actor, Player, misfit
 from pronk.runtime.asynchronous import AsynchronousLoop
 from pronk.runtime.learner import Learner
 from pronk.runtime.places import supervise
-from pronk.runtime.places.supervise import Lost, Restarts, Supervised
+from pronk.runtime.places.supervise import ActorLost, Restarts, Supervised
 from pronk.runtime.source import Queue
 from pronk.runtime.threads import Closed
 
@@ -83,7 +83,7 @@ def soon(monkeypatch):
 
 @pytest.fixture
 def restarts(tmp_path) -> Restarts:
-    return Restarts(2, tmp_path / "faults.log", silent_after=0.5)
+    return Restarts(2, tmp_path / "faults.log", hang_after=0.5)
 
 
 def unroll(actor: Supervised):
@@ -91,16 +91,16 @@ def unroll(actor: Supervised):
 
 
 def test_a_lost_actor_is_restarted(restarts):
-    script = Script([None, Lost("it died")], [None, KeyError("crash")], [None, None])
+    script = Script([None, ActorLost("it died")], [None, KeyError("crash")], [None, None])
     actor = Supervised(script, "actor 7", restarts)
     seen = [unroll(actor) for _ in range(4)]
     assert [len(u.warnings) for u in seen] == [0, 1, 1, 0]
-    assert seen[1].warnings == ["actor 7: it died; it begins again (1 of 2)"]
+    assert seen[1].warnings == ["actor 7: it died; restarting it (1 of 2)"]
     assert "KeyError" in seen[2].warnings[0]
     assert all(u.trajectory.timestep.first[0].all() for u in seen[:3])  # each in new episodes
     assert [a.closed for a in script.made] == [True, True, False]
     assert len({*script.lives}) == 3
-    assert script.lives == [*actor.ended, actor.life]
+    assert script.lives == [*actor.former, actor.incarnation]
     log = restarts.log.read_text()
     assert "actor 7: it died" in log
     assert "Traceback" in log
@@ -109,7 +109,8 @@ def test_a_lost_actor_is_restarted(restarts):
 
 def test_max_restarts_is_for_all_actors(restarts):
     one, two = (
-        Supervised(Script(*[[None, Lost("it died")]] * 3), name, restarts) for name in ("a", "b")
+        Supervised(Script(*[[None, ActorLost("it died")]] * 3), name, restarts)
+        for name in ("a", "b")
     )
     for _ in range(2):
         unroll(one)
@@ -120,11 +121,11 @@ def test_max_restarts_is_for_all_actors(restarts):
 
 def test_an_actor_that_fails_at_once_is_not_restarted(restarts):
     """It would fail again: its error is raised."""
-    restarts.most = 9
+    restarts.limit = 9
     with pytest.raises(KeyError):
         unroll(Supervised(Script([KeyError("crash")]), "a", restarts))
-    with pytest.raises(UserError, match="a: it died, before it had brought anything"):
-        unroll(Supervised(Script([Lost("it died")]), "a", restarts))
+    with pytest.raises(UserError, match="a: it died, before its first result"):
+        unroll(Supervised(Script([ActorLost("it died")]), "a", restarts))
     actor = Supervised(Script([None, UserError("a wrong flag")]), "a", restarts)
     unroll(actor)
     with pytest.raises(UserError, match="a wrong flag"):
@@ -136,8 +137,10 @@ def test_an_actor_that_fails_at_once_is_not_restarted(restarts):
         unroll(actor)
     assert restarts.log.read_text().count("a: KeyError: 'x'\n") == 3  # the one that ended it, too
     # What is killed from outside may be, as often as it may.
-    actor = Supervised(Script([None, Lost("y")], *[[Lost("y")]] * 4, [None]), "a", restarts)
-    restarts.most = 99
+    actor = Supervised(
+        Script([None, ActorLost("y")], *[[ActorLost("y")]] * 4, [None]), "a", restarts
+    )
+    restarts.limit = 99
     unroll(actor)
     assert len(unroll(actor).warnings) == 5
 
@@ -146,7 +149,7 @@ def test_no_actor_is_restarted_if_the_server_has_failed(restarts):
     """Such as the inference server."""
     actor = Supervised(Script([None, ValueError("no such layer")]), "a", restarts)
     unroll(actor)
-    restarts.hopeless = lambda: True
+    restarts.fatal = lambda: True
     with pytest.raises(ValueError, match="no such layer"):
         unroll(actor)
     assert restarts.count == 0
@@ -181,7 +184,7 @@ def test_a_thread_that_hangs_is_replaced(restarts, wakes):
             assert time.monotonic() < deadline
             told += runtime.update().warnings
         assert stuck.is_set()
-        assert told == ["actor 0: it has not made a step for 1 s; it begins again (1 of 2)"]
+        assert told == ["actor 0: it has not made a step for 1 s; restarting it (1 of 2)"]
         before = int(runtime.learner_state.updates)
         wake.set()
         while not runtime.faults()["dropped_unrolls"]:
@@ -210,7 +213,7 @@ def test_an_actor_acts_with_the_parameters_that_are_newest_once_it_has_a_place(r
 
 def test_a_restart_can_be_stopped(restarts, monkeypatch):
     monkeypatch.setattr(supervise, "BACKOFF", 5.0)
-    script = Script([None, Lost("it died")], [None])
+    script = Script([None, ActorLost("it died")], [None])
     actor = Supervised(script, "a", restarts)
     unroll(actor)
     threading.Timer(0.3, actor.stop).start()
@@ -228,7 +231,7 @@ def test_closing_restarts_no_actor(restarts):
     def fate() -> None:
         stuck.set()
         wake.wait(60)
-        raise Lost("it was closed")
+        raise ActorLost("it was closed")
 
     script = Script([None])
     actor = Supervised(script, "actor 0", restarts, Fragile(fate))
@@ -304,7 +307,7 @@ def test_malformed_unrolls_are_dropped_and_counted(restarts, seed):
     assert second.trajectory is sent[2].trajectory
     assert len(sent) == 3
     assert (actor.misfits, actor.losses) == (1, 1)
-    assert "what it brought was dropped: " in restarts.log.read_text()
+    assert "its result was dropped: " in restarts.log.read_text()
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Pendulum-v1", "ALE/Pong-v5"])
@@ -341,7 +344,7 @@ def test_a_run_stops_saved_after_too_many_restarts(tmp_path, monkeypatch):
 
     def fail_now_and_then(actor, behaviour, version):
         if next(count) % 20 == 19:
-            raise Lost("it died")
+            raise ActorLost("it died")
         return unroll(actor, behaviour, version)
 
     monkeypatch.setattr(Actor, "unroll", fail_now_and_then)

@@ -156,7 +156,7 @@ class _Local:
         if self.architecture.central:
             assert learner is not None
             server = self._inference_server(learner, num_actors)
-            restarts.hopeless = server.failed
+            restarts.fatal = server.failed
         # Each of several learners counts the episodes of its own actors.
         check_slots(self.env, num_actors * num_envs, config.learner_rank * num_actors * num_envs)
         actors = crew.make(num_actors, num_envs, server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -176,8 +176,7 @@ class Actor:
         self._unroll = unroll
         self._row: Row | None = None  # row T of the previous unroll
         self._starts = None if sequences is None else StartRecorder(sequences, env.num_envs)
-        self.beats = 0  # rows acted in
-        self.beat: Callable[[], None] = lambda: None  # called for each, too
+        self.rows_acted = 0
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
         """T steps with the parameters `behaviour` of update `version`."""
@@ -199,8 +198,7 @@ class Actor:
                 self._starts.record(t - 1, row.core)
             row = self._act(behaviour, timestep)
             _write(buffers, t, (row.timestep, row.action, row.extras))
-            self.beats += 1
-            self.beat()
+            self.rows_acted += 1
             env_seconds += stepped - start
             act_seconds += time.perf_counter() - stepped
         timestep, action, extras = buffers

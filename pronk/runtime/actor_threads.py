@@ -55,10 +55,10 @@ class ActorThreads:
                 looked = time.monotonic()
                 for i, actor in enumerate(self._actors):
                     if stopped:
-                        actor.heard()
-                    if not (seconds := actor.hangs()):
+                        actor.reset_silence()
+                    if not (seconds := actor.hung_for()):
                         continue
-                    if (successor := actor.give_up(seconds)) is not None:
+                    if (successor := actor.abandon(seconds)) is not None:
                         self._actors[i] = successor
                         self._workers.replace(i, functools.partial(self._work, successor))
                 self._report_places(looked)
@@ -67,7 +67,7 @@ class ActorThreads:
 
     def _report_places(self, now: float) -> None:
         """Say how many actors wait for a place, once it has been so for a while."""
-        waiting = sum(actor.beats < 0 for actor in self._actors)
+        waiting = sum(actor.rows_acted < 0 for actor in self._actors)
         if waiting != self._waiting:
             self._waiting, self._since = waiting, now
         if waiting == self._reported or (waiting and now - self._since < REPORT_AFTER):

@@ -67,9 +67,9 @@ class AsynchronousLoop:
             self._source.wait_to_act()
         unroll = actor.unroll_newest(lambda: self.learner.latest)
         self._waits.acted(unroll)
-        self._source.forget(actor.ended)
+        self._source.forget(actor.former)
         with self._waits.queued():
-            self._source.add(actor.life, unroll.trajectory)
+            self._source.add(actor.incarnation, unroll.trajectory)
         steps = agent_steps(unroll.trajectory)
         self._acted.put(_Acted(steps, unroll._replace(trajectory=None)))  # type: ignore[arg-type]
 

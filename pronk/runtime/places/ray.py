@@ -24,7 +24,7 @@ from ray import exceptions
 
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
-from pronk.runtime.places.supervise import Departed, Lost
+from pronk.runtime.places.supervise import ActorLost, NodeLost
 from pronk.types import PyTree
 
 POLL = 0.5  # seconds after which whoever waits for another machine looks whether it is still wanted
@@ -159,11 +159,11 @@ class RayActor:
         self._node: str | None = None  # it is on, once it has a place
         self._killed = ""  # why
         self._over = False
-        self._asked: Any = None  # for its beats
+        self._asked: Any = None  # for its number of rows acted
         self._beats: int = -1
 
     @property
-    def beats(self) -> int:
+    def rows_acted(self) -> int:
         """Rows acted in, as far as is known; while it waits for a place, negative and falling."""
         if self._over:
             return self._beats
@@ -175,10 +175,10 @@ class RayActor:
                 self._beats = ray.get(self._asked)
             self._asked = None
         if self._asked is None:
-            self._asked = self._host.beats.options(concurrency_group="watch").remote()
+            self._asked = self._host.rows_acted.options(concurrency_group="watch").remote()
         return max(0, self._beats)
 
-    def kill(self, cause: Lost) -> None:
+    def kill(self, cause: ActorLost) -> None:
         """End the actor at once; whoever waits for its unroll is told the cause."""
         self._killed = str(cause)
         ray.kill(self._host)
@@ -196,8 +196,8 @@ class RayActor:
         self._node = node
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
-        """As `Actor.unroll`, on the other machine, once there is a place. Raises Lost where that
-        has died, or Departed where its machine left the cluster."""
+        """As `Actor.unroll`, on the other machine, once there is a place. Raises ActorLost if that
+        has died, or NodeLost where its machine left the cluster."""
         self.ready()
         return self._of(self._host.unroll.remote(self._cluster.parameters(behaviour), version))
 
@@ -217,9 +217,9 @@ class RayActor:
         try:
             while not ray.wait([reference], timeout=POLL)[0]:
                 if self._over:
-                    raise Lost("it was closed")
+                    raise ActorLost("it was closed")
                 if self._killed:
-                    raise Lost(self._killed)  # a machine that can't be reached can't say so
+                    raise ActorLost(self._killed)  # a machine that can't be reached can't say so
             return ray.get(reference)
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
@@ -227,10 +227,10 @@ class RayActor:
             raise RuntimeError(f"{self._name} failed:\n{error}") from None
         except exceptions.RayError as error:
             if self._killed:
-                raise Lost(self._killed) from None
+                raise ActorLost(self._killed) from None
             if NODE_DIED in str(error) or self._has_departed():
-                raise Departed(f"its machine left the cluster ({self._node})") from None
-            raise Lost(f"it was lost ({_line(error)})") from None
+                raise NodeLost(f"its machine left the cluster ({self._node})") from None
+            raise ActorLost(f"it was lost ({_line(error)})") from None
 
     def _has_departed(self) -> bool:
         """Whether its machine, and not only the actor, is gone; waits until the cluster knows.
@@ -281,9 +281,9 @@ class Host:
             self._actor = self._make()
         return self._actor.unroll(jax.device_put(behaviour), version)
 
-    def beats(self) -> int:
+    def rows_acted(self) -> int:
         """Rows acted in; answered during an unroll, too."""
-        return 0 if self._actor is None else self._actor.beats
+        return 0 if self._actor is None else self._actor.rows_acted
 
     def close(self) -> None:
         """Release the environments."""

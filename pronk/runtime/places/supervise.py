@@ -1,8 +1,8 @@
-"""Actors that are made again when they die, crash or hang, until a run has lost too many.
+"""Actors that are restarted when they die, crash or hang, until a run has lost too many.
 
-Each making of an actor is a life with a random number. What a process that died had half said is
-never read; what a thread says that was given up, because it hung, is known by its life, dropped
-and counted.
+Every (re)start of an actor is an incarnation with a random id. Partial messages of a dead process
+are never read. Late results of a thread that was abandoned because it hung are recognised by that
+id, discarded and counted.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from pronk.runtime.actor import Unroll, misfit
 from pronk.runtime.threads import Closed
 from pronk.types import PyTree, Trajectory
 
-BACKOFF = 0.25  # seconds before the second life, doubled for each life that brought nothing
+BACKOFF = 0.25  # seconds before the first restart, doubled for each one without a result
 LONGEST_BACKOFF = 5.0
-FRUITLESS = 3  # lives in a row that crashed and brought nothing: the next would, too
-STARTING = 600.0  # seconds that a life may take to its first step: it imports and compiles
+FAILED_STARTS = 3  # crashes in a row without a result: the next restart would crash, too
+STARTING = 600.0  # seconds that an incarnation may take to its first step: it imports and compiles
 
 
-class Lost(UserError):
-    """A process has died, or was killed because it hung: another may go on."""
+class ActorLost(UserError):
+    """An actor's process has died, or was killed because it hung: another may continue."""
 
 
-class Departed(Lost):
-    """The machine of a process has left its cluster, as machines do: no fault of the actor's."""
+class NodeLost(ActorLost):
+    """An actor's machine has left its cluster, as machines do: not the actor's fault."""
 
 
 class Unroller(Protocol):
-    """What a runtime needs of an actor, in this process or another."""
+    """An actor, in this process or another, as a loop uses it."""
 
-    placement: str  # where its environments are stepped, for a person
+    placement: str  # where its environments are stepped, for the log
 
     @property
-    def beats(self) -> int:
-        """How many rows it has acted in: it hangs if this doesn't change. Negative while it waits
-        for a place on some machine."""
+    def rows_acted(self) -> int:
+        """The number of rows acted in: an actor hangs if it does not change. Negative while the
+        actor waits for a place on some machine."""
         ...
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll: ...
@@ -51,48 +51,47 @@ class Unroller(Protocol):
 
 
 class Restarts:
-    """How many lives the actors of a run have lost, and may; how each ended is written to `log`.
+    """How many actors a run has lost, and may lose; how each was lost is appended to `log`.
 
-    silent_after: seconds without a step after which an actor is taken for hung. `hopeless` says
-    whether what all actors need has failed, so that none can go on.
+    hang_after: seconds without a step after which an actor counts as hung. `fatal` says whether
+    something that all actors need has failed, so that none can continue.
     """
 
-    def __init__(self, most: int, log: Path, silent_after: float):
-        self.most, self.log, self.silent_after = most, log, silent_after
-        self.hopeless: Callable[[], bool] = lambda: False
+    def __init__(self, limit: int, log: Path, hang_after: float):
+        self.limit, self.log, self.hang_after = limit, log, hang_after
+        self.fatal: Callable[[], bool] = lambda: False
         self.count = 0
         self._lock = threading.Lock()
 
-    def spend(self, name: str, error: BaseException) -> str:
-        """One life more; what a person is told of it. Raises UserError if it was one too many.
-
-        One whose machine departed is not counted: others will.
-        """
+    def record(self, name: str, error: BaseException) -> str:
+        """Count a lost actor; returns the message for the log. Raises UserError if it was one too
+        many. Actors whose machine left are not counted, because others will take their place."""
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         with self._lock:
-            self.count += not isinstance(error, Departed)
+            self.count += not isinstance(error, NodeLost)
             with contextlib.suppress(OSError), self.log.open("a") as file:
                 stamp = time.strftime("%Y-%m-%d %H:%M:%S")
                 file.write(f"{stamp} {name}: {cause}\n")
                 if not isinstance(error, UserError):
                     file.writelines(traceback.format_exception(error))
-            if isinstance(error, Departed):
-                return f"{name}: {cause}; it begins again elsewhere"
-            if self.count > self.most:
+            if isinstance(error, NodeLost):
+                return f"{name}: {cause}; restarting it elsewhere"
+            if self.count > self.limit:
                 raise UserError(
-                    f"actors were lost {self.count} times, and `--max-restarts` is {self.most}."
+                    f"actors were lost {self.count} times, and `--max-restarts` is {self.limit}."
                     f" The last: {name}: {cause.rstrip('.')}; all are in {self.log}. What was"
-                    " learnt is saved, and the same command goes on from there."
+                    " learnt is saved; run the same command again to continue."
                 )
-        return f"{name}: {cause.rstrip('.')}; it begins again ({self.count} of {self.most})"
+        return f"{name}: {cause.rstrip('.')}; restarting it ({self.count} of {self.limit})"
 
 
 class Supervised:
-    """An actor that goes on in a new life where one is lost; an `Unroller` itself.
+    """An actor that is restarted when it is lost; an `Unroller` itself.
 
-    make: an actor whose random numbers are this life's. actor: of the first life, if it is made
-    already; otherwise the thread that unrolls it makes it. like: what a trajectory looks like, as
-    shapes and dtypes; an actor that brings anything else is lost, and what it brought is dropped.
+    make: makes an actor whose random numbers are those of the given incarnation. actor: the first
+    incarnation's, if it exists already; otherwise the thread that unrolls it makes it. like: the
+    trajectory's shapes and dtypes; an actor that returns anything else counts as lost, and its
+    result is dropped.
     """
 
     def __init__(
@@ -104,126 +103,133 @@ class Supervised:
         like: Trajectory | None = None,
     ):
         self.name = name
-        self.life = secrets.randbits(31)
-        self.ended: list[int] = []  # lives before it
+        self.incarnation = secrets.randbits(31)
+        self.former: list[int] = []  # incarnations before it
         self.placement = "" if actor is None else actor.placement
         self._make, self._restarts, self._actor, self._like = make, restarts, actor, like
-        self.losses = self.misfits = 0  # lives, and unrolls that were none
-        self._done = False  # an unroll, ever
-        self._fruitless = 0  # lives in a row
-        self._told: list[str] = []
+        self.losses = self.misfits = 0  # incarnations lost, and results that were no trajectories
+        self._succeeded = False  # ever
+        self._failed_starts = 0  # in a row
+        self._messages: list[str] = []
         self._unrolling = False
-        self._ends = threading.Event()  # it is given up, or the run closes: it begins no life
-        self._heard = (0, 0.0)  # beats, and when they were new
+        self._ends = threading.Event()  # it was abandoned, or the run closes: no more restarts
+        self._progress = (0, 0.0)  # rows acted in, and when that number was new
         self._lock = threading.Lock()  # while the actor is looked at, or replaced
 
     @property
-    def beats(self) -> int:
-        """Rows acted in, in this life."""
+    def rows_acted(self) -> int:
+        """Rows acted in by this incarnation."""
         with self._lock:
-            return 0 if self._actor is None else self._actor.beats
+            return 0 if self._actor is None else self._actor.rows_acted
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
-        """As the actor's, in as many lives as that takes. Raises Closed once it was given up."""
+        """As the actor's, restarting it as often as that takes. Raises Closed once abandoned."""
         return self.unroll_newest(lambda: (version, behaviour))
 
     def unroll_newest(self, latest: Callable[[], tuple[int, PyTree]]) -> Unroll:
-        """As `unroll`, with what is newest when the actor, made and placed, can act."""
+        """As `unroll`, with the behaviour that is newest when the actor is ready to act."""
         while True:
             if self._ends.is_set():
-                raise self._parting()
+                raise self._closed()
             try:
                 self._unrolling = True
-                if self._actor is None:
-                    self._actor = self._make(self.life)
-                if (ready := getattr(self._actor, "ready", None)) is not None:
-                    ready()
-                version, behaviour = latest()
-                unroll = self._actor.unroll(behaviour, version)
-                if self._like is not None and (wrong := misfit(unroll, self._like, version)):
-                    self.misfits += 1
-                    raise Lost(f"what it brought was dropped: {wrong}")
+                unroll = self._attempt(latest)
             except Exception as error:
                 if self._ends.is_set():
-                    raise self._parting() from error
-                mistake = isinstance(error, UserError) and not isinstance(error, Lost)
-                if mistake or self._restarts.hopeless():
+                    raise self._closed() from error
+                mistake = isinstance(error, UserError) and not isinstance(error, ActorLost)
+                if mistake or self._restarts.fatal():
                     raise
-                self._begin_again(error)
+                self._restart(error)
                 continue
             finally:
                 self._unrolling = False
             if self._ends.is_set():
-                raise self._parting()
-            self._done, self._fruitless = True, 0
-            told, self._told = self._told, []
-            return unroll._replace(warnings=[*told, *unroll.warnings])
+                raise self._closed()
+            self._succeeded, self._failed_starts = True, 0
+            messages, self._messages = self._messages, []
+            return unroll._replace(warnings=[*messages, *unroll.warnings])
 
-    def _parting(self) -> Closed:
+    def _attempt(self, latest: Callable[[], tuple[int, PyTree]]) -> Unroll:
+        if self._actor is None:
+            self._actor = self._make(self.incarnation)
+        if (ready := getattr(self._actor, "ready", None)) is not None:
+            ready()
+        version, behaviour = latest()
+        unroll = self._actor.unroll(behaviour, version)
+        if self._like is not None and (wrong := misfit(unroll, self._like, version)):
+            self.misfits += 1
+            raise ActorLost(f"its result was dropped: {wrong}")
+        return unroll
+
+    def _closed(self) -> Closed:
         self._release()
         return Closed()
 
-    def _begin_again(self, error: Exception) -> None:
+    def _restart(self, error: Exception) -> None:
         self.losses += 1
-        self._told.append(self._restarts.spend(self.name, error))
-        if not isinstance(error, Departed):
-            self._fruitless += 1
-            self._give_way(error)
+        self._messages.append(self._restarts.record(self.name, error))
+        if not isinstance(error, NodeLost):
+            self._failed_starts += 1
+            self._raise_if_pointless(error)
         self._release()
-        self.ended.append(self.life)
-        self.life = secrets.randbits(31)
-        self._ends.wait(min(BACKOFF * 2 ** max(self._fruitless - 1, 0), LONGEST_BACKOFF))
+        self.former.append(self.incarnation)
+        self.incarnation = secrets.randbits(31)
+        self._ends.wait(min(BACKOFF * 2 ** max(self._failed_starts - 1, 0), LONGEST_BACKOFF))
 
-    def _give_way(self, error: Exception) -> None:
-        """Raise if another life would end like this one: UserError, or the error itself."""
-        if isinstance(error, Lost):
-            if not self._done:
+    def _raise_if_pointless(self, error: Exception) -> None:
+        """Raise if the next incarnation would end like this one: UserError, or the error itself."""
+        if isinstance(error, ActorLost):
+            if not self._succeeded:
                 raise UserError(
-                    f"{self.name}: {error}, before it had brought anything; see"
-                    f" {self._restarts.log}. What was learnt is saved, and the same command goes on"
-                    " from there."
+                    f"{self.name}: {error}, before its first result; see {self._restarts.log}. What"
+                    " was learnt is saved; run the same command again to continue."
                 ) from None
-            return  # whatever kills it, now and then, comes from outside: `--max-restarts` decides
-        if not self._done or self._fruitless >= FRUITLESS:
+            return  # the cause, now and then, is outside: `--max-restarts` decides
+        if not self._succeeded or self._failed_starts >= FAILED_STARTS:
             raise error
 
     def stop(self) -> None:
-        """Begin no further life, and wait for no place."""
+        """Do not restart it any more, and do not wait for a place."""
         self._ends.set()
-        if self.beats < 0:
-            self._kill(Lost("it had no place"))
+        if self.rows_acted < 0:
+            self._kill(ActorLost("it had no place"))
 
-    def heard(self) -> None:
-        """Count its silence from now on."""
-        self._heard = (0, 0.0)
+    def reset_silence(self) -> None:
+        """Measure its silence from now on."""
+        self._progress = (0, 0.0)
 
-    def hangs(self) -> float:
-        """Seconds for which it has been silent in an unroll, if these are too many; else 0. To be
-        asked now and then."""
-        beats, now = self.beats, time.monotonic()
-        if not self._unrolling or beats != self._heard[0] or not self._heard[1]:
-            self._heard = (beats, now)
-        silent = now - self._heard[1]
-        allowed = self._restarts.silent_after
-        return silent if silent > (allowed if beats else max(STARTING, allowed)) else 0.0
+    def hung_for(self) -> float:
+        """Seconds for which it has been silent in an unroll, if that is too long; else 0. Ask now
+        and then."""
+        rows, now = self.rows_acted, time.monotonic()
+        if not self._unrolling or rows != self._progress[0] or not self._progress[1]:
+            self._progress = (rows, now)
+        silent = now - self._progress[1]
+        allowed = self._restarts.hang_after
+        return silent if silent > (allowed if rows else max(STARTING, allowed)) else 0.0
 
-    def give_up(self, seconds: float) -> Supervised | None:
-        """End a life that hangs: a process is killed, and its thread begins again; of a thread the
-        successor is returned. Raises UserError where that is one too many."""
-        self._heard = (0, 0.0)
-        cause = Lost(f"it has not made a step for {seconds:.0f} s")
+    def abandon(self, seconds: float) -> Supervised | None:
+        """End an incarnation that hangs: a process is killed, and its thread restarts it; of a
+        thread the successor is returned. Raises UserError if that is one too many."""
+        self.reset_silence()
+        cause = ActorLost(f"it has not made a step for {seconds:.0f} s")
         if self._kill(cause):
             return None
         self._ends.set()
         successor = Supervised(self._make, self.name, self._restarts, like=self._like)
-        successor.losses, successor.misfits = self.losses + 1, self.misfits
-        successor._done, successor._fruitless = self._done, self._fruitless + 1
-        successor.ended = [*self.ended, self.life]
-        successor._told = [*self._told, self._restarts.spend(self.name, cause)]
+        successor._succeed(self, cause)
         return successor
 
-    def _kill(self, cause: Lost) -> bool:
-        """Whether the actor can be killed, and was, or there is none between two lives."""
+    def _succeed(self, other: Supervised, cause: ActorLost) -> None:
+        """Take the history of an actor that was abandoned."""
+        self.losses, self.misfits = other.losses + 1, other.misfits
+        self._succeeded, self._failed_starts = other._succeeded, other._failed_starts + 1
+        self.former = [*other.former, other.incarnation]
+        self._messages = [*other._messages, self._restarts.record(self.name, cause)]
+
+    def _kill(self, cause: ActorLost) -> bool:
+        """Whether the actor can be killed, and was, or there is none between two incarnations."""
         with self._lock:
             if self._actor is None:
                 return True
@@ -233,7 +239,7 @@ class Supervised:
             return kill is not None
 
     def close(self) -> None:
-        """Release what this life holds."""
+        """Release what this incarnation holds."""
         if self._actor is not None:
             self._actor.close()
 
@@ -241,5 +247,5 @@ class Supervised:
         with self._lock:
             actor, self._actor = self._actor, None
         if actor is not None:
-            with contextlib.suppress(Exception):  # it was lost: what it says of that is no news
+            with contextlib.suppress(Exception):  # it was lost already
                 actor.close()
