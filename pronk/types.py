@@ -27,7 +27,7 @@ class TimeStep(NamedTuple):
 
     All environments follow Gymnasium's NEXT_STEP autoreset: the terminal observation is an
     ordinary element of the sequence; the step after it is a dummy whose action is ignored and
-    which brings the next episode's first observation, with `first` set, reward 0 and no end flag.
+    which returns the next episode's first observation, with `first` set, reward 0 and no end flag.
     """
 
     observation: PyTree  # the environment's own dtypes; pixels stay uint8
@@ -128,7 +128,7 @@ class Sequences(NamedTuple):
     priority_exponent: float = 0.0  # 0 draws uniformly
     eviction: str = "fifo"  # or "lowest-priority"
     compress: bool = False  # frames
-    checkpoint: bool = True  # saved with the run; otherwise a resumed run fills it anew
+    checkpoint: bool = True  # saved with the run; otherwise a resumed run starts empty
     cross_episodes: bool = False  # sequences continue across episodes, as unrolls do
     tails: bool = False  # a shorter sequence for every start in an episode's last rows
 

@@ -183,7 +183,13 @@ def test_training_on_several_learner_devices(agent, tmp_path: Path) -> None:
 )
 def test_missing_devices_are_named(settings, message, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, steps=100, **settings)
+        pronk.train(
+            "impala",
+            "pronk/Catch-v0",
+            run_dir=tmp_path,
+            steps=100,
+            **{"runtime": "local", **settings},
+        )
 
 
 @pytest.mark.parametrize("torso", ["shallow", "deep"])

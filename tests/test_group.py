@@ -21,7 +21,7 @@ from pronk import agents, envs
 from pronk.agents.impala_config import Config
 from pronk.errors import UserError
 from pronk.runtime.learner import Learner
-from pronk.runtime.multi_learner import ALONE
+from pronk.runtime.multi_learner import SINGLE_PROCESS
 from pronk.types import Batch
 from tests.chaos.harm import RunWatcher, counters_increase, training
 
@@ -48,12 +48,12 @@ from test_group import UPDATES, batch, built
 rank, address, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 group = join(address, 2, rank)
 assert (group.count, group.rank) == (2, rank), group
-assert group.sums(3 + rank, rank) == (7, 1)
+assert group.all_reduce_sum(3 + rank, rank) == (7, 1)
 mesh = Mesh(np.array(jax.devices()), ("data",))
 everywhere = NamedSharding(mesh, PartitionSpec())
 agent = built()
 state = jax.jit(agent.init)(jax.random.key(rank))  # another one in each process
-state = group.agreed(state)
+state = group.broadcast(state)
 learner = Learner(agent, state, Devices(jax.local_devices()[0], everywhere), batch_size=4)
 for i in range(UPDATES):
     update = learner.update(learner.prepare([batch(i, 2 * rank, 2 * rank + 2)]))
@@ -204,6 +204,6 @@ def test_learners_with_different_settings_stop(tmp_path):
 
 
 def test_a_single_learner_needs_no_communication():
-    assert ALONE.sums(3, 1) == (3, 1)
+    assert SINGLE_PROCESS.all_reduce_sum(3, 1) == (3, 1)
     tree = {"a": np.ones(3)}
-    assert ALONE.agreed(tree) is tree
+    assert SINGLE_PROCESS.broadcast(tree) is tree

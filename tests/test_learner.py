@@ -26,9 +26,11 @@ SPEC = envs.spec_of("CartPole-v1")
 SIZE = 6
 
 
-def update(monkeypatch: pytest.MonkeyPatch, usable: int, *, whole: bool = False, **config: Any):
+def update(
+    monkeypatch: pytest.MonkeyPatch, available_cpus: int, *, whole: bool = False, **config: Any
+):
     """State and report of one update by a learner that may use so many cores."""
-    monkeypatch.setattr(learner_module, "usable", lambda: usable)
+    monkeypatch.setattr(learner_module, "available_cpus", lambda: available_cpus)
     agent = agents.make("impala", Config(unroll=4, hidden_sizes=(8,), **config), SPEC, horizon=1000)
     state = jax.jit(agent.init)(jax.random.key(0))
     trajectory = random_batch(agent, SPEC, state, 4, SIZE).trajectory
@@ -75,9 +77,11 @@ def test_an_update_in_parts_is_that_of_the_whole_batch(monkeypatch, reduction, c
     assert parts.updates == parts.latest[0] == 1
 
 
-@pytest.mark.parametrize(("usable", "parts"), [(1, 1), (2, 2), (4, 3), (5, 3), (6, 6), (64, 6)])
-def test_the_number_of_parts_divides_the_batch(monkeypatch, usable, parts):
-    learner, _ = update(monkeypatch, usable)
+@pytest.mark.parametrize(
+    ("available_cpus", "parts"), [(1, 1), (2, 2), (4, 3), (5, 3), (6, 6), (64, 6)]
+)
+def test_the_number_of_parts_divides_the_batch(monkeypatch, available_cpus, parts):
+    learner, _ = update(monkeypatch, available_cpus)
     assert learner.parts == parts
     assert not any(t.name.startswith("learner") and t.is_alive() for t in threading.enumerate())
 
@@ -137,7 +141,7 @@ def test_wrong_actor_cores_are_refused(tmp_path, settings, message):
 def test_a_system_without_affinity_is_named(monkeypatch):
     monkeypatch.delattr(os, "sched_setaffinity", raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert cpus.usable() == os.cpu_count()
-    cpus.settle_on(None)()
+    assert cpus.available_cpus() == os.cpu_count()
+    cpus.pin_threads(None)()
     with pytest.raises(UserError, match="does not let a program choose"):
-        cpus.settle_on(1)
+        cpus.pin_threads(1)

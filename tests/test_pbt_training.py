@@ -466,7 +466,9 @@ def test_what_the_experiment_says_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
     assert ours.startswith("- PBT: best < fixed best in the mean, on 1 of 2 seeds; ")
     assert ours.endswith("; median < fixed quarter in the mean, on 1 of 2 seeds")
     assert looser.startswith("- PBT, 5 % alone: best < fixed best in the mean, on 0 of 2 seeds; ")
-    assert of_easy == "easy: the best fixed member is at 95% of the maximum (too near to tell)"
+    assert (
+        of_easy == "easy: the best fixed member is at 95% of the maximum (within the uncertainty)"
+    )
     assert easily.startswith("- PBT: best ≥ fixed best in the mean, on 1 of 1 seeds; ")
     table = experiment.table(found)
     assert "| | PBT, best | 5 % alone, best | fixed, best | PBT, median |" in table

@@ -62,7 +62,7 @@ class Config:
     replay_compress: bool = False
     """Pack frames: a seventh of the memory on Atari, for slower batches."""
     replay_saved: bool = True
-    """Save the replay with the run. Otherwise a resumed run fills it anew."""
+    """Save the replay with the run. Otherwise a resumed run starts with an empty one."""
     priority_exponent: float = number(0.9, at_least=0, source=_TABLE)
     """Draw sequences in proportion to priority to this power."""
     priority_mixture: float = fraction(0.9, source="K19, 2.3", near_one=True)

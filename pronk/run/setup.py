@@ -1,4 +1,4 @@
-"""What every use of a run needs first: JAX's settings, random keys, the agent and its shapes."""
+"""The beginning of every use of a run: JAX's settings, random keys, the agent, its shapes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ INIT_KEY, ACTOR_KEY, EVALUATION_KEY, REPLAY_KEY = range(4)
 
 
 def configure_jax() -> None:
-    """Settings of JAX and of what it stands on; call before anything is computed.
+    """Set up allocator and compilation cache for training; call before anything is computed.
 
-    Compiled programs are kept on disk, unless the user has said where or that they don't want it.
+    Compiled programs are kept on disk, unless the user has chosen a place or none.
     """
     keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

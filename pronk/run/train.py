@@ -33,7 +33,7 @@ from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
 from pronk.run.setup import EVALUATION_KEY, build, configure_jax, initial_state, key_for
 from pronk.runtime.api import Runtime, Update
-from pronk.runtime.multi_learner import ALONE, Group, join
+from pronk.runtime.multi_learner import SINGLE_PROCESS, Group, join
 from pronk.storage.array_file import write_arrays
 from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import cannot_write, write_json_atomically
@@ -70,7 +70,7 @@ def run(
 ) -> dict[str, Any]:
     """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
     configure_jax()
-    group = ALONE
+    group = SINGLE_PROCESS
     if plan.run.learners > 1:
         check(plan)  # before the others are waited for
         assert plan.run.coordinator is not None
@@ -126,8 +126,8 @@ class _Run:
         if self.change is not None:
             state, self.notes = self.change(self.agent, state, self.notes)
         self._check_group()
-        state = self.group.agreed(state)
-        (self.agent_steps,) = self.group.sums(0 if self.group.rank else self.agent_steps)
+        state = self.group.broadcast(state)
+        (self.agent_steps,) = self.group.all_reduce_sum(0 if self.group.rank else self.agent_steps)
         # At the last record: all updates, and those skipped because a gradient was not finite.
         self.updates, self.skipped = int(state.updates), int(state.skipped)
         write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
@@ -169,7 +169,7 @@ class _Run:
         run = {k: v for k, v in self.plan.as_json()["run"].items() if k not in free}
         settings = json.dumps([self.plan.as_json() | {"run": run}], sort_keys=True, default=str)
         mine = int.from_bytes(hashlib.sha256(settings.encode()).digest()[:3], "big")
-        (total,) = self.group.sums(mine)
+        (total,) = self.group.all_reduce_sum(mine)
         if total != mine * self.group.count:
             raise UserError(
                 f"the {self.group.count} learners were not started with the same settings; expected"
@@ -202,7 +202,7 @@ class _Run:
             stop = 0  # agreed on by all learners
             while not (status := self._status(runtime, signalled, stop)):
                 update = runtime.update()
-                steps, stop = self.group.sums(update.steps, int(signalled.is_set()))
+                steps, stop = self.group.all_reduce_sum(update.steps, int(signalled.is_set()))
                 self._count(update, steps)
                 for warning in update.warnings:
                     monitor.message(f"warning: {warning}")

@@ -1,4 +1,4 @@
-"""Acting: a player decides, an actor steps its environments with it and fills trajectories."""
+"""Acting: a player chooses actions, an actor steps environments and fills trajectories."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pronk.types import (
 
 
 class Row(NamedTuple):
-    """What was seen and decided at one moment, and what was remembered before it, `[B, ...]`."""
+    """A time step, the decision at it, and the recurrent state before it, `[B, ...]`."""
 
     timestep: TimeStep
     action: Array
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class Unroll(NamedTuple):
-    """What an actor hands over after T steps."""
+    """The result of an actor's T steps."""
 
     trajectory: Trajectory  # NumPy
     episodes: list[Episode]
@@ -87,9 +87,9 @@ act_and_keep = jax.jit(_act, static_argnums=0)
 
 
 class Player:
-    """An agent that plays: remembers each slot's carry, and never draws a random number twice.
+    """Acts with an agent: keeps each slot's carry, and never uses a random number twice.
 
-    env_ids: int32 [B], which of the run's `num_envs` environments the slots are. `evaluate` plays
+    env_ids: int32 [B], which of the run's `num_envs` environments the slots are. evaluate:
     without exploration.
     """
 
@@ -104,7 +104,7 @@ class Player:
         self.count = np.uint32(0)  # decisions so far
 
     def act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
-        """Decide what to do at `timestep`."""
+        """Choose actions at `timestep`, with this behaviour."""
         core = self.carry.core
         action, self.carry, extras = act_in_place(
             self._act, behaviour, core, self.carry.private, timestep, self._key, self.count
@@ -160,7 +160,7 @@ class StartRecorder:
 
 
 class Actor:
-    """Unrolls a player in a vector environment, one parameter snapshot per unroll.
+    """Unrolls a player in a vector environment, one behaviour per unroll.
 
     Row T of an unroll is executed next and returned again as row 0 of the following one.
     sequences: of a replay whose sequences start within unrolls, and which wants the recurrent state
@@ -179,7 +179,7 @@ class Actor:
         self.rows_acted = 0
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
-        """T steps with the parameters `behaviour` of update `version`."""
+        """T steps with the `behaviour` of update `version`."""
         env_seconds = act_seconds = 0.0
         row = self._row
         if row is None:

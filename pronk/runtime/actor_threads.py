@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pronk.errors import UserError
-from pronk.runtime.cpus import settle_on
+from pronk.runtime.cpus import pin_threads
 from pronk.runtime.places.supervise import Supervised
 from pronk.runtime.threads import Workers
 
@@ -37,7 +37,7 @@ class ActorThreads:
             [functools.partial(work, actor) for actor in actors],
             "actor",
             fail,
-            settle_on(actor_cores),
+            pin_threads(actor_cores),
         )
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting, self._since, self._reported = 0, 0.0, 0  # actors without a place

@@ -1,4 +1,4 @@
-"""Which of the machine's cores this process and its threads use."""
+"""The CPU cores of this process and of its threads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from pronk.errors import UserError
 
 
-def usable() -> int:
-    """How many this process may use."""
+def available_cpus() -> int:
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def settle_on(count: int | None) -> Callable[[], None]:
-    """A function with which a thread settles on `count` of this process's cores; None: on any.
+def pin_threads(count: int | None) -> Callable[[], None]:
+    """A function that pins the calling thread to `count` of this process's cores; None: to any.
 
-    All that it is called for settle on the same ones. Raises UserError where there are not so
-    many, and on systems that do not let a program choose.
+    All threads that call it share the same cores. Raises UserError if there are not so many, and on
+    systems that do not let a program choose its cores.
     """
     if count is None:
         return lambda: None

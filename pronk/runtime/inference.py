@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk.runtime.actor import Player, Row
-from pronk.runtime.cpus import settle_on
+from pronk.runtime.cpus import pin_threads
 from pronk.types import Agent, Array, Carry, Key, PyTree, TimeStep
 
 
 class _Request(NamedTuple):
-    """One actor's question, and where the answer is to go."""
+    """One actor's rows, and the queue for its answer."""
 
     leaves: list[Array]  # of its timestep and recurrent state, all `[B, ...]`
     structure: Any
@@ -35,7 +35,7 @@ class _Request(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What was decided for a whole batch, of which a request's rows begin at `start`."""
+    """The decisions for a whole batch, of which a request's rows begin at `start`."""
 
     leaves: list[Array]
     structure: Any
@@ -43,7 +43,7 @@ class _Answer(NamedTuple):
 
 
 class Batching(NamedTuple):
-    """When the server acts, in requests; each is of all of an actor's environments."""
+    """When the server acts, in requests; a request has all of an actor's environments."""
 
     minimum: int
     maximum: int
@@ -51,10 +51,10 @@ class Batching(NamedTuple):
 
 
 class InferenceServer:
-    """A thread that acts for all actors, with the parameters that `latest` returns.
+    """A thread that acts for all actors, with the behaviour that `latest` returns.
 
-    All that an actor can do itself, it does in its own thread: the server only joins the rows of
-    a batch, and hands everyone the whole answer.
+    Actors do in their own threads what they can: the server only joins the rows of a batch, acts,
+    and hands each of them the whole answer.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class InferenceServer:
         self._latest = latest
         self._batching = batching
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._private: PyTree = ()  # of all slots, `[N, ...]`; here, so that it need not travel
+        self._private: PyTree = ()  # of all slots, `[N, ...]`: it does not travel
         self._slots: dict[int, Array] = {}  # by the first environment's id
         self._lock = threading.Lock()  # on the two
-        self._begin = settle_on(actor_cores)
+        self._begin = pin_threads(actor_cores)
         self._closed = False
         self._error: BaseException | None = None
         self.batches = self.requests = 0  # answered
@@ -81,8 +81,8 @@ class InferenceServer:
         self._thread.start()
 
     def register(self, env_ids: Array, private: PyTree) -> Array:
-        """Keep an actor's private states from now on; returns their slots, int32 `[B]`. An actor
-        that starts again gets its former slots."""
+        """Keep an actor's private states; returns their slots, int32 `[B]`. An actor that is
+        restarted gets the same slots again."""
         with self._lock:
             slots = self._slots.get(int(env_ids[0]))
             if slots is None:
@@ -104,7 +104,7 @@ class InferenceServer:
     def act(
         self, timestep: TimeStep, core: PyTree, slots: Array
     ) -> tuple[Array, PyTree, dict[str, Array]]:
-        """`Agent.act` for one actor's rows `[B, ...]`, together with others' that wait now; returns
+        """`Agent.act` for one actor's rows `[B, ...]`, together with other waiting rows; returns
         the action, the recurrent state and the extras."""
         leaves, structure = jax.tree.flatten((timestep, core))
         reply: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
@@ -125,7 +125,7 @@ class InferenceServer:
         return self._error is not None
 
     def close(self) -> None:
-        """Stop serving; whoever waits gets an error. Safe to call twice."""
+        """Stop serving; waiting actors get an error. Safe to call twice."""
         self._requests.put(None)
         self._thread.join(timeout=60)
 
@@ -134,7 +134,7 @@ class InferenceServer:
             self._begin()
             while requests := self._next():
                 self._answer(requests)
-        except BaseException as error:  # whoever asks is told
+        except BaseException as error:  # `act` raises it
             self._error = error
         self._closed = True
 

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pronk.runtime.api import DEFAULT_DEVICES, Devices
 from pronk.runtime.columns import fresh_columns, over_axes
-from pronk.runtime.cpus import usable
-from pronk.runtime.multi_learner import everywhere, here
+from pronk.runtime.cpus import available_cpus
+from pronk.runtime.multi_learner import local_copy, replicate
 from pronk.runtime.source import check_feedback
 from pronk.storage.checkpoint import Loaded
 from pronk.types import Agent, Array, Batch, LearnerState, Learnt, PyTree
@@ -101,12 +101,12 @@ class Learner:
             self._far = (devices.learner or jax.devices()[0]).platform != "cpu"
         self.parts = 1
         if not self._far and agent.halves is not None:
-            most = min(usable(), MAX_PARTS)
+            most = min(available_cpus(), MAX_PARTS)
             self.parts = max(n for n in range(1, most + 1) if batch_size % n == 0)
         self.shared_by = 1 if self._shared is None else _processes(self._shared)
         self._state: LearnerState
         if self._shared is not None and self.shared_by > 1:
-            self._state = everywhere(state, self._shared)
+            self._state = replicate(state, self._shared)
         else:
             self._state = jax.device_put(state, devices.learner)
         self._compiled = compiled(agent, self._shared)
@@ -119,7 +119,7 @@ class Learner:
         """The newest; in this process's memory, where several learn together."""
         if self.shared_by == 1 or any(x.is_deleted() for x in jax.tree.leaves(self._state)):
             return self._state
-        return here(self._state)
+        return local_copy(self._state)
 
     def prepare(self, parts: list[Batch]) -> Prepared:
         """Bring a batch, whole or in `self.parts` parts, to the device; may be done during an
@@ -172,7 +172,7 @@ class Learner:
     def publish(self) -> None:
         """Make the newest parameters `latest`; complete, so that no actor waits for them."""
         behaviour = self._compiled.behaviour(self._state)
-        behaviour = here(behaviour) if self.shared_by > 1 else behaviour
+        behaviour = local_copy(behaviour) if self.shared_by > 1 else behaviour
         behaviour = jax.device_put(behaviour, self._devices.actor)
         if self._past and self._past[-1][0] == self.updates:
             self._past.pop()

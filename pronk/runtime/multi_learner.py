@@ -20,8 +20,8 @@ from pronk.errors import UserError
 from pronk.types import PyTree
 
 JOINING = 300  # seconds that processes wait for one another at the start
-HEARTBEAT = 30  # seconds of silence after which a process is taken for dead, and the others end
-LEAVING = 10  # seconds for which one that has failed waits for the others
+HEARTBEAT = 30  # seconds of silence after which a process counts as dead, and the others end
+LEAVING = 10  # seconds that a failed process waits for the others
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class Group:
     count: int = 1
     rank: int = 0
 
-    def sums(self, *numbers: int) -> tuple[int, ...]:
-        """Of each number over all processes; all of them must ask at the same place."""
+    def all_reduce_sum(self, *numbers: int) -> tuple[int, ...]:
+        """Each number summed over all processes, which must all call this together."""
         if self.count == 1:
             return numbers
         every = multihost_utils.process_allgather(np.array(numbers, np.int32))
         return tuple(int(x) for x in np.asarray(every).reshape(self.count, -1).sum(axis=0))
 
-    def agreed(self, tree: PyTree) -> PyTree:
-        """The first process's `tree`, of arrays, here as well."""
+    def broadcast(self, tree: PyTree) -> PyTree:
+        """The first process's `tree` of arrays, in all processes."""
         if self.count == 1:
             return tree
         return _mapped(multihost_utils.broadcast_one_to_all, tree)
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
 def join(coordinator: str, count: int, rank: int) -> Group:
     """Meet the other processes at `coordinator`, HOST:PORT, where the first one listens.
 
-    To be called before anything is computed. Raises UserError where they don't come.
+    Call it before anything is computed. Raises UserError if they do not come together.
     """
     # Without it, CPUs can't compute together; ignored elsewhere.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -73,11 +73,11 @@ def join(coordinator: str, count: int, rank: int) -> Group:
                 " from 0 on once."
             ) from None
     group = Group(jax.process_count(), jax.process_index())
-    group.sums(0)  # the first time they must all ask within half a minute: now they do
+    group.all_reduce_sum(0)  # the first time they must all ask within half a minute: now they do
     return group
 
 
-def here(tree: PyTree) -> PyTree:
+def local_copy(tree: PyTree) -> PyTree:
     """This process's copy of arrays that all devices of the group have in full."""
 
     def copy(x: Any) -> Any:
@@ -86,7 +86,7 @@ def here(tree: PyTree) -> PyTree:
     return jax.tree.map(copy, tree)
 
 
-def everywhere(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """`tree`, which all processes have, as arrays that all devices of the group have in full."""
 
     def copy(x: Any) -> Any:

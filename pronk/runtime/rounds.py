@@ -15,7 +15,7 @@ import jax
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.api import Update, report
 from pronk.runtime.columns import agent_steps
-from pronk.runtime.cpus import settle_on
+from pronk.runtime.cpus import pin_threads
 from pronk.runtime.learner import Learner
 from pronk.runtime.source import Source
 from pronk.runtime.threads import WaitTimes
@@ -45,7 +45,7 @@ class RoundsLoop:
         self._updating = False  # also after an update that was interrupted or failed
         self._threads = None
         if not in_turns:
-            self._threads = ThreadPoolExecutor(len(actors), "actor", settle_on(actor_cores))
+            self._threads = ThreadPoolExecutor(len(actors), "actor", pin_threads(actor_cores))
 
     @property
     def drained(self) -> bool:

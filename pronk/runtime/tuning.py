@@ -1,4 +1,4 @@
-"""How many actors, and how many environments each: tried for a few seconds, and picked."""
+"""The number of actors and of environments each, chosen by trying them for a few seconds."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 from pronk.config.run import DEFAULT_ACTORS, DEFAULT_ENVS
 from pronk.runtime.columns import agent_steps
-from pronk.runtime.cpus import settle_on
+from pronk.runtime.cpus import pin_threads
 from pronk.runtime.places.supervise import Unroller
 from pronk.types import PyTree
 
 MAX_ACTORS = 64
-# Trajectories under way, in batches: with more, what is learnt from is too old.
+# Trajectories under way, in batches: with more, the data would be too far off-policy.
 IN_FLIGHT = 4
 SECONDS = 0.6  # of acting, per attempt
-PATIENCE = 4.0  # seconds after which an attempt that has brought nothing is the last
+PATIENCE = 4.0  # seconds after which an attempt without an improvement is the last
 WORTH_ENVS = 1.1  # how much faster twice the environments must be
 WORTH_ACTORS = 1.15  # and twice the actors, which need more threads
 
 
 class Pick(NamedTuple):
-    """Numbers of actors and of environments of each, and why, in words."""
+    """The numbers of actors and of environments of each, and the reason for the log."""
 
     actors: int
     envs: int
@@ -53,7 +53,7 @@ def pick(
     if not (more_envs or more_actors):
         return Pick(*best, f"with a batch of {batch_size}, no more trajectories may be under way")
     start = time.perf_counter()
-    settle = settle_on(actor_cores)
+    settle = pin_threads(actor_cores)
     tried = {best: _steps_per_second(make, *best, behaviour, settle)}
 
     def grow(actors: int, envs: int, factor: float) -> bool:

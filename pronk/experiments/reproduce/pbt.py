@@ -232,7 +232,7 @@ def verdict(cells: list[dict[str, Any]]) -> str:
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         near = mean["fixed_best"] / TASKS[task].maximum
         line = f"{task}: the best fixed member is at {near:.0%} of the maximum"
-        lines.append(line + (" (too near to tell)" if near >= NEAR else ""))
+        lines.append(line + (" (within the uncertainty)" if near >= NEAR else ""))
         for kind, (words, _) in KINDS.items():
             if kind == "fixed":
                 continue

@@ -1,4 +1,4 @@
-"""Actors on the machines of a Ray cluster, each with the face of one in this process.
+"""Actors on the machines of a Ray cluster, each with the interface of one in this process.
 
 The learner is the process that connects. Parameters go out through the object store, put there once
 per version and fetched once per machine; trajectories come back through it as NumPy. An actor works
@@ -27,23 +27,23 @@ from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.places.supervise import ActorLost, NodeLost
 from pronk.types import PyTree
 
-POLL = 0.5  # seconds after which whoever waits for another machine looks whether it is still wanted
-NODE_DEATH = 60.0  # seconds that the cluster may take to know that a machine is gone
+POLL = 0.5  # seconds between looks at whether a wait for another machine is still wanted
+NODE_DEATH = 60.0  # seconds that the cluster may take to notice that a machine is gone
 REACH = 5.0  # seconds for reaching a cluster's head
-NODE_DIED = "its node has died"  # says Ray of an actor's death
+NODE_DIED = "its node has died"  # in Ray's message about an actor's death
 AUTHENTICATED = ("token", "k8s")  # values of RAY_AUTH_MODE, which Ray sets itself where it can
-FAREWELL = 5.0  # seconds that an actor has for closing its environments
+CLOSING = 5.0  # seconds that an actor has for closing its environments
 
 
 class Needs(NamedTuple):
-    """What each actor asks of the cluster."""
+    """The resources that each actor reserves on the cluster."""
 
     cpus: float = 1.0
     gpus: float = 0.0
-    resource: str | None = None  # a custom one, of which there is some where actors may be
+    resource: str | None = None  # a custom resource of the machines where actors may be
 
     def options(self) -> dict[str, Any]:
-        """As Ray wants them: spread over machines, and never restarted by Ray itself."""
+        """Options of a Ray actor: spread over machines, and never restarted by Ray itself."""
         # A thousandth: a marker of machines, not an amount.
         marker = {} if self.resource is None else {"resources": {self.resource: 0.001}}
         return {
@@ -101,13 +101,16 @@ class Cluster:
             ) from None
 
     def warnings(self) -> list[str]:
-        """What a person should know of the cluster."""
+        """Warnings about the cluster for the log."""
         if os.environ.get("RAY_AUTH_MODE", "").lower() in AUTHENTICATED:
             return []
-        return ["warning: the Ray cluster asks for no token: who reaches it, runs programs on it"]
+        return [
+            "warning: the Ray cluster has no token authentication: anyone who reaches it can run"
+            " programs on it"
+        ]
 
     def room(self) -> int:
-        """Actors that its machines have places for, others' aside; at least one."""
+        """The number of actors that its machines have places for; at least one."""
         cpus, gpus, marker = self.needs
         places = 0
         for machine in ray.nodes():
@@ -119,7 +122,7 @@ class Cluster:
         return max(1, places)
 
     def parameters(self, behaviour: PyTree) -> Any:
-        """A reference to `behaviour` as NumPy, the same for whoever asks with the same."""
+        """A reference to `behaviour` as NumPy in the object store; one per behaviour."""
         with self._lock:
             known, reference = self._put
             if known is not behaviour:
@@ -129,7 +132,7 @@ class Cluster:
             return reference
 
     def actor(self, make_actor: Callable[[], Actor], name: str) -> RayActor:
-        """What `make_actor` makes, on one of the machines, as soon as there is a place."""
+        """The actor that `make_actor` makes, on a machine that has a place for it."""
         return RayActor(self, make_actor, name)
 
     def close(self) -> None:
@@ -142,7 +145,7 @@ class Cluster:
 class RayActor:
     """Calls `make_actor` on one of the cluster's machines and unrolls it there.
 
-    What is raised there is raised here, with its traceback, or as it is where it was a UserError.
+    Errors raised there are raised here, with their traceback; a UserError as it is.
     """
 
     placement = "on Ray"
@@ -171,7 +174,7 @@ class RayActor:
             self._beats -= 1
             return self._beats
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-            with contextlib.suppress(exceptions.RayError):  # `unroll` will be told
+            with contextlib.suppress(exceptions.RayError):  # `unroll` raises it
                 self._beats = ray.get(self._asked)
             self._asked = None
         if self._asked is None:
@@ -179,12 +182,12 @@ class RayActor:
         return max(0, self._beats)
 
     def kill(self, cause: ActorLost) -> None:
-        """End the actor at once; whoever waits for its unroll is told the cause."""
+        """End the actor at once; a waiting `unroll` raises the cause."""
         self._killed = str(cause)
         ray.kill(self._host)
 
     def ready(self) -> None:
-        """Return once it has a place. Raises as `unroll`, and UserError for another pronk there."""
+        """Wait for a place. Raises as `unroll`, and UserError for another version there."""
         if self._node is not None:
             return
         node, theirs = self._of(self._host.where.remote())
@@ -208,18 +211,18 @@ class RayActor:
         self._over = True
         if self._node is not None and not self._killed:
             with contextlib.suppress(exceptions.RayError):
-                ray.wait([self._host.close.remote()], timeout=FAREWELL)
+                ray.wait([self._host.close.remote()], timeout=CLOSING)
         if ray.is_initialized():
             ray.kill(self._host)
 
     def _of(self, reference: Any) -> Any:
-        """What `reference` comes to, waiting for it."""
+        """The value of `reference`, waiting for it."""
         try:
             while not ray.wait([reference], timeout=POLL)[0]:
                 if self._over:
                     raise ActorLost("it was closed")
                 if self._killed:
-                    raise ActorLost(self._killed)  # a machine that can't be reached can't say so
+                    raise ActorLost(self._killed)  # a machine that can't be reached raises nothing
             return ray.get(reference)
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
@@ -233,9 +236,8 @@ class RayActor:
             raise ActorLost(f"it was lost ({_line(error)})") from None
 
     def _has_departed(self) -> bool:
-        """Whether its machine, and not only the actor, is gone; waits until the cluster knows.
-
-        Until then, it might send the next actor there.
+        """Whether its machine, and not only the actor, is gone; waits until the cluster knows, so
+        that it does not place the next actor there.
         """
         end = time.monotonic() + NODE_DEATH
         while self._node is not None and not self._killed and time.monotonic() < end:
@@ -243,10 +245,10 @@ class RayActor:
                 return True
             try:
                 ray.get(self._host.where.remote(), timeout=POLL)
-                return False  # it was the way there that failed
+                return False  # the connection failed
             except exceptions.ActorDiedError:
                 return not self._machine_is_there()
-            except exceptions.RayError:  # nobody knows yet
+            except exceptions.RayError:  # not known yet
                 time.sleep(POLL)
         return False
 
@@ -255,14 +257,14 @@ class RayActor:
 
 
 def _line(error: BaseException) -> str:
-    """The line that matters of what an error says: of a traceback the last, else the first."""
+    """The relevant line of an error's message: the last of a traceback, else the first."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     made = not getattr(error, "_actor_init_failed", False)
     return lines[0 if made else -1].strip().rstrip(".:")
 
 
 class Host:
-    """The other end: an actor that is made by its first unroll."""
+    """The remote end: an actor that is made by its first unroll."""
 
     def __init__(self, make_actor: Callable[[], Actor]):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -272,7 +274,7 @@ class Host:
         self._actor: Actor | None = None
 
     def where(self) -> tuple[str, str]:
-        """Its machine's id, and the version of pronk there."""
+        """The machine's id, and the version of pronk there."""
         return ray.get_runtime_context().get_node_id(), metadata.version("pronk")
 
     def unroll(self, behaviour: PyTree, version: int) -> Unroll:
