@@ -37,12 +37,12 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
 
   train AGENT ENV    train an agent; the same command again resumes
   pbt AGENT ENV      train a population that adapts its hyperparameters
-  eval RUN           play games with a trained agent, or an exported one, and report the score
-  record RUN         film a game (MP4 or GIF)
+  eval RUN           play episodes with a trained or exported agent and report the score
+  record RUN         film episodes (MP4 or GIF)
   plot RUN [RUN ..]  draw learning curves, or a population (PNG)
-  export RUN FILE    what acts, as one safetensors file to give to others
-  inspect RUN        configuration, counters and a digest of a run
-  list               agents, environments, and what each agent supports
+  export RUN FILE    write the policy to one safetensors file
+  inspect RUN        show configuration, counters and a digest of a run
+  list               list agents, environments, and what each agent supports
   bench NAME         measure how fast this machine trains, and what limits it
   reproduce NAME     run an experiment of a paper: tables and figures
 
