@@ -270,8 +270,8 @@ def plot(args: list[str]) -> None:
             value, usual = getattr(parsed, flag), getattr(PlotArguments(()), flag)
             if value != usual:
                 raise UserError(
-                    f"`--{flag}` is {value}, which does nothing for the picture of a population,"
-                    f" as '{populations[0]}' holds; leave it out, or give some of its members."
+                    f"`--{flag}` is {value}, and '{populations[0]}' holds a population, whose plot"
+                    " has no such setting; leave it out, or give some of its members."
                 )
         from pronk.run.plot_population import draw as draw_population
 
