@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Compiling is most of the suite's time, and LLVM's slowest passes a quarter of that. XLA's own
 # passes, which decide what is computed, are those of every run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Ray reads them when it is imported, and remembers the mode.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 # The same examples every time: a red build is a change's fault, and can be repeated.
 settings.register_profile("pronk", deadline=None, derandomize=True)

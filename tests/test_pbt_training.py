@@ -325,7 +325,6 @@ def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -
 def test_members_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster of this machine's own: a run is a task there, and nothing else differs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     config = settings(population=2, ready_steps=200, execution="ray", parallel_members=2)
     summary = pbt.run(plan_in(Path("run"), 400, ray="local"), config)
     assert summary["status"] == "finished"

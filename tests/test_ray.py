@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
-
-# Ray reads them when it is imported.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import jax
 import numpy as np

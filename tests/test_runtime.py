@@ -136,9 +136,9 @@ def test_rounds_count_real_steps_and_are_reproducible():
         assert update.steps == again.steps
         assert update.policy_lag == again.policy_lag
         steps.append(update.steps)
-    # Two batches of 4 columns of every round: the same 12 steps of other environments.
-    rounds = [catch_steps(0, 12, 4), catch_steps(12, 24, 4)]
-    assert steps == [rounds[0], rounds[0], rounds[1], rounds[1]]
+    # Steps count when they are taken: with the first of two batches of 4 columns of every round.
+    rounds = [catch_steps(0, 12, 8), catch_steps(12, 24, 8)]
+    assert steps == [rounds[0], 0, rounds[1], 0]
     assert one.learner_state.steps == sum(steps)
     assert one.drained
     for a, b in zip(digest(one), digest(other), strict=True):
@@ -272,7 +272,7 @@ def test_the_asynchronous_loop_learns_and_closes():
 @pytest.mark.parametrize("waits", ["learner", "actors"])
 def test_batches_come_in_parts_while_actors_wait_for_the_learner(monkeypatch, waits):
     """And whole while the learner waits, which leaves the cores to the actors."""
-    monkeypatch.setattr(learner_module, "usable", lambda: 2)
+    monkeypatch.setattr(learner_module, "available_cpus", lambda: 2)
     runtime = asynchronous(_Scripted())
     parts: list[int] = []
     update = Learner.update

@@ -104,7 +104,11 @@ def everything_saved(run_dir: Path) -> dict[str, np.ndarray]:
     loaded = Checkpointer(run_dir / "checkpoints").load()
     assert loaded is not None
     where = ("replay/segments/", "replay/next_segment", "replay/sources/")
-    return {k: v for k, v in loaded._arrays.items() if not k.startswith(where)}
+    arrays: dict[str, np.ndarray] = {}
+    for name in loaded.names:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(loaded.tree(name))
+        arrays |= {"/".join([name, *(str(p.key) for p in path)]): x for path, x in leaves}
+    return {k: v for k, v in arrays.items() if not k.startswith(where)}
 
 
 @pytest.mark.parametrize(
@@ -405,7 +409,7 @@ class Shifted(gym.Env):
 
 def test_actions_of_a_policy_are_those_of_the_environment(tmp_path: Path) -> None:
     train(Shifted, tmp_path, 200, actors=1, max_env_faults=0)
-    with pytest.raises(UserError, match="give it: pronk"):
+    with pytest.raises(UserError, match="give it from Python: pronk"):
         pronk.load(tmp_path)
     policy = pronk.load(tmp_path, env=Shifted)
     seen = set()
@@ -450,7 +454,7 @@ WRONG = {
     "steps": ("100", "expected int"),
     "learning_rate": (True, "expected float"),
     "hidden_sizes": (64, "expected"),
-    "seed": (2**70, "less than"),
+    "seed": (2**70, "expected a number from 0 to"),
     "entropy": (0.1, "did you mean 'entropy_cost'?"),
 }
 

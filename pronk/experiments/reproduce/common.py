@@ -141,8 +141,9 @@ def select(rows: Iterable[Row], column: str, **where: Any) -> list[Any]:
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, *rows]]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]]).replace("|  |", "| |")
+    # An empty cell is one space.
+    lines = ["".join(f"| {c} " if c else "| " for c in cells) + "|" for cells in [header, *rows]]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 # Figures
