@@ -336,6 +336,12 @@ def list_known(args: list[str]) -> None:
     found = [name for name in envs.names() if match.lower() in name.lower()]
     known = [match] if match and not found and is_agent(match) else list(AGENTS)
     agents = {name: agent_module(name).description() for name in known}
+    if match and not found and match not in agents:
+        hint = nearest(match, envs.names()) or "."
+        raise UserError(
+            f"`{match}` is neither a part of an environment's name nor an agent's module{hint} Give"
+            " one of these, or nothing to list all."
+        )
     if parsed.json:
         print(json.dumps({"agents": agents, "environments": found}, indent=2))
         return

@@ -23,7 +23,7 @@ Hyper: TypeAlias = "dict[str, Array]"  # `LearnerState.hyper`
 
 
 class TimeStep(NamedTuple):
-    """What the environments say at one moment, `[B, ...]`.
+    """What the environments return at one time step, `[B, ...]`.
 
     All environments follow Gymnasium's NEXT_STEP autoreset: the terminal observation is an
     ordinary element of the sequence; the step after it is a dummy whose action is ignored and
@@ -73,7 +73,7 @@ class Trajectory(NamedTuple):
     action: Array  # [T + 1, B, ...], as executed by the environment
     extras: dict[str, Array]  # [T + 1, B, ...], for example the behaviour log-probability
     core: PyTree  # [B, ...], `Carry.core` as it was before row 0
-    version: Array  # int32 [B], `LearnerState.updates` of the behaviour that acted in this unroll
+    version: Array  # int32 [B], `LearnerState.updates` of the behaviour when the unroll began
     starts: Starts | None = None  # for a replay whose sequences start within unrolls
 
 
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
 
     trajectory: Trajectory
     probabilities: Array | None = None  # float32 [B], of having been drawn
-    replayed: Array | None = None  # bool [B], in mixed batches: drawn, or just acted
+    replayed: Array | None = None  # bool [B], in mixed batches: False for fresh columns
 
 
 class LearnerState(NamedTuple):
@@ -92,7 +92,7 @@ class LearnerState(NamedTuple):
     opt_state: PyTree
     hyper: dict[str, Array]  # numeric hyperparameters as float32 scalars: changed, not recompiled
     updates: Array  # int32 [], calls of `Agent.learn`, however many gradient steps each takes
-    steps: Array  # uint32 [], agent steps learnt from (dummies and replayed ones not counted)
+    steps: Array  # uint32 [], transitions learnt from, no dummies; of a mixed batch the fresh
     skipped: Array  # int32 [], calls of `learn` that changed nothing: a gradient was not finite
     key: Key
     extra: PyTree = ()  # whatever else the agent keeps, such as target networks and statistics
@@ -134,7 +134,7 @@ class Sequences(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """Batches are what the actors have just done."""
+    """Batches consist of the newest trajectories, each used once."""
 
 
 class Replayed(NamedTuple):
@@ -168,7 +168,7 @@ class Agent(NamedTuple):
 
     `evaluate=True` in `initial_carry` switches exploration off for the slots it makes. If `act`
     returns `extras["priority"]`, float32 `[B]`, a replayed sequence's first priority is the one of
-    its first row after the burn-in; otherwise it is the highest so far.
+    its first row after the burn-in; otherwise it is the highest in the replay.
     """
 
     init: Callable[[Key], LearnerState]
@@ -203,7 +203,7 @@ class EnvSpec:
 
     @property
     def num_tasks(self) -> int:
-        """1 where it is no suite."""
+        """The number of tasks; 1 if the environment is not a suite."""
         return max(1, len(self.tasks))
 
 
@@ -247,7 +247,7 @@ class VectorEnv(Protocol):
         ...
 
     def warnings(self) -> list[str]:
-        """What went otherwise than asked for since the last call, a line each."""
+        """Messages about faults and deviations since the last call, one line each."""
         ...
 
     def close(self) -> None:

@@ -145,7 +145,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "in turns: max_restarts": (SYNC | {"max_restarts": 3}, "are not restarted"),
     "deterministic: actor_cores": (
         {"deterministic": True, "actor_cores": 1},
-        "`--deterministic` has none",
+        "deterministic actors have no threads",
     ),
     "deterministic: architecture": (A3C | {"deterministic": True}, "no two runs are alike"),
     "gradients: halves": (A3C | {"halves": False}, "needs an agent whose update is one gradient"),

@@ -1,7 +1,7 @@
 """Which settings go together: `check` tries one table of refused combinations, a row each.
 
-The table is about settings alone. Whether a device, a cluster or a package is there is found out
-where it is used.
+The table is about settings alone. A missing device, cluster or package is
+reported where it is used.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ _LEARNERS = (
     Row(
         "learners: batch_size",
         lambda c: c.config.batch_size % c.run.learners,
-        "`--learners` is {c.run.learners}, and `--batch-size` {c.config.batch_size}; expected one"
-        " that can be divided among them.",
+        "`--learners` is {c.run.learners} and `--batch-size` {c.config.batch_size}; expected a"
+        " batch size that is a multiple of the number of learners.",
     ),
     Row(
         "learners: replay",
@@ -166,9 +166,9 @@ _RAY = (
         {
             "deterministic": "actors on a cluster can't take turns",
             "architecture": "Ray's actors are asynchronous",
-            "env_workers": "its actors step their environments",
-            "actor_cores": "it is for threads of actors",
-            "actor_device": "--actor-gpus is what places actors there",
+            "env_workers": "each actor on Ray steps its environments in its own process",
+            "actor_cores": "it limits the actors' threads, which Ray replaces",
+            "actor_device": "--actor-gpus decides where actors on Ray act",
         },
     ),
     *_given(
@@ -308,7 +308,7 @@ _LOCAL = (
         "deterministic",
         lambda c: c.run.deterministic and not c.fused,
         _USELESS,
-        {"actor_cores": "it is for threads of actors, and `--deterministic` has none"},
+        {"actor_cores": "deterministic actors have no threads of their own"},
     ),
     Row(
         "deterministic: architecture",

@@ -36,8 +36,8 @@ class PBTConfig:
     """Agent steps of a member before which it neither copies nor is perturbed: copying while scores
     are noise loses the hyperparameters that were drawn."""
     copy_margin: float = number(0.05, at_least=0, source="E18: an absolute 5 % of such scores")
-    """Copy a member only if its score is better by this share of one's own; in a suite with
-    normalised scores, by this much."""
+    """Copy a member only if its score is better by this fraction of the copying member's score;
+    in a suite with normalised scores, by this amount."""
     copy_sigmas: float = number(2.0, at_least=0, source="J17: a t-test at 5 %, about 2; E18: 0")
     """And only if it is better by this many standard errors of the difference, so that members
     don't copy luck where few episodes make a score."""

@@ -69,7 +69,7 @@ class Plan:
         path = Path(run_dir) / "config.json"
         try:
             return Plan.parse(path.read_text(), str(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"'{run_dir}' holds no run: there is no {path}. Give the directory of a run made by"
                 " `pronk train`."

@@ -276,8 +276,8 @@ class _Run:
         self._check_finite(record)
 
     def _check_finite(self, record: Mapping[str, Any]) -> None:
-        """Raise UserError if of the last updates, since the first record after which none had a
-        finite gradient, there are enough."""
+        """Raise UserError if no update since some record had a finite gradient, and these are at
+        least MAX_SKIPPED updates."""
         updates = record["updates"] - self.updates
         skipped = record["skipped_updates"] - self.skipped
         if skipped < updates:

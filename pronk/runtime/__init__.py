@@ -1,0 +1,1 @@
+"""Loops, sources, actors and the learner."""

@@ -40,7 +40,7 @@ class A3CLoop:
     UserError for an agent whose update is more than one gradient step.
     """
 
-    drained = True  # what actors are in the middle of is no part of what was committed
+    drained = True  # unfinished unrolls are not part of a checkpoint
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class _Acted(NamedTuple):
 class AsynchronousLoop:
     """Actors in threads, a source, and one learner, whose next batch is made by a thread."""
 
-    drained = True  # what actors are in the middle of is no part of what was committed
+    drained = True  # unfinished unrolls are not part of a checkpoint
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class AsynchronousLoop:
         self._batches.put(_Next(self.learner.prepare(taken.parts), taken.keys))
 
     def update(self) -> Update:
-        """Learn from the next batch, waiting for it if need be, but not for ever."""
+        """Learn from the next batch; if none comes in PATIENCE seconds, only report the unrolls."""
         self._begun.set()
         # Several learners update all together, or not at all.
         patience = PATIENCE if self.learner.shared_by == 1 else math.inf

@@ -283,7 +283,7 @@ class FusedLoop:
         return {}
 
     def waits(self) -> dict[str, float]:
-        """Nobody waits for anybody."""
+        """Empty: nothing waits in a single program."""
         return {}
 
     def state(self) -> dict[str, PyTree]:

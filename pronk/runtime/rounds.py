@@ -53,8 +53,8 @@ class RoundsLoop:
         return self._source.drained and not self._updating
 
     def update(self) -> Update:
-        """Learn from the next batch. If there is none, all actors unroll first; a round after which
-        nothing has to be learnt from, because it is kept, ends the call."""
+        """Learn from the next batch. If there is none, all actors unroll first; from a replay,
+        only the next call learns."""
         with self._undrained():
             unrolls: list[Unroll] = []
             steps = 0
@@ -82,7 +82,7 @@ class RoundsLoop:
 
     @contextlib.contextmanager
     def _undrained(self) -> Iterator[None]:
-        """What is interrupted in here, or fails, leaves the run in the middle of something."""
+        """Within this context, and after an exception in it, `drained` is False."""
         self._updating = True
         yield
         self._updating = False

@@ -17,7 +17,7 @@ CLOSING = 60.0  # seconds that threads have to finish what they are doing
 
 
 class Closed(Exception):
-    """The thread that this is raised in is no longer wanted."""
+    """Raised in a thread that should end."""
 
 
 class Channel:

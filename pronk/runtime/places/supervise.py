@@ -1,8 +1,8 @@
 """Actors that are restarted when they die, crash or hang, until a run has lost too many.
 
 Every (re)start of an actor is an incarnation with a random id. Partial messages of a dead process
-are never read. Late results of a thread that was abandoned because it hung are recognised by that
-id, discarded and counted.
+are never read. Late results of a thread that was abandoned because it hung are
+discarded and counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ActorLost(UserError):
 
 
 class NodeLost(ActorLost):
-    """An actor's machine has left its cluster, as machines do: not the actor's fault."""
+    """An actor's machine has left its cluster; this does not count towards the limit."""
 
 
 class Unroller(Protocol):
