@@ -110,7 +110,8 @@ def test_the_environment() -> None:
         timestep = vector.reset()
         assert vector.spec.has_action_mask
         for _ in range(40):
-            np.testing.assert_array_equal(timestep.action_mask.sum(-1)[~timestep.terminated], 2)
+            ended = timestep.terminated | timestep.truncated
+            np.testing.assert_array_equal(timestep.action_mask.sum(-1)[~ended], 2)
             timestep = vector.step(np.argmax(timestep.action_mask, axis=-1))
         assert {episode.length for episode in vector.episodes()} <= {*range(1, 17)}
     finally:
