@@ -94,7 +94,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "learners: architecture": (LEARNERS | SYNC, "with `--architecture`"),
     "learners: learner_device": (LEARNERS | {"learner_device": "cpu"}, "with `--learner-device`"),
     "learners: actor_device": (LEARNERS | {"actor_device": "cpu"}, "with `--actor-device`"),
-    "learners: batch_size": (LEARNERS | {"batch_size": 3}, "`--batch-size` 3; expected a batch size that"),
+    "learners: batch_size": (
+        LEARNERS | {"batch_size": 3},
+        "`--batch-size` 3; expected a batch size that",
+    ),
     "learners: replay": (LEARNERS | {"source": REPLAYED}, "this agent learns from replay"),
     "one learner: learner_rank": ({"learner_rank": 1}, "`--learner-rank` is 1, and there is one"),
     "one learner: coordinator": ({"coordinator": "x:1"}, "`--coordinator` is x:1, and there is"),
