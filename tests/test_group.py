@@ -180,7 +180,10 @@ def test_two_learners_stop_and_resume_together(tmp_path):
             "with `--architecture`",
         ),
         ({"coordinator": "localhost:1", "learner_device": "cpu"}, "with `--learner-device`"),
-        ({"coordinator": "localhost:1", "batch_size": 3}, "`--batch-size` 3; expected a batch size"),
+        (
+            {"coordinator": "localhost:1", "batch_size": 3},
+            "`--batch-size` 3; expected a batch size",
+        ),
         ({"coordinator": "localhost:1", "runtime": "fused"}, "with `--runtime`"),
     ],
 )
