@@ -128,7 +128,7 @@ def test_actor_cores_are_for_the_threads_of_actors(tmp_path, monkeypatch, archit
     [
         ({"actor_cores": 10_000}, "`--actor-cores` is 10000; this process may use"),
         ({"actor_cores": 0}, "`--actor-cores` is 0; expected a number above zero"),
-        ({"actor_cores": 1, "deterministic": True}, "`--deterministic` has none"),
+        ({"actor_cores": 1, "deterministic": True}, "deterministic actors have no threads"),
         ({"actor_cores": 1, "env": "pronk/Catch-v0"}, "the fused runtime has no actors' threads"),
     ],
 )
