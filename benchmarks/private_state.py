@@ -54,7 +54,7 @@ def episodic_agent(rows: int) -> Agent:
         return action, Carry((), private), {"oldest": oldest}
 
     def no(*_: Any) -> Any:
-        raise NotImplementedError("this agent only acts")
+        raise NotImplementedError("only acting is measured; this agent does not learn")
 
     return Agent(no, behaviour, initial_carry, act, no, no, no)
 
@@ -96,7 +96,7 @@ def main() -> None:
             seconds = player.step()
             if i >= 100:  # the first ones compile, and fill the caches
                 times[name].append(seconds)
-    median = {name: statistics.median(found) for name, found in times.items()}
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
     megabytes = ROWS * FEATURES * 4 / 2**20
     print(f"{SLOTS} slots × {megabytes:g} MB: {1e6 * median['with']:.1f} µs per step")
     print(f"without: {1e6 * median['without']:.1f} µs per step")

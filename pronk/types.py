@@ -63,7 +63,7 @@ class Trajectory(NamedTuple):
     """An unroll, time-major `[T + 1, B, ...]`.
 
     Row t holds what the environment returned at t (`timestep`, whose reward and end flags belong to
-    the transition *into* t) and what was decided at t (`action`, `extras`). Transition t -> t+1
+    the transition *into* t) and the decision at t (`action`, `extras`). Transition t -> t+1
     thus uses `action[t]`, `extras[t]`, `reward[t + 1]` and the end flags of t + 1, and has weight
     `1 - first[t + 1]`: zero for the dummy step between two episodes. Row T is executed next and
     appears again as row 0 of the following unroll.
