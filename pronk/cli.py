@@ -151,7 +151,10 @@ def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
             f"{command} {name}",
             rest,
             default=kind(env=tyro.MISSING, run=agent.run_config(), agent_config=defaults),
-            description=f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits.",
+            description=(
+                f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits. Presets:"
+                f" auto, which selects one for the environment, {', '.join(agent.presets)}."
+            ),
         )
 
     from pronk.config.spec import Plan
@@ -187,7 +190,7 @@ def evaluate(args: list[str]) -> None:
     from pronk.storage.files import without_nan
 
     configure_jax()
-    policy = load(parsed.run)
+    policy = load(parsed.run, agent=parsed.agent)
     result = policy.evaluate(
         episodes=parsed.episodes,
         sample=parsed.sample,
@@ -243,7 +246,7 @@ def record(args: list[str]) -> None:
     output = parsed.output or beside / "film.mp4"
     configure_jax()
     returns = film(
-        load(parsed.run),
+        load(parsed.run, agent=parsed.agent),
         output,
         episodes=parsed.episodes,
         max_steps=parsed.max_steps,

@@ -270,6 +270,8 @@ def test_an_exported_one_is_imported_only_if_it_is_trusted(
         with pytest.raises(SystemExit):
             cli.main(["eval", "policy.safetensors"])
         assert "asks to import the module of its agent" in capsys.readouterr().err
+        cli.main(["eval", "policy.safetensors", "--agent", "own_agents.mine", "--episodes", "1"])
+        assert "own_agents.mine on pronk/Catch-v0" in capsys.readouterr().out
         policy = pronk.load("policy.safetensors", agent="own_agents.mine")
         assert policy.plan.agent == "own_agents.mine"
         with pytest.raises(UserError, match=r"`agent` is 'impala'"):
@@ -315,7 +317,18 @@ def test_a_module_that_is_no_agent(
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
+def test_a_run_whose_agent_is_gone_is_named(there: Path, tmp_path: Path) -> None:
+    saved = json.loads((there / "run" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"agent": "gone.agent"}))
+    with pytest.raises(UserError, match=r"config.json was made with .*'gone.agent' is unknown"):
+        Plan.load(tmp_path)
+
+
 def test_what_is_given_as_an_agent() -> None:
+    with pytest.raises(UserError, match=r"or a module in the current directory or on PYTHONPATH"):
+        agent_module("nowhere.my_agent")
+    with pytest.raises(UserError, match=r"a file's name; give the module's, own.my_agent,"):
+        agent_module("./own/my_agent.py")
     with pytest.raises(UserError, match="expected one of impala, r2d2, or a module"):
         agent_module(3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the program itself"):

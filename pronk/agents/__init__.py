@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pronk.config.registry import AgentLike, agent_module
-
-if TYPE_CHECKING:
-    from pronk.types import Agent, EnvSpec
+from pronk.config.registry import AgentLike, agent_module, agent_name
+from pronk.errors import UserError
+from pronk.types import Agent, EnvSpec
 
 _made: deque[tuple[tuple[Any, ...], Agent]] = deque(maxlen=16)  # the latest, with what they are of
 _lock = threading.RLock()
@@ -19,7 +18,8 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
     """The agent as a bundle of pure functions; its schedules end at `horizon` agent steps.
 
     Equal arguments give the same functions again, which share what JAX has compiled for them.
-    Raises UserError for an unknown agent, or a space that the agent can't handle.
+    Raises UserError for an unknown agent, one whose `make` makes none, or a space that the agent
+    can't handle.
     """
     arguments = agent_module(agent).make, config, spec, horizon
     with _lock:
@@ -27,5 +27,10 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
             if earlier == arguments:
                 return made
         made = arguments[0](config, spec, horizon=horizon)
+        if not isinstance(made, Agent):
+            raise UserError(
+                f"`make` of agent '{agent_name(agent)}' returned a {type(made).__name__}; expected"
+                " a `pronk.types.Agent`. See docs/extending.md."
+            )
         _made.append((arguments, made))
     return made

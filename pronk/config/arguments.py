@@ -60,6 +60,8 @@ class EvalArguments:
     """Environment to play instead of the run's own."""
     env_arg: UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE, an argument of the environment instead of the run's own."""
+    agent: str | None = None
+    """For an exported file of an agent that is not pronk's: its module, which you trust."""
     json: bool = False
     """Print JSON."""
 
@@ -82,6 +84,8 @@ class RecordArguments:
     """Random seed."""
     task: str | None = None
     """Task of a suite."""
+    agent: str | None = None
+    """For an exported file of an agent that is not pronk's: its module, which you trust."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,11 +123,7 @@ def agent_module(agent: AgentLike) -> AgentModule:
     if isinstance(agent, ModuleType):
         return _checked(name, agent)
     if not is_agent(name):
-        raise UserError(
-            f"agent '{name}' is unknown{nearest(name, AGENTS) or '.'} Known agents:"
-            f" {', '.join(AGENTS)}; or give a module that can be imported from here, such as"
-            " my_package.my_agent."
-        )
+        raise UserError(_unknown(name))
     try:
         module = importlib.import_module(name)
     except Exception as error:
@@ -136,6 +132,21 @@ def agent_module(agent: AgentLike) -> AgentModule:
             f" or use one of {', '.join(AGENTS)}."
         ) from error
     return _checked(name, module)
+
+
+def _unknown(name: str) -> str:
+    """The message about a name that is neither an agent nor a module."""
+    if name.endswith(".py"):
+        module = name.removesuffix(".py").strip("./").replace("/", ".")
+        return (
+            f"agent '{name}' is a file's name; give the module's, {module}, which Python looks for"
+            " in the current directory and on PYTHONPATH."
+        )
+    return (
+        f"agent '{name}' is unknown{nearest(name, AGENTS) or '.'} Known agents:"
+        f" {', '.join(AGENTS)}; or a module in the current directory or on PYTHONPATH,"
+        " such as my_package.my_agent."
+    )
 
 
 def _checked(name: str, module: ModuleType) -> AgentModule:
@@ -155,7 +166,7 @@ def _checked(name: str, module: ModuleType) -> AgentModule:
     if wrong:
         raise UserError(
             f"module '{module.__name__}' is no agent: {'; '.join(wrong)}. What an agent's module"
-            " must offer is in the documentation of `pronk.config.registry`."
+            " must offer is in docs/extending.md."
         )
     presets, preset_for = offers["PRESETS"], offers["preset_for"]
     if preset_for is None:

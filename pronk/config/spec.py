@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pronk.config.fields import check
-from pronk.config.registry import agent_module
+from pronk.config.registry import AgentModule, agent_module
 from pronk.config.run import FREE, RunConfig
 from pronk.errors import UserError
 
@@ -88,8 +88,8 @@ class Plan:
             if trusted is not None and saved["agent"] not in trusted:
                 raise UserError(
                     f"`{source}` asks to import the module of its agent, '{saved['agent']}',"
-                    " and may come from somebody else. If you trust that module, load it from"
-                    f" Python: pronk.load('{source}', agent='{saved['agent']}')."
+                    " and may come from somebody else. If you trust that module, name it: `--agent"
+                    f" {saved['agent']}`, or pronk.load('{source}', agent='{saved['agent']}')."
                 )
             run: dict[str, Any] = {
                 k: Path(v) if k in ("run_dir", "init_from") and v else v
@@ -104,7 +104,7 @@ class Plan:
                 saved["agent"],
                 saved["env"],
                 RunConfig(**run),
-                agent_module(saved["agent"]).config(**config),
+                _agent_of(saved["agent"], source).config(**config),
                 dict(saved["env_args"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -124,6 +124,14 @@ class Plan:
             return  # nothing was learnt there, as by a command that was refused
         saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())
         refuse_another("run", run_dir, saved, ours)
+
+
+def _agent_of(name: str, source: str) -> AgentModule:
+    """The agent of a saved plan; raises UserError, naming `source`, where there is none."""
+    try:
+        return agent_module(name)
+    except UserError as error:
+        raise UserError(f"{source} was made with an agent that is not to be had: {error}") from None
 
 
 def check_format(saved: Mapping[str, Any], source: str) -> None:

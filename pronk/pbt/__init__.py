@@ -24,6 +24,7 @@ from pronk.pbt.many_runs import ManyRuns
 from pronk.pbt.member_run import Launcher
 from pronk.pbt.setup import Setup, open_journal
 from pronk.run.build import is_fused
+from pronk.run.contract import check_agent
 from pronk.run.guard import catch_signals, lock_run_dir
 from pronk.run.setup import build, configure_jax
 from pronk.storage.files import cannot_write
@@ -40,6 +41,7 @@ def set_up(plan: Plan, settings: PBTConfig, env: str | Callable[[], Any] | None 
         directory = plan.run_dir.with_name(f"pbt-{plan.run_dir.name}")
         plan = dataclasses.replace(plan, run=dataclasses.replace(config, run_dir=directory))
     spec, agent = build(plan, env)
+    check_agent(plan, agent, spec)
     return Setup(plan, settings, env, spec, agent, parse_tune(settings, plan, agent))
 
 

@@ -73,9 +73,14 @@ def core_spec(agent: Agent) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batched)
 
 
-def unroll_spec(plan: Plan, agent: Agent, spec: EnvSpec, num_envs: int) -> Trajectory:
-    """The trajectory of an actor of `num_envs` environments, as shapes and dtypes."""
-    rows = plan.agent_config.unroll + 1
+def unroll_spec(
+    plan: Plan, agent: Agent, spec: EnvSpec, num_envs: int, *, rows: int | None = None
+) -> Trajectory:
+    """The trajectory of an actor of `num_envs` environments, as shapes and dtypes.
+
+    rows: of the trajectory; by default `unroll + 1`.
+    """
+    rows = plan.agent_config.unroll + 1 if rows is None else rows
     timestep, action, extras = row_spec(agent, spec)
     # Observations have the dtypes of their space, and JAX has no 64-bit ones.
     sample = jax.tree.map(np.asarray, spec.observation_space.sample())

@@ -25,6 +25,7 @@ from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
 from pronk.run.build import make_runtime
+from pronk.run.contract import check_agent
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
 from pronk.run.guard import catch_signals, lock_run_dir
 from pronk.run.meter import Meter
@@ -90,6 +91,7 @@ class _Run:
         self.run_dir = plan.run_dir
         plan.check_same(self.run_dir)
         self.spec, self.agent = build(plan, env)
+        check_agent(plan, self.agent, self.spec)
         self.checkpointer = Checkpointer(
             self.run_dir / "checkpoints", keep=self.config.keep_checkpoints
         )
