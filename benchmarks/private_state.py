@@ -47,8 +47,10 @@ def episodic_agent(rows: int) -> Agent:
         embedding = jnp.tanh(jnp.tanh(timestep.observation @ weights["embed"]) @ weights["decide"])
         memory, position = carry.private["memory"], carry.private["position"]
         slot = jnp.arange(len(position))
-        oldest = memory[slot, position % rows]
+        # Written first: XLA copies an array that is read and then written, unless what is written
+        # depends on what was read.
         memory = memory.at[slot, position % rows].set(embedding)
+        oldest = memory[slot, (position + 1) % rows]
         action = jnp.argmax(embedding + oldest, axis=-1).astype(jnp.int32)
         private = {"memory": memory, "position": position + 1}
         return action, Carry((), private), {"oldest": oldest}

@@ -106,6 +106,8 @@ def train(args: list[str]) -> None:
     score = f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
     if any(name.startswith("return/") for name in summary):
         score = f"mean return {summary['mean_return']:.2f}, the mean over tasks"
+    if (greedy := summary.get("mean_return_least_exploring")) is not None:
+        score += f", {greedy:.2f} of the least exploring environments"
     if not episodes:
         score = "before any episode ended"
     print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")

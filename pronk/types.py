@@ -185,6 +185,9 @@ class Agent(NamedTuple):
     # (own, behaviour) -> LearnerState: `--init-from`. It begins to learn from that behaviour.
     warm_start: Callable[[LearnerState, PyTree], LearnerState]
     halves: Halves | None = None
+    # (env_ids [B], num_envs) -> bool [B]: the slots that explore so much that their returns say
+    # little of what was learnt; None: no slot does.
+    explores: Callable[[Array, int], Array] | None = None
     source: Fresh | Replayed | Mixed = Fresh()
 
 
@@ -214,6 +217,7 @@ class Episode(NamedTuple):
     length: int  # agent steps
     env_id: int
     task: int = 0  # of a suite
+    explores: bool = False  # of a slot that `Agent.explores` names
 
 
 class VectorEnv(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import sys
 import types
 from collections.abc import Callable
@@ -67,6 +68,10 @@ WRONG: dict[str, tuple[Callable[[Agent], Any], str]] = {
         after("act", lambda a: (*a[:2], {"raw_action": jnp.zeros(())})),
         r"`act` is float32\[\]; expected extras for each environment",
     ),
+    "explores": (
+        lambda agent: agent._replace(explores=lambda env_ids, num_envs: env_ids / num_envs),
+        r"`explores` is float64\[3\]; expected a bool \[3\]",
+    ),
     "learn": (after("learn", lambda learnt: learnt.state), "`learn` is a LearnerState; expected"),
     "learn's state": (
         after("learn", lambda x: x._replace(state=x.state._replace(updates=jnp.zeros(())))),
@@ -89,6 +94,7 @@ def test_a_wrong_function_is_named(
 ) -> None:
     change, message = WRONG[name]
     module = types.ModuleType("wrong")
+    module.__spec__ = importlib.machinery.ModuleSpec("wrong", None)
     module.__dict__.update(
         Config=custom_agent.Config,
         RUN_DEFAULTS=custom_agent.RUN_DEFAULTS,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from private_state import ROWS, SLOTS, episodic_agent, random_row
 
-from pronk.runtime.actor import Player
+from pronk.runtime.actor import Player, act_in_place
 from pronk.runtime.inference import Batching, CentralPlayer, InferenceServer
 
 KEY = jax.random.key(0)
@@ -29,6 +29,11 @@ def test_a_large_private_state_is_updated_in_place():
         player.act(behaviour, random_row(step))
         assert memory.is_deleted()
         assert player.carry.private["memory"].unsafe_buffer_pointer() == pointer
+    core, private = player.carry
+    row, count = random_row(0), player.count
+    acting = act_in_place.lower(agent.act, behaviour, core, private, row, KEY, count).compile()
+    copies = [line for line in acting.as_text().splitlines() if " copy(" in line]
+    assert not [line for line in copies if f"{SLOTS},{ROWS}" in line]
     written = np.asarray(player.carry.private["memory"][:, :4])
     assert (np.abs(written).max(axis=-1) > 0).tolist() == [[True] * 3 + [False]] * SLOTS
 

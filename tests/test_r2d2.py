@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from gymnasium import spaces
 
 import pronk
 from pronk import agents, envs
+from pronk.agents.exploration import Ladder
 from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.replay import Replay, SegmentLog
@@ -222,6 +224,16 @@ def test_rewards_can_be_clipped():
     assert not np.allclose(priorities(raw(state, batch)), expected)
 
 
+def test_some_environments_hardly_explore():
+    """At most 1 % of their actions are random; of few environments it is the last one."""
+    ladder = Ladder(0.4, 7.0)
+    rates = np.asarray(ladder.rates(np.arange(100), 100))
+    np.testing.assert_array_equal(ladder.explores(np.arange(100), 100), rates > 0.01)
+    np.testing.assert_array_equal(ladder.explores(np.arange(50, 70), 100), rates[50:70] > 0.01)
+    np.testing.assert_array_equal(Ladder(0.4, 0.0).explores(np.arange(2), 2), [False, False])
+    np.testing.assert_array_equal(Ladder(0.4, 1.0).explores(np.arange(3), 3), [True, True, False])
+
+
 def test_each_actor_has_its_own_epsilon():
     """ε^(1 + 7 i / (N − 1)), and the odds of what was done go with it."""
     agent, state, _ = make()
@@ -302,6 +314,17 @@ def train(run_dir: Path, steps: int, env: str = "CartPole-v1", **settings: Any) 
     return pronk.train("r2d2", env, run_dir=run_dir, steps=steps, **{**TINY, **settings})
 
 
+def check_returns(run_dir: Path) -> None:
+    """Returns of environments that hardly explore are kept, and reported, beside those of all."""
+    meta = Checkpointer(run_dir / "checkpoints").load().meta
+    (greedy,), (recent,) = meta["greedy_returns"], meta["recent_returns"]
+    assert greedy
+    assert greedy != recent
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["mean_return_least_exploring"] == pytest.approx(np.mean(greedy))
+    assert summary["mean_return"] == pytest.approx(np.mean(recent))
+
+
 def counts(run_dir: Path) -> dict[str, int]:
     loaded = Checkpointer(run_dir / "checkpoints").load()
     assert loaded is not None
@@ -332,6 +355,7 @@ def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
     named = Checkpointer(tmp_path / "checkpoints").load().tree("replay")["segments"]
     files = {p.stem for p in (tmp_path / "replay").iterdir()}
     assert set(named) <= files
+    check_returns(tmp_path)
 
 
 def test_the_fused_runtime_keeps_the_ratio(tmp_path):
@@ -340,6 +364,7 @@ def test_the_fused_runtime_keeps_the_ratio(tmp_path):
     inserted = int(loaded.tree("fused")["replay"]["count"])
     # From the third unroll on, which has the 20th sequence, two updates for each.
     assert int(loaded.tree("learner")["updates"]) == 2 * (inserted // 8 - 2)
+    check_returns(tmp_path)
 
 
 RING = Sequences(capacity=40, burn_in=2, length=4)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from pronk.agents import step
 from pronk.agents.actor_critic import Core
+from pronk.agents.exploration import Ladder
 from pronk.agents.r2d2_config import Config
 from pronk.errors import UserError
 from pronk.maths import distributions, returns, transforms
@@ -42,6 +43,7 @@ class R2D2:
     spec: EnvSpec
     network: networks.DuelingQ
     rescaling: transforms.Transform  # h, by which action values are transformed
+    ladder: Ladder  # exploration rates
 
     @property
     def num_actions(self) -> int:
@@ -75,11 +77,9 @@ class R2D2:
         return own._replace(params=behaviour, extra={"target": jax.tree.map(jnp.copy, behaviour)})
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
-        """Environment i of N explores with its own ε^(1 + α i / (N − 1)) (Horgan et al. 2018)."""
+        """Each environment explores at its own rate."""
         del key
-        rank = jnp.asarray(env_ids, jnp.float32) / max(num_envs - 1, 1)
-        epsilon = self.config.epsilon_greedy ** (1 + self.config.epsilon_alpha * rank)
-        epsilon = jnp.where(evaluate, 0.0, epsilon)
+        epsilon = jnp.where(evaluate, 0.0, self.ladder.rates(env_ids, num_envs))
         return Carry(self.initial_core(env_ids.shape[0]), private={"epsilon": epsilon})
 
     def forward(
@@ -115,9 +115,8 @@ class R2D2:
     def inputs(self, batch: Batch) -> tuple[TimeStep, Array, PyTree]:
         """The network's inputs for a batch: rows, the action before each, the state before all."""
         timestep, core = batch.trajectory.timestep, batch.trajectory.core
-        state = core.state
-        if not self.config.stored_state:
-            state = jax.tree.map(jnp.zeros_like, state)
+        stored = self.config.stored_state
+        state = core.state if stored else jax.tree.map(jnp.zeros_like, core.state)
         taken = jax.nn.one_hot(batch.trajectory.action, self.num_actions)
         last_action = jnp.concatenate([core.last_action[None], taken[:-1]])
         return timestep, jnp.where(timestep.first[..., None], 0.0, last_action), state
@@ -230,13 +229,13 @@ def build(config: Config, spec: EnvSpec) -> R2D2:
         encoder_dtype=jnp.dtype(config.encoder_dtype),
     )
     rescaling = transforms.by_name(config.rescaling, config.rescaling_epsilon)
-    return R2D2(config, spec, network, rescaling)
+    ladder = Ladder(config.epsilon_greedy, config.epsilon_alpha)
+    return R2D2(config, spec, network, rescaling, ladder)
 
 
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """`build`'s methods as an `Agent`. Raises UserError for settings that do not go together."""
     del horizon  # nothing is annealed
-    config.check()
     r2d2 = build(config, spec)
     return Agent(
         r2d2.init,
@@ -246,5 +245,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         r2d2.learn,
         step.adopt,
         r2d2.warm_start,
+        explores=r2d2.ladder.explores,
         source=config.source(),
     )

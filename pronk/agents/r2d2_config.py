@@ -103,9 +103,10 @@ class Config:
     accelerators."""
 
     def source(self) -> Any:
-        """A prioritised replay of sequences."""
+        """A prioritised replay of sequences; raises UserError for settings that allow none."""
         from pronk.types import Replayed, Sequences  # slow to import
 
+        self._check()
         sequences = Sequences(
             self.replay_capacity,
             length=self.sequence_length,
@@ -125,7 +126,7 @@ class Config:
             *("trace_lambda", "importance_exponent", "priority_mixture"),
         )
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise UserError for an overlap, or a minimum, that the sequences do not allow."""
         if not 0 <= self.overlap < self.sequence_length:
             raise UserError(

@@ -75,7 +75,10 @@ class ActorFactory:
         else:
             player = CentralPlayer(server, agent, key, env_ids, num_envs)
         sequences = agent.source.sequences if isinstance(agent.source, Replayed) else None
-        return Actor(player, env, unroll=agent_config.unroll, sequences=sequences)
+        explores = None if agent.explores is None else agent.explores(env_ids, num_envs)
+        return Actor(
+            player, env, unroll=agent_config.unroll, sequences=sequences, explores=explores
+        )
 
 
 class Crew(NamedTuple):

@@ -45,6 +45,10 @@ def check_agent(plan: Plan, agent: Agent, spec: EnvSpec) -> None:
         _expect(_is(counter, (), dtype), plan, f"init().{name}", counter, f"a {dtype.__name__}")
     for name, value in dict(state.hyper).items():
         _expect(_is(value, (), jnp.float32), plan, f"init().hyper['{name}']", value, "a float32")
+    if agent.explores is not None:
+        explores = np.asarray(agent.explores(np.arange(ENVS), ENVS))
+        fits = _is(explores, (ENVS,), bool)
+        _expect(fits, plan, "explores", explores, f"a bool [{ENVS}], one of each environment")
     _check_act(plan, agent, spec, state)
     _check_learn(plan, agent, spec, state)
 
@@ -128,7 +132,7 @@ def _expect_same(plan: Plan, what: str, found: PyTree, like: PyTree, which: str)
 
 
 def _described(value: Any) -> str:
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if isinstance(value, jax.ShapeDtypeStruct | np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value)) or 'nothing'}"

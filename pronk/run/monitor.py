@@ -36,6 +36,8 @@ from pronk.storage.files import (
     write_json_atomically,
 )
 
+# Beside `mean_return`, where environments explore at different rates.
+LEAST_EXPLORING = "mean_return_least_exploring"
 _MAX_LOSSES = 6  # shown, so that the panel stays within a small terminal
 _MAX_TASKS = 8  # of a suite
 # Normalised scores of a suite.
@@ -169,6 +171,8 @@ class Monitor:
             parts.append("no finished episode yet")
         else:
             parts.append(f"mean return {_number(record['mean_return'])} ({_averaged(record)})")
+        if record.get(LEAST_EXPLORING) is not None:
+            parts.append(f"{_number(record[LEAST_EXPLORING])} where least exploring")
         if record.get("score/median") is not None:
             parts.append(f"median score {_number(record['score/median'])}")
         if record.get("eval/mean_return") is not None:
@@ -232,6 +236,8 @@ class Monitor:
         record = self._record
         name = f"mean return ({'of tasks' if _tasks(record) else 'last 100'})"
         rows = [(name, _number(record.get("mean_return")))]
+        if LEAST_EXPLORING in record:
+            rows.append(("where least exploring", _number(record[LEAST_EXPLORING])))
         rows.append(("episodes", _number(record.get("episodes"))))
         if "eval/mean_return" in record:
             rows.append(("evaluation return", _number(record["eval/mean_return"])))

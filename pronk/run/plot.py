@@ -27,6 +27,7 @@ _LABELS = {
     "updates": "learner updates",
     "episodes": "episodes",
     "mean_return": "mean return of the last 100 episodes",
+    "mean_return_least_exploring": "mean return of the least exploring environments",
     "eval/mean_return": "mean return in evaluation",
     "steps_per_second": "agent steps per second",
     "policy_lag": "policy lag (updates)",

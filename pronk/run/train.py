@@ -29,7 +29,7 @@ from pronk.run.contract import check_agent
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
 from pronk.run.guard import catch_signals, lock_run_dir
 from pronk.run.meter import Meter
-from pronk.run.monitor import Monitor
+from pronk.run.monitor import LEAST_EXPLORING, Monitor
 from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
 from pronk.run.setup import EVALUATION_KEY, build, configure_jax, initial_state, key_for
@@ -38,7 +38,7 @@ from pronk.runtime.multi_learner import SINGLE_PROCESS, Group, join
 from pronk.storage.array_file import write_arrays
 from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import cannot_write, write_json_atomically
-from pronk.types import Agent, Batch, LearnerState, VectorEnv
+from pronk.types import Agent, Batch, EnvSpec, LearnerState, VectorEnv
 
 # (agent, state, notes) -> (state, notes): changes the learner's state before a segment of a run
 # starts, as PBT does; notes (JSON) are kept in the run's checkpoints.
@@ -97,8 +97,8 @@ class _Run:
         )
         self.agent_steps = 0
         self.episodes = 0
-        # Returns of each task's last episodes.
-        self.recent: list[deque[float]] = [deque(maxlen=100) for _ in range(self.spec.num_tasks)]
+        # Returns of each task's last episodes: of all slots, and of those that hardly explore.
+        self.recent, self.greedy = _recent_returns(self.spec), _recent_returns(self.spec)
         self.tally = Tally.from_json({}, self.spec.num_tasks)  # of all episodes
         self.notes: dict[str, Any] = {}
         self.wall_seconds = 0.0  # of earlier segments
@@ -184,8 +184,9 @@ class _Run:
         kept = meta["recent_returns"]
         if not (kept and isinstance(kept[0], list)):
             kept = [kept]  # of a population's member
-        for recent, returns in zip(self.recent, kept, strict=False):
-            recent.extend(returns)
+        for deques, saved in ((self.recent, kept), (self.greedy, meta.get("greedy_returns", []))):
+            for recent, returns in zip(deques, saved, strict=False):
+                recent.extend(returns)
         self.tally = Tally.from_json(meta.get("tally", {}), self.spec.num_tasks)
         self.notes = meta.get("notes", {})
         self.wall_seconds = meta["wall_seconds"]
@@ -260,6 +261,8 @@ class _Run:
         self.episodes += len(update.episodes)
         for episode in update.episodes:
             self.recent[episode.task].append(episode.episode_return)
+            if not episode.explores:
+                self.greedy[episode.task].append(episode.episode_return)
             self.tally.add(episode)
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
@@ -298,19 +301,27 @@ class _Run:
         )
 
     def _counters(self) -> dict[str, Any]:
-        names = self.spec.tasks or ("",)
-        means = {
-            name: float(np.mean(recent))
-            for name, recent in zip(names, self.recent, strict=True)
-            if recent
-        }
+        means = self._means(self.recent)
+        explored = {}
+        if self.agent.explores is not None and (greedy := self._means(self.greedy)):
+            explored[LEAST_EXPLORING] = float(np.mean(list(greedy.values())))
         return {
             "steps": self.agent_steps,
             "frames": self.agent_steps * self.spec.frames_per_step,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
             "mean_return": float(np.mean(list(means.values()))) if means else math.nan,
+            **explored,
             "episodes": self.episodes,
             **({} if not self.spec.tasks else self._task_scores(means)),
+        }
+
+    def _means(self, recent: Sequence[deque[float]]) -> dict[str, float]:
+        """The mean return of each task of which an episode has ended."""
+        names = self.spec.tasks or ("",)
+        return {
+            name: float(np.mean(returns))
+            for name, returns in zip(names, recent, strict=True)
+            if returns
         }
 
     def _task_scores(self, mean_returns: Mapping[str, float]) -> dict[str, float]:
@@ -357,7 +368,8 @@ class _Run:
         meta = {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,
-            "recent_returns": [list(recent) for recent in self.recent],
+            "recent_returns": [list(returns) for returns in self.recent],
+            "greedy_returns": [list(returns) for returns in self.greedy],
             "tally": self.tally.as_json(),
             "notes": self.notes,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
@@ -382,11 +394,20 @@ class _Run:
             "steps_per_second": counters["steps"] / counters["wall_seconds"],
             "mean_return": counters["mean_return"],
             "episodes": counters["episodes"],
-            **{k: v for k, v in counters.items() if k.startswith(("return/", "score/"))},
+            **{
+                name: value
+                for name, value in counters.items()
+                if name.startswith(("return/", "score/", LEAST_EXPLORING))
+            },
             "policy_lag": self.lag_sum / max(self.lag_count, 1),
             "bound_by": bound_by,
             "run_dir": str(self.run_dir),
         }
+
+
+def _recent_returns(spec: EnvSpec) -> list[deque[float]]:
+    """Room for the last returns of each task."""
+    return [deque(maxlen=100) for _ in range(spec.num_tasks)]
 
 
 def _donated(state: LearnerState) -> bool:

@@ -164,16 +164,23 @@ class Actor:
 
     Row T of an unroll is executed next and returned again as row 0 of the following one.
     sequences: of a replay whose sequences start within unrolls, and which wants the recurrent state
-    at each start.
+    at each start. explores: bool `[B]`, the slots that `Agent.explores` names.
     """
 
     def __init__(
-        self, player: Player, env: VectorEnv, *, unroll: int, sequences: Sequences | None = None
+        self,
+        player: Player,
+        env: VectorEnv,
+        *,
+        unroll: int,
+        sequences: Sequences | None = None,
+        explores: Array | None = None,
     ):
         self.env = env
         self.placement = env.placement
         self._player = player
         self._unroll = unroll
+        self._explores = np.zeros(env.num_envs, bool) if explores is None else explores
         self._row: Row | None = None  # row T of the previous unroll
         self._starts = None if sequences is None else StartRecorder(sequences, env.num_envs)
         self.rows_acted = 0
@@ -208,9 +215,11 @@ class Actor:
         versions = np.full((self.env.num_envs,), version, np.int32)
         starts = None if self._starts is None else self._starts.take()
         trajectory = Trajectory(timestep, action, extras, core, versions, starts)
-        return Unroll(
-            trajectory, self.env.episodes(), env_seconds, act_seconds, self.env.warnings()
-        )
+        episodes = [
+            episode._replace(explores=bool(self._explores[episode.env_id % self.env.num_envs]))
+            for episode in self.env.episodes()
+        ]
+        return Unroll(trajectory, episodes, env_seconds, act_seconds, self.env.warnings())
 
     def _act(self, behaviour: PyTree, timestep: TimeStep) -> Row:
         if self._starts is not None:

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pronk.envs.jax_env import JaxEnv
 from pronk.envs.jax_suite import JaxSuite, Stepper, stepper
@@ -251,6 +252,9 @@ class FusedLoop:
             return jax.lax.scan(lambda run, _: update(run), run, length=calls)
 
         self._task = stepper(env, num_envs).task
+        self._explores = np.zeros(num_envs, bool)
+        if agent.explores is not None:
+            self._explores = agent.explores(np.arange(num_envs), num_envs)
         self.run = jax.jit(init)(learner, key)
         self._many = jax.jit(many, donate_argnums=0)
 
@@ -265,8 +269,8 @@ class FusedLoop:
         outcome = jax.device_get(outcome)
         ended = outcome.ended.nonzero()
         episodes = [
-            Episode(float(r), int(n), int(env_id), int(self._task[env_id]))
-            for r, n, env_id in zip(
+            Episode(float(r), int(n), int(i), int(self._task[i]), bool(self._explores[i]))
+            for r, n, i in zip(
                 outcome.episode_return[ended], outcome.episode_length[ended], ended[-1], strict=True
             )
         ]
