@@ -329,7 +329,7 @@ def _some(trajectory: Trajectory, which: slice) -> Trajectory:
     return Trajectory(*rows, core=core, version=trajectory.version[which])
 
 
-@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("lag", [0, pytest.param(1, marks=pytest.mark.extended), 3])
 def test_fused_policy_lag_is_exact(lag):
     """Actions are those of the parameters `lag` updates ago, and of the first ones until then."""
     agent, batches, params, _, outcome = captured(

@@ -70,7 +70,11 @@ for architecture in sys.argv[1:]:
 
 
 @pytest.mark.parametrize(
-    "architectures", [["async", "fused"], ["async-gradients", "async-batched"]]
+    "architectures",
+    [
+        ["async", "fused"],
+        pytest.param(["async-gradients", "async-batched"], marks=pytest.mark.extended),
+    ],
 )
 def test_arrays_are_on_the_chosen_devices(architectures: list[str]) -> None:
     subprocess.run(
@@ -144,7 +148,7 @@ def test_several_learner_devices_update_as_one(agent) -> None:
     subprocess.run(command, env=FOUR, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+@pytest.mark.parametrize("agent", ["impala", pytest.param("r2d2", marks=pytest.mark.extended)])
 def test_training_on_several_learner_devices(agent, tmp_path: Path) -> None:
     """The run is saved as any other, and continues on one device."""
     flags = [
@@ -192,7 +196,7 @@ def test_missing_devices_are_named(settings, message, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("torso", ["shallow", "deep"])
+@pytest.mark.parametrize("torso", ["shallow", pytest.param("deep", marks=pytest.mark.extended)])
 def test_bfloat16_is_nearly_float32(torso) -> None:
     """Values, policies and gradients of the same parameters; all that is kept is float32."""
     spec = envs.spec_of("pronk/Waiting-v0")

@@ -322,6 +322,7 @@ def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -
     assert not [m for m in members if Path(f"/proc/{m}").exists()]
 
 
+@pytest.mark.extended
 def test_members_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster of this machine's own: a run is a task there, and nothing else differs."""
     monkeypatch.chdir(tmp_path)

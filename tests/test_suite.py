@@ -369,7 +369,7 @@ REFERENCED = (
 )
 
 
-@pytest.mark.parametrize("runtime", ["fused", "local"])
+@pytest.mark.parametrize("runtime", [pytest.param("fused", marks=pytest.mark.extended), "local"])
 def test_each_task_is_reported(
     runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -511,7 +511,9 @@ def test_a_policy_acts_in_the_environment_of_one_task(tmp_path: Path) -> None:
         policy.act(np.zeros(6, np.float32), policy.initial_carry())
 
 
-@pytest.mark.parametrize("execution", ["vmapped", "processes"])
+@pytest.mark.parametrize(
+    "execution", ["vmapped", pytest.param("processes", marks=pytest.mark.extended)]
+)
 def test_the_score_of_a_population_is_over_all_tasks(execution, tmp_path: Path):
     """The first task has rewards so large that their mean would hide the second."""
     env = "pronk/Catch-v0?reward_scale=1000&rows=4,pronk/MemoryCue-v0?delay=2"
@@ -542,6 +544,7 @@ def test_the_score_of_a_population_is_over_all_tasks(execution, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_one_agent_learns_two_tasks(tmp_path: Path):
     """Catch, and a cue to remember for a short while: both well above chance."""
     found = pronk.train(

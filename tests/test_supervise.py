@@ -18,7 +18,7 @@ from pronk.errors import UserError
 from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, unroll_spec
-from pronk.runtime import actor_threads
+from pronk.runtime import actor_threads, asynchronous
 from pronk.runtime.actor import Actor, Player, misfit
 from pronk.runtime.asynchronous import AsynchronousLoop
 from pronk.runtime.learner import Learner
@@ -224,8 +224,9 @@ def test_a_restart_can_be_stopped(restarts, monkeypatch):
     assert len(script.made) == 1
 
 
-def test_closing_restarts_no_actor(restarts):
+def test_closing_restarts_no_actor(restarts, monkeypatch):
     """An actor that ends because the loop closes is not lost."""
+    monkeypatch.setattr(asynchronous, "PATIENCE", 0.01)
     stuck, wake = threading.Event(), threading.Event()
 
     def fate() -> None:
@@ -236,7 +237,8 @@ def test_closing_restarts_no_actor(restarts):
     script = Script([None])
     actor = Supervised(script, "actor 0", restarts, Fragile(fate))
     runtime = AsynchronousLoop(learner(), [actor], Queue(2, bounded=True))
-    stuck.wait(60)
+    assert not runtime.update().metrics  # the actors start with the first update
+    assert stuck.wait(60)
     threading.Timer(0.3, wake.set).start()
     runtime.close()
     assert restarts.count == 0

@@ -133,6 +133,7 @@ def test_the_random_walk():
     assert walk.reward.sum(-1).mean() == pytest.approx(0.0, abs=0.15)
 
 
+@pytest.mark.extended
 def test_td_lambda_as_an_experiment(tmp_path):
     """The figure's shape: a λ between is best, on-line is better than off-line."""
     assert cli.main(["reproduce", "td-lambda", "--seeds", "10", "--results", str(tmp_path)]) is None

@@ -59,8 +59,6 @@ ATARI = {"envs_per_actor": 2, "batch_size": 2, "torso": "shallow", "replay_capac
 # each other one that it goes together with. Add each new agent.
 EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "suite-fused": ("impala", SUITE, {**FUSED, **POPART, **LSTM}, 1000),
-    # With a lag of more updates than there are before the pauses.
-    "mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs_per_actor": 2}, 1000),
     "pendulum": ("impala", "Pendulum-v1", {**GRU, "actors": 1}, 600),
     "mixed-workers": (
         "impala",
@@ -68,7 +66,6 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         {**LSTM, **LASER, "envs_per_actor": 1, "env_workers": 1},
         1000,
     ),
-    "suite": ("impala", "pronk/Catch-v0,CartPole-v1", POPART, 1000),
     "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
     "r2d2-suite-workers": (
         "r2d2",
@@ -76,14 +73,17 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         {"env_workers": 1, "replay_eviction": "lowest-priority", "recurrent_core": "none"},
         1200,
     ),
+}
+MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    # With a lag of more updates than there are before the pauses.
+    "mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs_per_actor": 2}, 1000),
+    "suite": ("impala", "pronk/Catch-v0,CartPole-v1", POPART, 1000),
     "r2d2-atari": (
         "r2d2",
         "ALE/Breakout-v5",
         {**ATARI, "replay_compress": True, "env_args": {"life_loss": True}},
         400,
     ),
-}
-MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-fused": ("impala", "pronk/Catch-v0", FUSED, 1000),
     "impala-local": ("impala", "pronk/Catch-v0", LOCAL, 1000),
     "impala-gru": ("impala", "CartPole-v1", GRU, 1000),
@@ -547,7 +547,7 @@ SMALL: dict[str, Any] = {"quiet": True, "log_every": 1000.0}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["fused", "local"])
+@pytest.mark.parametrize("runtime", ["fused", pytest.param("local", marks=pytest.mark.extended)])
 def test_catch_is_learnt(runtime: str, tmp_path: Path) -> None:
     pronk.train(
         "impala", "pronk/Catch-v0", steps=300_000, run_dir=tmp_path, runtime=runtime, **SMALL
@@ -556,6 +556,7 @@ def test_catch_is_learnt(runtime: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_memory_task_is_learnt_with_a_recurrent_core_only(tmp_path: Path) -> None:
     settings = {"env_args": {"delay": 5}, "steps": 300_000, **SMALL}
     scores = {}

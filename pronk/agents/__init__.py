@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pronk.config.registry import AgentLike, agent_module, agent_name
 from pronk.errors import UserError
-from pronk.types import Agent, EnvSpec
+
+if TYPE_CHECKING:
+    from pronk.types import Agent, EnvSpec
 
 _made: deque[tuple[tuple[Any, ...], Agent]] = deque(maxlen=16)  # the latest, with what they are of
 _lock = threading.RLock()
@@ -27,6 +29,8 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
             if earlier == arguments:
                 return made
         made = arguments[0](config, spec, horizon=horizon)
+        from pronk.types import Agent  # slow to import
+
         if not isinstance(made, Agent):
             raise UserError(
                 f"`make` of agent '{agent_name(agent)}' returned a {type(made).__name__}; expected"
