@@ -189,17 +189,19 @@ def evaluate(args: list[str]) -> None:
     from pronk.run.evaluate import SuiteEvaluation
     from pronk.run.policy import load
     from pronk.run.setup import configure_jax
+    from pronk.run.stdout import others_to_stderr
     from pronk.storage.files import without_nan
 
     configure_jax()
-    policy = load(parsed.run, agent=parsed.agent)
-    result = policy.evaluate(
-        episodes=parsed.episodes,
-        sample=parsed.sample,
-        seed=parsed.seed,
-        env=parsed.env,
-        env_args=parse_assignments(parsed.env_arg, "`--env-arg`"),
-    )
+    with others_to_stderr(parsed.json):
+        policy = load(parsed.run, agent=parsed.agent)
+        result = policy.evaluate(
+            episodes=parsed.episodes,
+            sample=parsed.sample,
+            seed=parsed.seed,
+            env=parsed.env,
+            env_args=parse_assignments(parsed.env_arg, "`--env-arg`"),
+        )
     if parsed.json:
         print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
         return
@@ -317,8 +319,10 @@ def inspect(args: list[str]) -> None:
         InspectArguments, "inspect", args, description="Configuration and state of a run."
     )
     from pronk.run.inspect import inspect as look
+    from pronk.run.stdout import others_to_stderr
 
-    found = look(parsed.run)
+    with others_to_stderr(parsed.json):  # it may import the agent's module
+        found = look(parsed.run)
     if parsed.json:
         print(json.dumps(found, indent=2))
         return
@@ -336,11 +340,13 @@ def list_known(args: list[str]) -> None:
     """`pronk list`."""
     parsed = parse(ListArguments, "list", args, description="Agents and environments.")
     from pronk import envs
+    from pronk.run.stdout import others_to_stderr
 
     match = parsed.match
-    found = [name for name in envs.names() if match.lower() in name.lower()]
-    known = [match] if match and not found and is_agent(match) else list(AGENTS)
-    agents = {name: agent_module(name).description() for name in known}
+    with others_to_stderr(parsed.json):
+        found = [name for name in envs.names() if match.lower() in name.lower()]
+        known = [match] if match and not found and is_agent(match) else list(AGENTS)
+        agents = {name: agent_module(name).description() for name in known}
     if match and not found and match not in agents:
         hint = nearest(match, envs.names()) or "."
         raise UserError(
@@ -393,6 +399,7 @@ def benchmark(args: list[str]) -> None:
             flag = field.name.replace("_", "-")
             raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
     from pronk.experiments import bench
+    from pronk.run.stdout import others_to_stderr
     from pronk.storage.files import cannot_write, write_json_atomically
 
     file = None if settings.json in (None, "-") else Path(settings.json)
@@ -401,7 +408,8 @@ def benchmark(args: list[str]) -> None:
             file.touch()  # before measuring for minutes what then can't be written
         except OSError as error:
             raise cannot_write(file, error) from None
-    result = bench.run(name, settings)
+    with others_to_stderr(settings.json == "-"):
+        result = bench.run(name, settings)
     if file is not None:
         write_json_atomically(file, result)
     print(json.dumps(result, indent=2) if settings.json == "-" else bench.table(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from pronk import cli
+from pronk.run.stdout import others_to_stderr
 
 TINY = [
     "--envs-per-actor",
@@ -69,6 +71,23 @@ def test_eval(catch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == greedy  # the same seed, the same games
     pronk("eval", catch, "--episodes", 200, "--sample", "--json")
     assert json.loads(capsys.readouterr().out)["minimum"] == -1
+
+
+def test_what_environments_print_is_no_part_of_json(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither what Python prints, nor what processes and libraries in C write."""
+    assert sys.__stdout__ is not None
+    with others_to_stderr():
+        print("from Python")
+        sys.__stdout__.write("by an old reference\n")
+        subprocess.run(["echo", "from a process"], check=True)
+        ctypes.CDLL(None).puts(b"from C")
+    print("{}")
+    with others_to_stderr(active=False):
+        print("[]")
+    said = capfd.readouterr()
+    assert said.out == "{}\n[]\n"
+    for text in ("from Python", "by an old reference", "from a process", "from C"):
+        assert text in said.err
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])

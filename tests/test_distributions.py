@@ -82,6 +82,52 @@ def test_the_kl_divergence_with_a_mask():
     assert float(Categorical(3).kl(masked, masked + 0.5)) == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("sizes", [(2, 3, 4), (3, 2, 3, 2), (2, 2, 2), (1, 5), (4, 4, 2)])
+def test_multi_categorical_is_one_categorical_for_each_component(sizes):
+    """To the bit, whatever is computed as a batch: samples and modes, and nearly so their sums."""
+    d = MultiCategorical(sizes)
+    rng = np.random.default_rng(0)
+    params, other = rng.normal(size=(2, 5, sum(sizes))).astype(np.float32)
+    raw = d.sample(params, KEY)
+    assert raw.dtype == jnp.int32
+    cuts = np.cumsum(sizes)[:-1]
+    ones = [Categorical(n) for n in sizes]
+    parts = list(zip(ones, np.split(params, cuts, 1), np.split(other, cuts, 1), strict=True))
+    keys = jax.random.split(KEY, len(sizes))
+    drawn = [one.sample(p, key) for (one, p, _), key in zip(parts, keys, strict=True)]
+    np.testing.assert_array_equal(raw, np.stack(drawn, axis=1))
+    np.testing.assert_array_equal(d.mode(params), np.stack([o.mode(p) for o, p, _ in parts], 1))
+    rho = jnp.float32(0.8)
+    implied = np.concatenate([one.implied(p, q, rho) for one, p, q in parts], axis=1)
+    np.testing.assert_array_equal(d.implied(params, other, rho), implied)
+    hot = np.concatenate([one.features(raw[:, i]) for i, one in enumerate(ones)], axis=1)
+    np.testing.assert_array_equal(d.features(raw), hot)
+    log_prob = sum(one.log_prob(p, raw[:, i]) for i, (one, p, _) in enumerate(parts))
+    np.testing.assert_allclose(d.log_prob(params, raw), log_prob, rtol=1e-6)
+    kl = sum(one.kl(p, q) for one, p, q in parts)
+    np.testing.assert_allclose(d.kl(params, other), kl, rtol=1e-5)
+    entropy = sum(one.entropy(p, KEY) for one, p, _ in parts)
+    np.testing.assert_allclose(d.entropy(params, KEY), entropy, rtol=1e-6)
+
+
+def test_equal_components_are_computed_once():
+    """The size of the program does not depend on their number."""
+
+    def operations(sizes):
+        d = MultiCategorical(sizes)
+
+        def f(params, other, key):
+            raw = d.sample(params, key)
+            values = (d.log_prob(params, raw), d.entropy(params, key), d.kl(params, other))
+            return *values, d.mode(params), d.features(raw), d.implied(params, other, 1.0)
+
+        params = jnp.zeros((4, sum(sizes)))
+        return len(str(jax.make_jaxpr(f)(params, params, KEY)).splitlines())
+
+    assert operations((3,) * 50) == operations((3,) * 4)
+    assert operations((3, 2) * 25) == operations((3, 2) * 2)
+
+
 def test_multi_categorical_is_independent_categoricals():
     sizes = (2, 3, 4)
     d = MultiCategorical(sizes)
@@ -211,9 +257,44 @@ def test_actions_within_bounds():
     np.testing.assert_allclose(action[:, 1], (np.clip(raw[:, 1], -1, 1) + 1) / 2, atol=1e-6)
     np.testing.assert_array_equal(action[:, 2], raw[:, 2])
     np.testing.assert_array_equal(action[:, 3], np.minimum(raw[:, 3], 3))
-    np.testing.assert_array_equal(action[:, 4], np.maximum(raw[:, 4], 5))
+    # From the bound, because all samples around 0 would be clipped to it.
+    np.testing.assert_array_equal(action[:, 4], np.maximum(raw[:, 4] + 5, 5))
     bounds = np.array([[-1.0] * 5, [1.0] * 5], np.float32)
     np.testing.assert_array_equal(np.asarray(d.action(bounds))[:, :2], [[-2, 0], [2, 1]])
+
+
+@pytest.mark.parametrize("bound", [INF, float(np.finfo(np.float32).max), 1e38, 1e300])
+def test_bounds_that_are_meant_as_none(bound):
+    """They are not scaled to: actions would overflow, or all be one."""
+    high = np.array([bound, bound, 2.0])
+    space = spaces.Box(np.array([-bound, 0.0, -2.0]), high, dtype=np.float64)
+    raw = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    for squash in (False, True):
+        d = distributions.for_space(space, squash=squash)
+        action = np.asarray(d.action(raw))
+        assert all(space.contains(a.astype(np.float64)) for a in action)
+        np.testing.assert_array_equal(action[:, 0], raw[:, 0])
+        np.testing.assert_array_equal(action[:, 1], np.maximum(raw[:, 1], 0))
+        scaled = np.tanh(raw[:, 2]) if squash else np.clip(raw[:, 2], -1, 1)
+        np.testing.assert_allclose(action[:, 2], 2 * scaled, atol=1e-5)
+
+
+def test_only_bounded_dimensions_are_squashed():
+    """The distribution is the product of a plain Gaussian and a squashed one."""
+    both = DiagonalGaussian((-INF, -1.0), (INF, 1.0), squash=True)
+    parts = (DiagonalGaussian((-INF,), (INF,)), DiagonalGaussian((-1.0,), (1.0,), squash=True))
+    params = np.array([4.0, 5.0, 0.3, -0.2], np.float32)  # both means beyond MEAN_BOUND
+    other = np.array([3.0, 4.0, 0.1, 0.2], np.float32)
+    raw = np.array([4.5, 1.5], np.float32)
+    log_prob = sum(d.log_prob(params[i::2], raw[i : i + 1]) for i, d in enumerate(parts))
+    np.testing.assert_allclose(both.log_prob(params, raw), log_prob, rtol=1e-5)
+    kl = sum(d.kl(params[i::2], other[i::2]) for i, d in enumerate(parts))
+    np.testing.assert_allclose(both.kl(params, other), kl, rtol=1e-5)
+    mode = np.concatenate([d.mode(params[i::2]) for i, d in enumerate(parts)])
+    np.testing.assert_allclose(both.mode(params), mode, rtol=1e-6)
+    many, drawn = samples(both, jnp.asarray(params), 20_000)
+    entropy = both.entropy(many, KEY).mean()
+    np.testing.assert_allclose(entropy, -both.log_prob(many, drawn).mean(), atol=0.03)
 
 
 def test_squashed_actions_within_bounds():
@@ -271,8 +352,6 @@ def test_an_agent_sees_the_action_that_was_executed(squash):
         (spaces.Box(0, 9, (2,), np.int32), False),
         (spaces.MultiBinary((2, 2)), False),
         (spaces.MultiDiscrete([[2, 2], [2, 2]]), False),
-        (spaces.Box(-INF, INF, (2,)), True),
-        (spaces.Box(0, INF, (2,)), True),
     ],
 )
 def test_unsupported_spaces_are_named(space: gym.Space, squash):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +23,8 @@ from pronk.envs.episodes import episode_seed
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
-from pronk.errors import UserError
+from pronk.errors import Diverged, UserError
+from pronk.maths.spaces import random_actions
 from pronk.types import EnvSpec
 
 
@@ -54,6 +57,10 @@ class Counting(gym.Env):
                 raise RuntimeError("broken joint")
             if self.trouble == "exit":
                 os._exit(3)
+            if self.trouble == "sys.exit":
+                sys.exit()
+            if self.trouble == "interrupt":
+                raise KeyboardInterrupt
             if self.trouble == "hang":
                 time.sleep(600)
             if self.trouble == "nan":
@@ -124,6 +131,63 @@ class Shapes(gym.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(action), action
         return action.astype(np.float32), 0.0, False, False, {}
+
+
+class Bare(gym.Env):
+    """Declares nothing."""
+
+
+class Returns(gym.Env):
+    """Returns what it is given."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space: gym.Space = spaces.Discrete(2)
+    good = np.zeros(2, np.float32)
+
+    def __init__(self, reset: Any = (good, {}), step: Any = (good, 1.0, False, False, {})) -> None:
+        self.results = reset, step
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.results[0]
+
+    def step(self, action: Any) -> Any:
+        return self.results[1]
+
+
+class Masked(gym.Env):
+    """Gives masks in one of several ways, and counts actions that they forbid."""
+
+    forbidden = 0
+
+    def __init__(self, where: str, multi: bool = False) -> None:
+        self.where = where
+        self.action_space = spaces.MultiDiscrete([2, 3]) if multi else spaces.Discrete(5, start=2)
+        self.observation_space: gym.Space = spaces.Box(0, 1, (1,), np.float32)
+        if where == "observation":
+            part = spaces.Box(0, 1, (5,), np.int8)
+            self.observation_space = spaces.Dict(
+                {"observation": self.observation_space, "action_mask": part}
+            )
+        if where == "method":
+            self.action_masks = lambda: self.mask.astype(bool)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.say("reset")
+
+    def step(self, action: Any) -> Any:
+        hot = [action - 2] if isinstance(action, int) else [action[0], 2 + action[1]]
+        type(self).forbidden += not self.mask[hot].all()
+        observation, info = self.say("step")
+        return observation, 0.0, False, False, info
+
+    def say(self, at: str) -> tuple[Any, dict]:
+        self.mask = np.zeros(5, np.int8)
+        self.mask[[self.np_random.integers(2), 2 + self.np_random.integers(3)]] = 1
+        observation: Any = np.zeros(1, np.float32)
+        if self.where == "observation":
+            observation = {"observation": observation, "action_mask": self.mask}
+        return observation, {"action_mask": self.mask} if self.where in (at, "info") else {}
 
 
 def counting_slowly() -> gym.Env:
@@ -315,6 +379,7 @@ def test_actions_of_another_shape_or_kind_are_refused():
         ("shape", r"shape \(3,\), expected \(2,\)"),
         ("reward", "reward is inf"),
         ("vector reward", "reward is array"),
+        ("sys.exit", "SystemExit"),
     ],
 )
 def test_a_fault_truncates_is_logged_and_is_not_counted(trouble, cause, tmp_path):
@@ -341,7 +406,7 @@ def test_a_fault_truncates_is_logged_and_is_not_counted(trouble, cause, tmp_path
     env.step([2])
     with pytest.raises(UserError, match=cause) as e:
         env.step([2])
-    for part in ("'test'", "slot 0", "episode 2, step 3", "`max_faults` is 2", str(log)):
+    for part in ("'test'", "slot 0", "episode 2, step 3", "`--max-env-faults` is 2", str(log)):
         assert part in str(e.value)
 
 
@@ -387,6 +452,129 @@ def test_a_bad_mask_is_a_fault(mask):
     env = serial(Bad, 1)
     env.reset()
     assert env.step([0]).truncated[0]
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("where", ["info", "observation", "method"])
+def test_masks_are_found_wherever_environments_give_them(where, multi):
+    env = envs.make(lambda: Masked(where, multi), 2, workers=0, max_faults=0)
+    assert env.spec.has_action_mask
+    timestep, rng = env.reset(), np.random.default_rng(0)
+    Masked.forbidden = 0
+    for _ in range(20):
+        assert timestep.action_mask.shape == (2, 5)
+        assert timestep.action_mask.sum() == 4
+        timestep = env.step(random_actions(env.spec.action_space, 2, rng, timestep.action_mask))
+    assert not Masked.forbidden
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mask_that_comes_unexpectedly_stops_the_run(workers):
+    """Without restarts: the actions before it were chosen without a mask."""
+    env = envs.make(Masked, 1, env_args={"where": "step"}, workers=workers)
+    try:
+        env.reset()
+        with pytest.raises(UserError, match=r"gives info\['action_mask'\] in step 1.*first reset"):
+            env.step([0])
+    finally:
+        env.close()
+    box = serial(lambda: Returns(step=(np.zeros(2), 0.0, False, False, {"action_mask": [1]})), 1)
+    box.reset()
+    with pytest.raises(UserError, match="there was none in its first reset"):
+        box.step([0])
+
+
+def test_a_mask_of_the_reset_alone_is_a_fault():
+    env = serial(lambda: Masked("reset"), 1, max_faults=0)
+    env.reset()
+    with pytest.raises(UserError, match=r"no info\['action_mask'\], and there was one"):
+        env.step([0])
+
+
+GOOD = np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("step", "cause"),
+    [
+        ((GOOD, 1.0, False, {}), "step() returned 4 values, expected (observation, reward, term"),
+        (None, "step() returned a NoneType"),
+        ((GOOD, 1.0, False, False, "x"), "the last value of step() is a str, expected a dict"),
+        ((GOOD, 1.0, None, False, {}), "`terminated` is None, expected True or False"),
+        ((GOOD, 1.0, False, "no", {}), "`truncated` is 'no', expected True or False"),
+        ((GOOD, 1.0, np.array([True, True]), False, {}), "`terminated` is array("),
+        ((GOOD, 1e39, False, False, {}), "the reward is 1e+39, which is beyond the range of"),
+        ((GOOD + np.nan, 1.0, False, False, {}), "observation is not finite"),
+    ],
+)
+def test_results_that_are_not_gymnasiums_are_named(step, cause):
+    env = serial(lambda: Returns(step=step), 1, max_faults=0)
+    env.reset()
+    with pytest.raises(UserError, match="ValueError: " + re.escape(cause)):
+        env.step([0])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        (GOOD, 1.0, False, True, None),
+        [[0, 0.0], np.float64(1), np.bool_(False), 1, {"weird": object(), 3: "x"}],
+        (GOOD, np.array(1), np.array([0]), np.array(True), {}),
+    ],
+)
+def test_results_that_mean_the_same_are_taken(step):
+    env = serial(lambda: Returns(reset=(GOOD, None), step=step), 1, max_faults=0)
+    env.reset()
+    t = env.step([0])
+    assert (t.reward[0], t.terminated[0], t.truncated[0]) == (1.0, False, True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_exit_is_a_fault(workers):
+    """Otherwise it would end the run, with status 0."""
+    env = envs.make(Counting, 1, env_args={"trouble": "sys.exit", "at": 1}, workers=workers)
+    try:
+        env.reset()
+        assert env.step([0]).truncated[0]
+        (warning,) = env.warnings()
+        assert "SystemExit; restarted" in warning
+    finally:
+        env.close()
+
+
+def test_only_the_users_interrupt_is_one():
+    """Ctrl-C raises KeyboardInterrupt in the main thread; elsewhere an environment did."""
+    env = serial(lambda: Counting(5, "interrupt", 1), 1)
+    env.reset()
+    with pytest.raises(KeyboardInterrupt):
+        env.step([0])
+    with ThreadPoolExecutor(1) as pool:
+        env.reset()
+        assert pool.submit(env.step, [0]).result().truncated[0]
+    assert "KeyboardInterrupt; restarted" in env.warnings()[0]
+
+
+def test_numbers_outside_their_bounds_are_used_and_said_once():
+    step = (np.full(2, 7.0, np.float32), 1.0, False, False, {})
+    env = serial(lambda: Returns(step=step), 2)
+    env.reset()
+    assert env.warnings() == []
+    for _ in range(3):
+        assert env.step([0, 0]).observation[0, 0] == 7
+    (warning,) = env.warnings()
+    assert "observation has the value 7, outside the bounds of Box" in warning
+
+
+def test_actions_are_inside_their_space_or_refused():
+    env = serial(lambda: Shapes(spaces.Box(-0.1, 0.1, (1,), np.float64)), 1, max_faults=0)
+    env.reset()
+    assert env.step(np.full((1, 1), 0.1, np.float32)).observation[0, 0] == np.float32(0.1)
+    with pytest.raises(Diverged, match="not finite"):
+        env.step(np.full((1, 1), np.nan, np.float32))
+    env = serial(Counting, 1)
+    env.reset()
+    with pytest.raises(UserError, match="agent's actions are"):
+        env.step([3])
 
 
 # --- processes
@@ -540,7 +728,7 @@ def test_faults_are_counted_over_all_workers():
     env.reset()
     env.step([0, 0])
     env.step([0, 0])
-    with pytest.raises(UserError, match=r"2 times, and `max_faults` is 1.*exit code 3"):
+    with pytest.raises(UserError, match=r"2 times, and `--max-env-faults` is 1.*exit code 3"):
         env.step([0, 0])
     assert not shared_blocks()
 
@@ -653,8 +841,17 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
         ({"seed": -1}, "`seed` is -1"),
         ({"env": never_made}, "'never_made' cannot be created: RuntimeError: out of tigers"),
         ({"env": lambda: 3}, "returned a int, expected a gymnasium.Env"),
+        ({"env": int}, "factory 'int' returned a int, expected a gymnasium.Env"),
+        ({"env": lambda: sys.exit(1)}, "cannot be created: SystemExit: 1"),
+        ({"env": Counting(2)}, "is an environment .Counting.*expected an id, or a class"),
+        ({"env": gym.make("CartPole-v1")}, "is an environment .CartPoleEnv.*'CartPole-v1', or"),
+        ({"env": [Counting]}, "`env` is a list; expected an id, or a class or function"),
+        ({"env": lambda: gym.make_vec("CartPole-v1", 2)}, "returned a SyncVectorEnv, expected"),
+        ({"env": lambda: Bare()}, "has no `observation_space`"),
+        ({"env": lambda: Returns(reset=np.zeros(2))}, r"reset\(\) returned a ndarray, expected"),
+        ({"env": lambda: Returns(reset=(None, {}))}, r"first reset: .*has shape \(\), expected"),
         ({"env": lambda: Counting(trouble="reset")}, "first reset: RuntimeError: no reset today"),
-        ({"env": lambda: Counting(), "workers": 1}, "cannot be sent.*top level.*workers=0"),
+        ({"env": lambda: Counting(), "workers": 1}, "cannot be sent.*top level.*--env-workers 0"),
         ({"env": lambda: Shapes(spaces.Text(3)), "workers": 0}, "not supported"),
     ],
 )

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from pronk import agents
+from pronk.agents.impala_config import Config
 from pronk.errors import UserError
 from pronk.maths import spaces as pronk_spaces
 from pronk.maths.spaces import as_vector, leaf_spaces
 from pronk.nn import cores, networks
+from pronk.types import EnvSpec
 
 KEY = jax.random.key(0)
 PICTURE = spaces.Box(0, 255, (12, 10, 3), np.uint8)
@@ -339,9 +342,58 @@ def test_leaves_and_back():
     jax.tree.map(np.testing.assert_array_equal, back, dict(value))
 
 
-def test_float64_boxes_become_float32():
-    box = spaces.Box(-1e300, 1, (2,), np.float64)
-    found = pronk_spaces.as_float32(spaces.Dict({"a": spaces.Tuple([box, spaces.Discrete(2)])}))
-    assert found == spaces.Dict(
-        {"a": spaces.Tuple([spaces.Box(-np.inf, 1, (2,), np.float32), spaces.Discrete(2)])}
+ODD_IMAGES = {
+    "float": spaces.Box(0, 1, (12, 12, 3), np.float32),
+    "stack": spaces.Box(0, 255, (4, 12, 12, 3), np.uint8),
+    "matrix": spaces.Box(0, 255, (12, 12), np.uint8),
+    "planes": spaces.Box(0, 1, (12, 12, 4), np.int8),
+    "vector": spaces.Box(-1, 1, (3,)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_IMAGES)
+def test_a_torso_of_images_without_images_is_refused(name):
+    """Where it is asked for; what is not convolved is said."""
+    spec = EnvSpec("test", ODD_IMAGES[name], spaces.Discrete(2))
+    for torso in ("minatar", "deep"):
+        with pytest.raises(UserError, match=rf"torso is {torso}.*--torso auto"):
+            agents.make("impala", Config(torso=torso), spec, horizon=1)  # type: ignore[arg-type]
+    x = batch_of(spec.observation_space, 1)
+    with pytest.raises(UserError, match=r"torso is Brightness, which convolves images"):
+        encoder(spec.observation_space, Brightness).init(KEY, x)  # type: ignore[arg-type]
+    agents.make("impala", Config(), spec, horizon=1)
+    said = networks.describe(spec.observation_space, "auto")
+    assert "convolved" not in said
+    assert "numbers" in said
+
+
+def test_what_the_network_makes_of_each_observation_is_said():
+    space = spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (4, 84, 84), np.uint8),
+            "rgb": spaces.Box(0, 1, (8, 9, 3), np.float32),
+            "goal": spaces.Tuple([spaces.Discrete(5), spaces.Box(-1, 1, (2,))]),
+        }
     )
+    said = networks.describe(space, "auto")
+    assert said == (
+        "network input: observation['camera'] (4 x 84 x 84) is images of 84 x 84 pixels with 4"
+        " channels, first, convolved by the torso shallow; observation['goal'][0] is one-hot, 5"
+        " numbers; observation['goal'][1] is 2 numbers; observation['rgb'] (8 x 9 x 3, float32) is"
+        " flattened to 216 numbers: only uint8 with three axes, of at least 5 x 5 pixels, is an"
+        " image"
+    )
+    assert "216 numbers" in networks.describe(space, "mlp")
+    assert "torso Brightness" in networks.describe(space, Brightness)
+    assert networks.describe(spaces.Box(-1, 1, ()), "auto").endswith("observation is 1 number")
+
+
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((84, 84, 3), False), ((4, 84, 84), True), ((210, 160, 3), False), ((3, 210, 160), True),
+        ((8, 8, 12), False), ((8, 8, 119), False), ((12, 8, 8), True), ((9, 9, 9), False),
+    ],
+)  # fmt: skip
+def test_the_two_equal_axes_of_an_image_are_its_height_and_width(shape, first):
+    assert pronk_spaces.channels_first(shape) == first

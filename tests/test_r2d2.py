@@ -271,7 +271,7 @@ FUSED = {
         ({"env": "Pendulum-v1"}, "r2d2 has a value for each action"),
         (
             {"env": "ALE/Breakout-v5", "torso": "nature", "env_args": {"img_height": 30}},
-            "images are 30 × 84 pixels; `--torso nature` expects at least 36",
+            "images are 30 × 84 pixels, and the network's torso is nature, which expects at least",
         ),
         ({"overlap": 10, "sequence_length": 10}, "`--overlap` is 10; expected from 0 to less than"),
         ({"architecture": "async-gradients"}, "needs an agent whose update is one gradient step"),

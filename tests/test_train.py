@@ -319,7 +319,7 @@ def test_an_environment_that_raises_is_restarted_and_logged(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("env", [AlwaysTroubled, TroubledNaN])
 def test_a_run_stops_saved_after_too_many_faults(env: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="max_faults") as caught:
+    with pytest.raises(UserError, match="--max-env-faults") as caught:
         train(env, tmp_path, 10_000_000, actors=1, max_env_faults=6)
     assert "env_faults.log" in str(caught.value)
     assert "step 4" in str(caught.value)

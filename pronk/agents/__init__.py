@@ -20,14 +20,15 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
     """The agent as a bundle of pure functions; its schedules end at `horizon` agent steps.
 
     Equal arguments give the same functions again, which share what JAX has compiled for them.
-    Raises UserError for an unknown agent, one whose `make` makes none, or a space that the agent
-    can't handle.
+    Raises UserError for an unknown agent, one whose `make` makes none, a space that the agent can't
+    handle, or a torso that is not the agent's default and convolves images where there are none.
     """
     arguments = agent_module(agent).make, config, spec, horizon
     with _lock:
         for earlier, made in _made:
             if earlier == arguments:
                 return made
+        _check_torso(config, spec)
         made = arguments[0](config, spec, horizon=horizon)
         from pronk.types import Agent  # slow to import
 
@@ -38,3 +39,13 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
             )
         _made.append((arguments, made))
     return made
+
+
+def _check_torso(config: Any, spec: EnvSpec) -> None:
+    """Refuse a torso of images that was asked for in vain. An agent's default may serve vectors,
+    too, whose leaves it never sees."""
+    from pronk.nn import networks  # slow to import
+
+    torso = getattr(config, "torso", None)
+    if torso is not None and torso != getattr(type(config), "torso", None):
+        networks.check_torso(spec.observation_space, torso)

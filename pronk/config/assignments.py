@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pronk.errors import UserError
@@ -25,3 +26,28 @@ def parse_assignments(pairs: Iterable[str], source: str) -> dict[str, Any]:
         except json.JSONDecodeError:
             parsed[name] = value
     return parsed
+
+
+def saveable(value: Any, name: str) -> Any:
+    """An argument of an environment as `config.json` can hold it: NumPy's numbers become Python's.
+
+    name: of the argument, for the message. Raises UserError for what would not come back the same,
+    such as arrays and objects: a resumed run, `pronk eval` and `pronk record` make the environment
+    from what was saved.
+    """
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: saveable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        kept = [saveable(inner, f"{name}[{i}]") for i, inner in enumerate(value)]
+        return kept if isinstance(value, list) else tuple(kept)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    hint = "make it inside the environment's function"
+    if isinstance(value, Path) or hasattr(value, "tolist"):
+        hint = "give a text" if isinstance(value, Path) else "give a list"
+    raise UserError(
+        f"`env_args` has {name}={value!r}, a {type(value).__name__}, which a run cannot save;"
+        f" expected numbers, texts, and lists or dicts (with texts as keys) of them: {hint}."
+    )

@@ -26,6 +26,7 @@ from pronk.envs.slot import gym_spec
 from pronk.envs.suite import SUITES, Task, suite_spec, tasks_of
 from pronk.envs.suite_env import SuiteEnvs
 from pronk.errors import UserError, nearest
+from pronk.maths.spaces import random_actions
 from pronk.types import EnvSpec, VectorEnv
 
 if TYPE_CHECKING:  # jax must not be imported by worker processes
@@ -268,8 +269,11 @@ def _call_with_args(env: str, make: Callable[..., Any], *args: Any, **env_args: 
 
 
 def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
-    """The factory of a Gymnasium environment; raises UserError for an id that isn't registered."""
+    """The factory of a Gymnasium environment; raises UserError for an id that isn't registered, and
+    for what is neither an id nor a function."""
     if not isinstance(env, str):
+        if not callable(env):
+            raise UserError(_no_factory(env))
         return GymFactory(env, args)
     module, _, name = env.rpartition(":")
     if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
@@ -280,6 +284,20 @@ def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
     if name not in gym.registry:
         raise _unregistered(name)
     return GymFactory(gym.registry[name], args)
+
+
+def _no_factory(env: Any) -> str:
+    """The message for an object that is given in the place of an id or a function."""
+    name = type(getattr(env, "unwrapped", env)).__name__
+    expected = "expected an id, or a class or function that makes a new environment at each call"
+    if not isinstance(env, gym.Env | gym.vector.VectorEnv):
+        return f"`env` is a {type(env).__name__}; {expected}."
+    entry = getattr(env, "spec", None)
+    known = f"'{entry.id}', or " if entry is not None else ""
+    return (
+        f"`env` is an environment ({name}), and a run needs several; {expected}: {known}{name},"
+        f" with its arguments as `env_args`, or `lambda: {name}(...)`."
+    )
 
 
 def names() -> list[str]:
@@ -307,16 +325,13 @@ def _step_seconds(factory: GymFactory, spec: EnvSpec) -> float:
     """Median seconds of a step with random actions: a busy machine doubles the mean."""
     env = SerialVectorEnv(factory, spec, 1, max_faults=_PROBE_STEPS * 2)
     try:
-        env.reset()
-        space = gym.vector.utils.batch_space(spec.action_space, 1)
-        space.seed(0)
-        start = getattr(spec.action_space, "start", 0)
-
+        mask = env.reset().action_mask
+        space, rng = spec.action_space, np.random.default_rng(0)
         seconds = []
         for _ in range(_PROBE_STEPS):
-            action = np.asarray(space.sample()) - start
+            action = random_actions(space, 1, rng, mask)
             begin = time.perf_counter()
-            env.step(action)
+            mask = env.step(action).action_mask
             seconds.append(time.perf_counter() - begin)
         return float(np.median(seconds))
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from pronk.errors import UserError
-from pronk.maths.spaces import LEAVES, as_vector, channels_first, is_pixels
+from pronk.maths.spaces import LEAVES, as_vector, channels_first, is_pixels, mask_size
 from pronk.types import Array, EnvSpec, PyTree
 
 
@@ -49,9 +49,8 @@ class CommonSpaces:
 
     def action_mask(self, space: gym.Space, mask: Array | None, batch: int, xp: Any) -> Array:
         """Convert a mask `[B, actions]` of a task's action space `space`; None allows all."""
-        n = int(space.n)  # type: ignore[attr-defined]
-        allowed = xp.ones((batch, n), bool) if mask is None else mask
-        return _pad(allowed, (int(self.action_space.n),), xp)  # type: ignore[attr-defined]
+        allowed = xp.ones((batch, mask_size(space)), bool) if mask is None else mask
+        return _pad(allowed, (mask_size(self.action_space),), xp)
 
 
 def common_spaces(specs: Sequence[EnvSpec]) -> CommonSpaces:

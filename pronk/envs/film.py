@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import numpy as np
 
 from pronk import envs
+from pronk.config.spec import env_name
 from pronk.envs.suite import Task, suite_spec, task_number, tasks_of
 from pronk.envs.suite_env import SuiteEnvs
 from pronk.errors import UserError
@@ -108,26 +109,73 @@ def _atari(env: str, seed: int, args: dict[str, Any]) -> Film:
     return Film(twins, lambda: twins.frame, twins.frames_per_second)
 
 
+_USUAL_RATE = 30.0  # frames per second
+
+
 def _gymnasium(env: Any, seed: int, args: dict[str, Any]) -> Film:
     current: list[Any] = []  # the environment, which is replaced after a fault
+    name = env_name(env)
 
     def factory() -> Any:
-        made = envs.gym_factory(env, {**args, "render_mode": "rgb_array"})()
+        made = _renderable(env, args)
         current[:] = [made]
         return made
 
+    factory.__name__ = name
     vector = envs.make(factory, 1, seed=seed, workers=0)
 
     def picture() -> Array:
         try:
-            frame = current[0].render()
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise UserError(f"`env` '{env}' cannot be filmed: {error}") from None
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-            raise UserError(
-                f"`env` '{env}' cannot be filmed: render() returned {type(frame).__name__},"
-                " expected an array [H, W, 3]."
-            )
-        return frame
+            return as_frame(current[0].render())
+        except ValueError as error:
+            raise UserError(f"`env` '{name}' cannot be filmed: {error}.") from None
+        except Exception as error:  # whatever an environment raises
+            cause = f"{type(error).__name__}: {error}"
+            raise UserError(f"`env` '{name}' cannot be filmed: render() failed: {cause}") from error
 
-    return Film(vector, picture, current[0].metadata.get("render_fps", 30))
+    rate = (getattr(current[0], "metadata", None) or {}).get("render_fps")
+    is_rate = isinstance(rate, int | float) and 0 < rate < math.inf
+    return Film(vector, picture, float(rate) if is_rate else _USUAL_RATE)  # type: ignore[arg-type]
+
+
+def _renderable(env: Any, args: dict[str, Any]) -> Any:
+    """The environment, asked for pictures if it can be asked. Raises UserError if it makes none."""
+    try:
+        return envs.gym_factory(env, {**args, "render_mode": "rgb_array"})()
+    except TypeError as error:
+        if "render_mode" not in str(error):
+            raise
+    made = envs.gym_factory(env, args)()
+    if getattr(made, "render_mode", None) not in ("rgb_array", "rgb_array_list"):
+        raise UserError(
+            f"`env` '{env_name(env)}' cannot be filmed: it takes no `render_mode`, and makes no"
+            " pictures without; expected a parameter render_mode of its constructor or function,"
+            ' which receives "rgb_array".'
+        )
+    return made
+
+
+def as_frame(picture: Any) -> Array:
+    """What an environment rendered as a frame, uint8 `[H, W, 3]`; of a list the last picture.
+
+    Grey pictures and those with alpha are converted; floats count from 0 to 1. Raises ValueError
+    for anything else.
+    """
+    if isinstance(picture, list) and picture:
+        picture = picture[-1]
+    frame = np.asarray(picture)
+    if frame.ndim == 2:
+        frame = frame[..., None]
+    kind = frame.dtype.kind
+    if kind not in "buif" or frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.size:
+        found = f"{frame.dtype} {frame.shape}" if kind in "buif" else f"a {type(picture).__name__}"
+        raise ValueError(f"render() returned {found}, expected an array [height, width, 3]")
+    limit = 1 if kind in "bf" else 255
+    low, high = (0, 255) if frame.dtype == np.uint8 else (float(frame.min()), float(frame.max()))
+    if not (low >= 0 and high <= limit):  # NaN, too
+        given = f"{frame.dtype} from {low:g} to {high:g}"
+        raise ValueError(f"render() returned {given}, expected uint8, or floats from 0 to 1")
+    if kind in "bf":
+        frame = np.round(frame * 255.0)
+    frame = frame.astype(np.uint8)[..., :3]
+    return np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame

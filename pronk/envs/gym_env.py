@@ -16,6 +16,7 @@ import numpy as np
 from pronk.envs.episodes import EpisodeCounter, slot_states
 from pronk.envs.slot import Factory, Fault, Rows, Slot
 from pronk.errors import UserError
+from pronk.maths.spaces import Observations, check_actions
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep
 
 Method = Literal["step", "reset", "recover", "abandon", "state", "restore"]  # of `Slots`
@@ -126,6 +127,9 @@ class SlotVectorEnv:
         self._num_faults = 0
         self._warnings: list[str] = []
         self._counter = EpisodeCounter(num_envs, first_env_id)
+        self._observations = Observations(spec.observation_space)
+        # One vector of a run says it, once, that numbers are outside their bounds.
+        self._watches_bounds = first_env_id == 0
         self._rows = Rows(spec, num_envs)
         self._rows.begin()
         self._start()
@@ -138,8 +142,9 @@ class SlotVectorEnv:
     def step(self, action: Array) -> TimeStep:
         """Execute `action` `[B, ...]`; slots whose episode has ended begin the next one instead.
 
-        Discrete actions count from 0 whatever the space's `start`. Raises ValueError for an action
-        of another shape, and `UserError` after more than `max_faults` faults.
+        Discrete actions count from 0 whatever the space's `start`; those of a Box are clipped.
+        Raises ValueError for an action of another shape, and `UserError` for one that the space
+        lacks, and after more than `max_faults` faults.
         """
         action = np.asarray(action)
         if action.shape != self._rows.action.shape:
@@ -147,6 +152,7 @@ class SlotVectorEnv:
                 f"`action` has shape {action.shape}, expected {self._rows.action.shape}"
             )
         np.copyto(self._rows.action, action, casting="same_kind")
+        check_actions(self.spec.action_space, self._rows.action)
         return self._advance("step")
 
     def episodes(self) -> list[Episode]:
@@ -196,6 +202,9 @@ class SlotVectorEnv:
     def _advance(self, method: Method) -> TimeStep:
         self._call(method)
         rows = self._rows
+        if self._watches_bounds and (found := self._observations.outside(rows.leaves)):
+            self._watches_bounds = False
+            self._warnings.append(f"`env` '{self.spec.name}': {found}; it is used as it is")
         self._counter.update(rows.reward, rows.first, rows.done & ~rows.faulted)
         return rows.timestep()
 
@@ -218,7 +227,7 @@ class SlotVectorEnv:
         self.close()
         log = f"; all are in {self._fault_log}" if self._fault_log is not None else ""
         raise UserError(
-            f"`env` '{self.spec.name}' failed {self._num_faults} times, and `max_faults` is"
+            f"`env` '{self.spec.name}' failed {self._num_faults} times, and `--max-env-faults` is"
             f" {self._config.max_faults}. The last fault: {faults[-1].where}:"
             f" {faults[-1].cause}{log}"
         )

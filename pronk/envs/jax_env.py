@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
 from pronk.errors import UserError
+from pronk.maths.keys import key_of
 from pronk.types import Array, EnvSpec, Episode, Key, PyTree, TimeStep
 
 
@@ -151,7 +152,7 @@ def _timestep(
 class JaxVectorEnv:
     """A `types.VectorEnv` of `num_envs` copies of a `JaxEnv`, computed on the CPU.
 
-    The slots are those of `start(env, jax.random.key(seed), first_env_id + arange(num_envs))`.
+    The slots are those of `start(env, key_of(seed), first_env_id + arange(num_envs))`.
     Arrays handed out are read-only. Raises UserError if `num_envs` is below 1.
     """
 
@@ -168,7 +169,7 @@ class JaxVectorEnv:
         self._episodes: list[Episode] = []
         begin = jax.jit(partial(start, env))
         with jax.default_device(self._cpu):
-            self._slots, timestep = begin(jax.random.key(seed), np.asarray(self._env_ids, np.int32))
+            self._slots, timestep = begin(key_of(seed), np.asarray(self._env_ids, np.int32))
         # The first rows of the first episodes, until `reset` returns them.
         self._pending: TimeStep | None = timestep
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pronk.envs.gym_env import Method, SlotConfig, Slots, SlotVectorEnv
-from pronk.envs.slot import Factory, Fault, Rows
+from pronk.envs.slot import WORKER, Factory, Fault, Rows
 from pronk.errors import UserError
 from pronk.storage import shared_memory
 from pronk.types import EnvSpec
@@ -38,7 +38,7 @@ class _Worker:
         self._process = context.Process(
             target=_worker_main,
             args=(child_end, config, memory, lo, hi),
-            name=f"pronk-env-{lo}",
+            name=f"{WORKER}-{lo}",
             daemon=True,
         )
         try:
@@ -128,7 +128,11 @@ def _serve(connection: Connection, config: SlotConfig, rows: Rows, lo: int, hi: 
         connection.send((0, ""))
         while True:
             number, method, states = connection.recv()
-            connection.send((number, slots.call(method, states)))
+            try:
+                answer = slots.call(method, states)
+            except UserError as e:  # a mistake that a restart would not mend
+                answer = str(e)
+            connection.send((number, answer))
     slots.close()
 
 
@@ -184,7 +188,8 @@ class ProcessVectorEnv(SlotVectorEnv):
         except Exception as e:
             raise UserError(
                 f"the factory of `env` '{config.spec.name}' cannot be sent to a worker process "
-                f"({e}); pass a function defined at the top level of a module, or workers=0"
+                f"({e}); give a function defined at the top level of a module, or"
+                " --env-workers 0 (env_workers=0 in Python)"
             ) from e
         self._processes = _Processes(config)
         self._finalizer = weakref.finalize(self, self._processes.release)
@@ -198,7 +203,8 @@ class ProcessVectorEnv(SlotVectorEnv):
                     raise UserError(
                         f"a worker process of `env` '{config.spec.name}' ended while starting "
                         f"(exit code {worker.exitcode}; its output is above). A script needs "
-                        "`if __name__ == '__main__':` around its top-level code; or pass workers=0"
+                        "`if __name__ == '__main__':` around its top-level code; or give"
+                        " --env-workers 0 (env_workers=0 in Python)"
                     )
         except BaseException:
             self.close()
@@ -234,6 +240,8 @@ class ProcessVectorEnv(SlotVectorEnv):
             answer = worker.receive(deadline)
             if answer is None:
                 answer = self._replace_worker(k, method, states)
+            if isinstance(answer, str):
+                raise UserError(answer)
             results.extend(answer[0])
             self._record_faults(answer[1])
         # A copy, because memory that the caller can see must outlive `close`, and because the rows

@@ -5,40 +5,52 @@ A `Slot` writes its results into `Rows`, which may lie in shared memory.
 
 from __future__ import annotations
 
-import contextlib
+import multiprocessing
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
 from pronk.envs.episodes import episode_seed, replay_warning
 from pronk.errors import UserError
-from pronk.maths.spaces import LEAVES, as_float32, from_leaves, leaf_spaces, leaf_values
+from pronk.maths.spaces import (
+    LEAVES,
+    MASK,
+    Observations,
+    agent_space,
+    as_mask,
+    as_reward,
+    env_action,
+    from_leaves,
+    has_mask,
+    leaf_spaces,
+    mask_size,
+)
 from pronk.types import Array, EnvSpec, PyTree, TimeStep
 
 Factory = Callable[[], gym.Env]
 
+WORKER = "pronk-env"  # begins the names of worker processes
 _ALIGNMENT = 64  # bytes; a cache line, so that no two arrays of a block share one
 
 
-def _cast(space: gym.Space, value: Any) -> np.ndarray:
-    """`value` in the dtype of `space`; raises ValueError if it does not fit."""
-    array = np.asarray(value)
-    if array.shape != space.shape:
-        raise ValueError(f"an observation has shape {array.shape}, expected {space.shape}")
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"an observation has dtype {array.dtype}, expected {space.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # the checks below have better messages
-        cast = array.astype(space.dtype, copy=False)
-    if cast.dtype.kind == "f":
-        if not np.isfinite(cast).all():
-            raise ValueError("an observation is not finite (NaN or infinity)")
-    elif cast.dtype != array.dtype and not np.array_equal(cast, array):
-        raise ValueError(f"an observation of dtype {array.dtype} does not fit {space.dtype}")
-    return cast
+def _reraise_interrupt(error: BaseException) -> None:
+    """Raise a KeyboardInterrupt that is the user's.
+
+    Python raises it for Ctrl-C in the main thread alone, and worker processes ignore the signal:
+    elsewhere the environment has raised it, which is a fault like any other.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    in_worker = multiprocessing.current_process().name.startswith(WORKER)
+    if isinstance(error, KeyboardInterrupt) and is_main and not in_worker:
+        raise error
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def construct(factory: Factory, name: str) -> gym.Env:
@@ -49,12 +61,11 @@ def construct(factory: Factory, name: str) -> gym.Env:
         raise
     except (ImportError, gym.error.DependencyNotInstalled) as e:
         raise UserError(f"`env` '{name}' needs a package that is not installed: {e}") from e
-    except TypeError as e:
-        if "unexpected keyword argument" not in str(e):
-            raise UserError(f"`env` '{name}' cannot be created: TypeError: {e}") from e
-        raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
-    except Exception as e:
-        raise UserError(f"`env` '{name}' cannot be created: {type(e).__name__}: {e}") from e
+    except BaseException as e:  # also a SystemExit, which would end the run as if it were complete
+        _reraise_interrupt(e)
+        if isinstance(e, TypeError) and "unexpected keyword argument" in str(e):
+            raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
+        raise UserError(f"`env` '{name}' cannot be created: {_described(e)}") from e
 
 
 def gym_spec(factory: Factory, name: str) -> EnvSpec:
@@ -65,25 +76,74 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
             raise UserError(
                 f"the factory '{name}' returned a {type(env).__name__}, expected a gymnasium.Env"
             )
-        has_action_mask = False
-        if isinstance(env.action_space, spaces.Discrete):
-            try:
-                _, info = env.reset(seed=0)
-            except Exception as e:
+        for which in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, which, None), gym.Space):
                 raise UserError(
-                    f"`env` '{name}' failed in its first reset: {type(e).__name__}: {e}"
-                ) from e
-            has_action_mask = "action_mask" in info
-        leaf_spaces(env.observation_space)  # raises for an unsupported space
-        return EnvSpec(
-            name,
-            as_float32(env.observation_space),
-            env.action_space,
-            has_action_mask=has_action_mask,
-        )
+                    f"`env` '{name}' has no `{which}`; expected a space of gymnasium.spaces"
+                )
+        space = agent_space(env.observation_space)
+        return EnvSpec(name, space, env.action_space, has_action_mask=_gives_mask(env, space, name))
     finally:
-        with contextlib.suppress(Exception):
-            env.close()
+        _close(env)
+
+
+def _gives_mask(env: gym.Env, space: gym.Space, name: str) -> bool:
+    """Whether the environment says which actions are allowed, in one of the places where `Slot`
+    looks; `space` is its observations'."""
+    observed = has_mask(space, env.action_space, name)
+    if not mask_size(env.action_space):
+        return False
+    try:
+        observation, info = _unpacked("reset", env.reset(seed=0))
+        Observations(space).leaves(observation)
+    except BaseException as e:
+        _reraise_interrupt(e)
+        raise UserError(f"`env` '{name}' failed in its first reset: {_described(e)}") from e
+    return observed or info.get(MASK) is not None or _mask_method(env) is not None
+
+
+def _mask_method(env: gym.Env) -> Callable[[], Any] | None:
+    """The method `action_masks`, by which Stable-Baselines3's contributors give masks."""
+    method = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+    return method if callable(method) else None
+
+
+def _close(env: gym.Env) -> None:
+    try:
+        env.close()
+    except BaseException as e:
+        _reraise_interrupt(e)
+
+
+_RESULTS = {
+    "reset": "(observation, info)",
+    "step": "(observation, reward, terminated, truncated, info)",
+}
+
+
+def _unpacked(method: str, result: Any) -> tuple[Any, ...]:
+    """What `reset` or `step` returned, with `{}` for an info of None; raises ValueError if it is
+    not what Gymnasium expects."""
+    is_tuple = isinstance(result, tuple | list)
+    expected = _RESULTS[method]
+    if not is_tuple or len(result) != expected.count(",") + 1:
+        found = f"{len(result)} values" if is_tuple else f"a {type(result).__name__}"
+        raise ValueError(f"{method}() returned {found}, expected {expected}")
+    *values, info = result
+    if info is not None and not isinstance(info, Mapping):
+        found = f"a {type(info).__name__}"
+        raise ValueError(f"the last value of {method}() is {found}, expected a dict: {expected}")
+    return *values, info or {}
+
+
+def _as_flag(value: Any, name: str) -> bool:
+    """`terminated` or `truncated`; raises ValueError for what is neither true nor false."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biu" or array.item() not in (0, 1):
+        raise ValueError(f"`{name}` is {value!r}, expected True or False")
+    return bool(array.item())
 
 
 class Fault(NamedTuple):
@@ -148,7 +208,7 @@ class Rows:
         discrete = np.issubdtype(space.dtype, np.integer)
         leaves = leaf_spaces(spec.observation_space)
         n, flag = num_envs, np.bool_
-        mask = int(space.n) if isinstance(space, spaces.Discrete) and spec.has_action_mask else 0
+        mask = mask_size(space) if spec.has_action_mask else 0
         return [
             ((n, *(space.shape or ())), np.int64 if discrete else space.dtype),
             ((n,), np.float32),  # reward
@@ -180,10 +240,11 @@ class Rows:
 class Slot:
     """One Gymnasium environment, which writes row `row`.
 
-    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception or an invalid
-    observation or reward is a fault: it is appended to `faults`, the row is truncated with the last
-    valid observation and reward 0, and a new environment begins the next episode. A reset that
-    fails is repeated up to `attempts` times.
+    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception, an exit or an
+    invalid result is a fault: it is appended to `faults`, the row is truncated with the last valid
+    observation and reward 0, and a new environment begins the next episode. A reset that fails is
+    repeated up to `attempts` times. `begin` and `step` raise UserError where an action mask comes
+    unexpectedly, because actions were chosen without it.
     """
 
     def __init__(
@@ -202,13 +263,14 @@ class Slot:
         self._factory, self._spec, self._rows, self._row = factory, spec, rows, row
         self._seed, self._env_id, self._attempts = seed, env_id, attempts
         self._replayable, self._faults = replayable, faults
-        self._leaves = leaf_spaces(spec.observation_space)
-        self._start = getattr(spec.action_space, "start", 0)
+        self._observations = Observations(spec.observation_space)
+        self._observes_mask = has_mask(spec.observation_space, spec.action_space, spec.name)
         self._actions: list[Array] = []
         self._steps = 0
         # In a worker that replaces a dead one, and after a fault, `begin` makes the environment.
         is_new = rows.episode[row] < 0
         self._env: gym.Env | None = construct(factory, spec.name) if is_new else None
+        self._masks: Callable[[], Any] | None = None  # of the environment
 
     def begin(self) -> None:
         """Begin the next episode."""
@@ -217,7 +279,9 @@ class Slot:
             try:
                 observation, info = self._reset()
                 self._write(observation, info, ended=False)
-            except Exception as e:
+            except UserError:
+                raise
+            except BaseException as e:
                 self._fault(e)
             else:
                 self._write_flags(reward=0.0, first=True)
@@ -231,22 +295,20 @@ class Slot:
             return
         self._steps += 1
         try:
-            assert self._env is not None
-            observation, reward, terminated, truncated, info = self._env.step(
-                self._env_action(rows.action[row])
-            )
-            value = np.asarray(reward, np.float32)
-            if value.shape != () or not np.isfinite(value):
-                raise ValueError(f"the reward is {reward!r}, expected a finite number")
-            terminated, truncated = bool(terminated), bool(truncated)
+            observation, reward, terminated, truncated, info = self._env_step(rows.action[row])
+            reward = as_reward(reward)
+            terminated = _as_flag(terminated, "terminated")
+            truncated = _as_flag(truncated, "truncated")
             self._write(observation, info, ended=terminated or truncated)
-        except Exception as e:
+        except UserError:
+            raise
+        except BaseException as e:
             self._fault(e)
             self.abandon()
             return
         if self._replayable:
             self._actions.append(rows.action[row].copy())
-        self._write_flags(float(value), terminated=terminated, truncated=truncated)
+        self._write_flags(reward, terminated=terminated, truncated=truncated)
 
     def abandon(self) -> None:
         """Truncate the episode with the last valid observation; it is not counted."""
@@ -273,16 +335,14 @@ class Slot:
         try:
             observation, info = self._reset()
             for action in state["actions"]:
-                assert self._env is not None
-                observation, _, terminated, truncated, info = self._env.step(
-                    self._env_action(action)
-                )
+                observation, _, terminated, truncated, info = self._env_step(action)
                 if terminated or truncated:
                     raise ValueError("the episode ended early")
             self._write(observation, info, ended=False)
-        except Exception as e:
+        except BaseException as e:
+            _reraise_interrupt(e)
             self.close()
-            return replay_warning(self._spec.name, self._env_id, f"{type(e).__name__}: {e}")
+            return replay_warning(self._spec.name, self._env_id, _described(e))
         saved = [state["observation"][str(i)] for i in range(len(rows.leaves))]
         if any(
             leaf[row].tobytes() != np.asarray(s).tobytes()
@@ -294,39 +354,60 @@ class Slot:
         self._steps = len(self._actions)
         return None
 
-    def _reset(self) -> tuple[Any, dict[str, Any]]:
+    def _reset(self) -> tuple[Any, Mapping[str, Any]]:
         self._actions, self._steps = [], 0
         if self._env is None:
             self._env = self._factory()
+            self._masks = None
+        if self._masks is None and self._spec.has_action_mask:
+            self._masks = _mask_method(self._env)
         episode = int(self._rows.episode[self._row])
-        return self._env.reset(seed=episode_seed(self._seed, self._env_id, episode))
+        seed = episode_seed(self._seed, self._env_id, episode)
+        observation, info = _unpacked("reset", self._env.reset(seed=seed))
+        return observation, info
 
-    def _env_action(self, action: Array) -> Any:
-        """A row's action in the environment's own space, which may not start at 0."""
-        space = self._spec.action_space
-        if isinstance(space, spaces.Discrete):
-            return int(action + self._start)
-        # A fresh array: the environment may keep it.
-        return np.asarray(action + self._start, space.dtype)
+    def _env_step(self, action: Array) -> tuple[Any, ...]:
+        assert self._env is not None
+        return _unpacked("step", self._env.step(env_action(self._spec.action_space, action)))
 
-    def _write(self, observation: Any, info: dict[str, Any], ended: bool) -> None:
+    def _write(self, observation: Any, info: Mapping[str, Any], ended: bool) -> None:
         # Check everything before writing anything: a fault repeats the last valid observation.
-        space = self._spec.observation_space
-        values = [
-            _cast(leaf, value)
-            for leaf, value in zip(self._leaves, leaf_values(space, observation), strict=True)
-        ]
+        values = self._observations.leaves(observation)
         mask: Any = True
-        if self._spec.has_action_mask and not ended:
-            mask = np.asarray(info["action_mask"]).astype(np.bool_)
-            if mask.shape != self._rows.mask.shape[1:] or not mask.any():
-                raise ValueError(
-                    f"info['action_mask'] is {info['action_mask']!r}, expected"
-                    f" {self._rows.mask.shape[1]} booleans, at least one of them true"
-                )
+        if not self._spec.has_action_mask:
+            self._refuse_mask(info)
+        elif not ended:
+            mask = self._mask(observation, info)
         for array, value in zip(self._rows.leaves, values, strict=True):
             array[self._row] = value
         self._rows.mask[self._row] = mask
+
+    def _mask(self, observation: Any, info: Mapping[str, Any]) -> np.ndarray:
+        """The actions allowed: of the info, the observation, or the environment's method."""
+        given = info.get(MASK)
+        if given is None and self._observes_mask:
+            given = observation[MASK]
+        if given is None and self._masks is not None:
+            given = self._masks()
+        if given is None:
+            raise ValueError(
+                f"there is no info['{MASK}'], and there was one in the first reset; expected one"
+                " from reset() and from every step() that does not end the episode"
+            )
+        return as_mask(self._spec.action_space, given)
+
+    def _refuse_mask(self, info: Mapping[str, Any]) -> None:
+        if info.get(MASK) is None:
+            return
+        space = self._spec.action_space
+        why = "there was none in its first reset"
+        if not mask_size(space):
+            why = f"masks are for Discrete, MultiDiscrete and MultiBinary actions, not {space}"
+        raise UserError(
+            f"`env` '{self._spec.name}' gives info['{MASK}'] in step {self._steps} of an episode,"
+            f" and {why}; expected one from reset() and from every step() that does not end the"
+            " episode, or none at all."
+        )
 
     def _write_flags(
         self,
@@ -345,18 +426,18 @@ class Slot:
         rows.faulted[row] = faulted
         rows.done[row] = terminated or truncated
 
-    def _fault(self, error: Exception) -> None:
+    def _fault(self, error: BaseException) -> None:
+        _reraise_interrupt(error)
         where = (
             f"slot {self._row} (environment {self._env_id}), "
             f"episode {self._rows.episode[self._row]}, step {self._steps}"
         )
         detail = "".join(traceback.format_exception(error))
-        self._faults.append(Fault(where, f"{type(error).__name__}: {error}", detail))
+        self._faults.append(Fault(where, _described(error), detail))
         self.close()
 
     def close(self) -> None:
         """Close the environment, ignoring its exceptions; `begin` makes another."""
         if self._env is not None:
-            with contextlib.suppress(Exception):
-                self._env.close()
+            _close(self._env)
         self._env = None

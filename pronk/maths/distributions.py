@@ -8,8 +8,9 @@ differ only for continuous actions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import gymnasium as gym
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 
 from pronk.errors import UserError
 from pronk.maths.shapes import assert_rank, assert_same_shape, assert_shape
+from pronk.maths.spaces import UNBOUNDED, choices, one_hots
 from pronk.types import Array, Key
 
 # Added to logits of forbidden actions: finite, so that gradients and entropies stay finite.
@@ -118,9 +120,20 @@ class Categorical:
         return jax.nn.one_hot(raw, self.n)
 
 
+class _Group(NamedTuple):
+    """The components of a `MultiCategorical` that have the same size, computed as one batch."""
+
+    distribution: Categorical
+    components: np.ndarray  # int [g]
+    columns: np.ndarray  # int [g, n], of their logits
+
+
 @dataclass(frozen=True)
 class MultiCategorical:
-    """Independent categoricals; `params` are their logits side by side, raw is int32 `[..., k]`."""
+    """Independent categoricals; `params` are their logits side by side, raw is int32 `[..., k]`.
+
+    Components of one size are one computation, because compiling them one by one takes minutes.
+    """
 
     sizes: tuple[int, ...]
     continuous = False
@@ -133,44 +146,87 @@ class MultiCategorical:
     def num_features(self) -> int:
         return sum(self.sizes)
 
-    def _split(self, params: Array) -> list[tuple[Categorical, Array]]:
-        _batch_shape(self, params=params)
-        parts = jnp.split(params, np.cumsum(self.sizes)[:-1], axis=-1)
-        return [(Categorical(n), p) for n, p in zip(self.sizes, parts, strict=True)]
+    def _groups(self) -> list[_Group]:
+        sizes = np.asarray(self.sizes)
+        begins = np.cumsum(sizes) - sizes
+        groups = []
+        for n in dict.fromkeys(self.sizes):
+            components = np.flatnonzero(sizes == n)
+            columns = begins[components, None] + np.arange(n)
+            groups.append(_Group(Categorical(n), components, columns))
+        return groups
+
+    def _split(self, params: Array) -> list[Array]:
+        """The logits `[..., g, n]` of each group."""
+        batch = _batch_shape(self, params=params)
+
+        def part(columns: np.ndarray) -> Array:
+            begin, end = columns[0, 0], columns[-1, -1] + 1
+            if end - begin > columns.size:  # not side by side
+                return params[..., columns]
+            return params[..., begin:end].reshape(*batch, *columns.shape)
+
+        return [part(group.columns) for group in self._groups()]
+
+    def _joined(self, parts: list[Array]) -> Array:
+        """What was computed of each group, `[..., g]`, in the components' order, `[..., k]`."""
+        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return _permuted(joined, [group.components for group in self._groups()])
+
+    def _sum(self, method: Callable[..., Array], *arrays: list[Array]) -> Array:
+        """The sum over the components of what `method` of each group's distribution makes of its
+        part of `arrays`."""
+        parts = [
+            method(group.distribution, *part)
+            for group, *part in zip(self._groups(), *arrays, strict=True)
+        ]
+        return jnp.sum(self._joined(parts), axis=-1)
 
     def sample(self, params: Array, key: Key) -> Array:
         keys = jax.random.split(key, len(self.sizes))
-        parts = zip(self._split(params), keys, strict=True)
-        return jnp.stack([d.sample(p, k) for (d, p), k in parts], axis=-1)
+        return self._joined(
+            [
+                jax.vmap(group.distribution.sample, (-2, 0), -1)(part, keys[group.components])
+                for group, part in zip(self._groups(), self._split(params), strict=True)
+            ]
+        )
 
     def mode(self, params: Array) -> Array:
-        return jnp.stack([d.mode(p) for d, p in self._split(params)], axis=-1)
+        parts = zip(self._groups(), self._split(params), strict=True)
+        return self._joined([group.distribution.mode(part) for group, part in parts])
 
     def log_prob(self, params: Array, raw: Array) -> Array:
         _check_raw((*np.shape(params)[:-1], len(self.sizes)), raw)
-        return sum(d.log_prob(p, raw[..., i]) for i, (d, p) in enumerate(self._split(params)))
+        taken = [raw[..., group.components] for group in self._groups()]
+        return self._sum(Categorical.log_prob, self._split(params), taken)
 
     def entropy(self, params: Array, key: Key) -> Array:
-        return sum(d.entropy(p, key) for d, p in self._split(params))
+        return self._sum(lambda d, p: d.entropy(p, key), self._split(params))
 
     def kl(self, params: Array, other: Array) -> Array:
         _batch_shape(self, params=params, other=other)
-        parts = zip(self._split(params), self._split(other), strict=True)
-        return sum(d.kl(p, q) for (d, p), (_, q) in parts)
+        return self._sum(Categorical.kl, self._split(params), self._split(other))
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
         """π_ρ̄ of each categorical with its own ratio: π_ρ̄ of their product is not a product."""
-        _batch_shape(self, params=params, behaviour=behaviour)
-        parts = zip(self._split(params), self._split(behaviour), strict=True)
-        return jnp.concatenate([d.implied(p, q, rho_bar) for (d, p), (_, q) in parts], axis=-1)
+        batch = _batch_shape(self, params=params, behaviour=behaviour)
+        groups = self._groups()
+        pairs = zip(groups, self._split(params), self._split(behaviour), strict=True)
+        parts = [group.distribution.implied(p, q, rho_bar) for group, p, q in pairs]
+        flat = jnp.concatenate([part.reshape(*batch, -1) for part in parts], axis=-1)
+        return _permuted(flat, [group.columns.reshape(-1) for group in groups])
 
     def action(self, raw: Array) -> Array:
         return raw
 
     def features(self, raw: Array) -> Array:
-        return jnp.concatenate(
-            [jax.nn.one_hot(raw[..., i], n) for i, n in enumerate(self.sizes)], axis=-1
-        )
+        return one_hots(raw, self.sizes, jnp)
+
+
+def _permuted(x: Array, places: list[np.ndarray]) -> Array:
+    """The elements of `x` `[..., k]`, each put in its place."""
+    order = np.argsort(np.concatenate(places))
+    return x if (order == np.arange(len(order))).all() else x[..., order]
 
 
 @dataclass(frozen=True)
@@ -179,9 +235,11 @@ class DiagonalGaussian:
 
     `params` `[..., 2 k]` are means and pre-softplus standard deviations (softplus(x + offset), the
     offset making x = 0 mean `initial_std`). Raw actions `[..., k]` are on a scale where −1 and 1
-    are the bounds `low` and `high` (both `[k]`; unbounded dimensions are not scaled); `action`
-    clips or squashes them. Log-probabilities are densities on that scale, of the squashed variable
-    if `squash`; without it `action` clips, and the density is that of the raw sample.
+    are the bounds `low` and `high` (both `[k]`); dimensions with an infinite bound are not scaled,
+    and never squashed: there 0 is 0, or the bound that is nearest to it. `action` clips or squashes
+    them. Log-probabilities are densities on that
+    scale, of the squashed variable where it is squashed; otherwise the density is that of the raw
+    sample.
     """
 
     low: tuple[float, ...]
@@ -202,9 +260,8 @@ class DiagonalGaussian:
     def _mean_std(self, params: Array) -> tuple[Array, Array]:
         _batch_shape(self, params=params)
         mean, x = jnp.split(params, 2, axis=-1)
-        if self.squash:
-            # Far out tanh is flat: a mean beyond the bound would get no gradient back.
-            mean = MEAN_BOUND * jnp.tanh(mean / MEAN_BOUND)
+        # Far out tanh is flat: a mean beyond the bound would get no gradient back.
+        mean = self._if_squashed(lambda: MEAN_BOUND * jnp.tanh(mean / MEAN_BOUND), lambda: mean)
         offset = np.log(np.expm1(self.initial_std))
         return mean, jax.nn.softplus(x + offset) + self.min_std
 
@@ -219,16 +276,17 @@ class DiagonalGaussian:
         mean, std = self._mean_std(params)
         _check_raw(mean.shape, raw)
         log_p = -0.5 * jnp.square((raw - mean) / std) - jnp.log(std) - 0.5 * np.log(2 * np.pi)
-        if self.squash:
-            log_p -= _log_tanh_slope(raw)
+        log_p = self._if_squashed(lambda: log_p - _log_tanh_slope(raw), lambda: log_p)
         return jnp.sum(log_p, axis=-1)
 
     def entropy(self, params: Array, key: Key) -> Array:
         """Exact for the Gaussian; with `squash` plus a one-sample estimate of E[log tanh′]."""
         _, std = self._mean_std(params)
         entropy = jnp.sum(jnp.log(std) + 0.5 * np.log(2 * np.pi * np.e), axis=-1)
-        if self.squash:
-            entropy += jnp.sum(_log_tanh_slope(self.sample(params, key)), axis=-1)
+        if self._squashed.any():
+            slope = _log_tanh_slope(self.sample(params, key))
+            slope = self._if_squashed(lambda: slope, lambda: jnp.zeros_like(slope))
+            entropy += jnp.sum(slope, axis=-1)
         return entropy
 
     def kl(self, params: Array, other: Array) -> Array:
@@ -245,10 +303,12 @@ class DiagonalGaussian:
 
     def action(self, raw: Array) -> Array:
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        bounded = np.isfinite(low) & np.isfinite(high)
+        bounded = self._bounded
         safe_low, safe_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         scaled = safe_low + 0.5 * (self._unit(raw) + 1.0) * (safe_high - safe_low)
-        return jnp.where(bounded, jnp.clip(scaled, safe_low, safe_high), jnp.clip(raw, low, high))
+        # From 0, or the bound that is nearest to it: from beyond a bound all samples would be one.
+        free = jnp.clip(np.clip(np.float32(0), low, high) + raw, low, high)
+        return jnp.where(bounded, jnp.clip(scaled, safe_low, safe_high), free)
 
     def features(self, raw: Array) -> Array:
         return self._unit(raw)
@@ -256,7 +316,22 @@ class DiagonalGaussian:
     def _unit(self, raw: Array) -> Array:
         """The executed action on the scale where ±1 are the bounds."""
         assert_shape((*np.shape(raw)[:-1], len(self.low)), "[..., action dimensions]", raw=raw)
-        return jnp.tanh(raw) if self.squash else jnp.clip(raw, -1.0, 1.0)
+        return self._if_squashed(lambda: jnp.tanh(raw), lambda: jnp.clip(raw, -1.0, 1.0))
+
+    @property
+    def _bounded(self) -> np.ndarray:
+        return np.isfinite(self.low) & np.isfinite(self.high)
+
+    @property
+    def _squashed(self) -> np.ndarray:
+        return self._bounded & self.squash
+
+    def _if_squashed(self, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
+        """`yes()` in the dimensions that are squashed and `no()` in the others, `[..., k]`."""
+        squashed = self._squashed
+        if squashed.all() or not squashed.any():  # without a `where` that changes nothing
+            return yes() if squashed.any() else no()
+        return jnp.where(squashed, yes(), no())
 
 
 def _log_tanh_slope(x: Array) -> Array:
@@ -271,22 +346,20 @@ def for_space(space: gym.Space, *, squash: bool = False, initial_std: float = 1.
     """
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(int(space.n))
-    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return MultiCategorical(tuple(int(n) for n in space.nvec))
-    if isinstance(space, gym.spaces.MultiBinary) and isinstance(space.n, int | np.integer):
-        return MultiCategorical((2,) * int(space.n))
+    if (
+        isinstance(space, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+        and len(space.shape) == 1
+    ):
+        return MultiCategorical(choices(space))
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         if not np.issubdtype(space.dtype, np.floating):
             raise UserError(
                 f"the action space {space} has dtype {space.dtype}; expected a Box of floats: use"
                 " MultiDiscrete for integers."
             )
-        low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
-        if squash and not np.isfinite((*low, *high)).all():
-            raise UserError(
-                f"the action space {space} has infinite bounds; `--squash-actions` expects finite"
-                " ones: leave it out, or wrap the environment."
-            )
+        # float32's largest number, and others that are as far away, are meant as no bounds.
+        low = tuple(float(x) if x > -UNBOUNDED else -np.inf for x in space.low)
+        high = tuple(float(x) if x < UNBOUNDED else np.inf for x in space.high)
         return DiagonalGaussian(low, high, squash=squash, initial_std=initial_std)
     raise UserError(
         f"the action space {space} is not supported; expected Discrete, MultiDiscrete, MultiBinary"

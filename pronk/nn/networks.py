@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pronk.errors import UserError
-from pronk.maths.spaces import as_vector, channels_first, is_image, leaf_spaces
+from pronk.maths.spaces import as_vector, channels_first, is_image, leaf_spaces, named_leaves
 from pronk.nn.cores import RecurrentCore
 from pronk.nn.cpu_convolution import conv2d, max_pool
 from pronk.types import Array, PyTree
@@ -90,8 +90,8 @@ class Nature(nn.Module):
     def __call__(self, x: Array) -> Array:
         if min(x.shape[1:3]) < 36:
             raise UserError(
-                f"the images are {x.shape[1]} × {x.shape[2]} pixels; `--torso nature` expects at"
-                " least 36 × 36: use `--torso auto`."
+                f"the images are {x.shape[1]} × {x.shape[2]} pixels, and the network's torso is"
+                " nature, which expects at least 36 × 36: use `--torso auto`."
             )
         for i, (features, size, stride) in enumerate(((32, 8, 4), (64, 4, 2), (64, 3, 1))):
             kernel = self.param(f"conv{i}_kernel", _init, (size, size, x.shape[-1], features))
@@ -136,11 +136,58 @@ _TORSOS: dict[str, Any] = {
 Torso = str | Callable[..., nn.Module]
 
 
+def describe(space: gym.Space, torso: Torso) -> str:
+    """What an `Encoder` makes of each leaf of an observation, in words."""
+    return "network input: " + "; ".join(
+        f"{name} {_treatment(leaf, torso)}" for name, leaf in named_leaves(space)
+    )
+
+
+def _treatment(space: gym.Space, torso: Torso) -> str:
+    shape, count = space.shape or (), gym.spaces.flatdim(space)
+    numbers = "1 number" if count == 1 else f"{count} numbers"
+    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        return f"is one-hot, {numbers}"
+    if isinstance(space, gym.spaces.MultiBinary) or len(shape) < 2:
+        return f"is {numbers}"
+    listed = " x ".join(map(str, shape))
+    if not is_image(space):
+        why = "only uint8 with three axes, of at least 5 x 5 pixels, is an image"
+        return f"({listed}, {space.dtype}) is flattened to {numbers}: {why}"
+    if torso == "mlp":
+        return f"({listed}, {space.dtype}) is flattened to {numbers}, as by the torso mlp"
+    first = channels_first(shape)
+    channels, *pixels = shape if first else (shape[-1], *shape[:2])
+    return (
+        f"({listed}) is images of {pixels[0]} x {pixels[1]} pixels with {channels} channels,"
+        f" {'first' if first else 'last'}, convolved by the torso {_torso_name(torso)}"
+    )
+
+
+def _torso_name(torso: Torso) -> str:
+    if not isinstance(torso, str):
+        return getattr(torso, "__name__", type(torso).__name__)
+    return "shallow" if torso == "auto" else torso
+
+
+def check_torso(space: gym.Space, torso: Torso) -> None:
+    """Raise UserError if a torso of images is asked for and an observation holds none."""
+    if torso in ("auto", "mlp") or any(is_image(leaf) for leaf in leaf_spaces(space)):
+        return
+    raise UserError(
+        f"the network's torso is {_torso_name(torso)}, which convolves images, and the observations"
+        f" {space} hold none; expected uint8 [height, width, channels] or [channels, height, width]"
+        " of at least 5 × 5 pixels: use `--torso auto`, or wrap the environment so that it returns"
+        " such images."
+    )
+
+
 class Encoder(nn.Module):
     """Any (nested) observation `[N, ...]` to float32 features `[N, hidden_sizes[-1]]`.
 
     Images are convolved, other leaves are flattened; the concatenation of all passes through dense
-    layers of the widths `hidden_sizes`. Raises UserError for a space that is not supported.
+    layers of the widths `hidden_sizes`. Raises UserError for a space that is not supported, and
+    for a torso from outside the package where there are no images.
     """
 
     space: gym.Space
@@ -151,6 +198,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, observation: PyTree) -> Array:
+        if not isinstance(self.torso, str):
+            check_torso(self.space, self.torso)
         parts = []
         spaces = leaf_spaces(self.space)
         for i, (space, x) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):

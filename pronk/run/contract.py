@@ -16,6 +16,7 @@ import numpy as np
 from pronk.config.registry import AGENTS
 from pronk.config.spec import Plan
 from pronk.errors import UserError
+from pronk.maths.spaces import mask_size
 from pronk.run.setup import key_for, unroll_spec
 from pronk.types import (
     Agent,
@@ -65,7 +66,7 @@ def _check_act(plan: Plan, agent: Agent, spec: EnvSpec, state: LearnerState) -> 
     )
     no = np.zeros(ENVS, bool)
     zeros = np.zeros(ENVS, np.float32)
-    mask = np.ones((ENVS, spec.action_space.n), bool) if spec.has_action_mask else None  # type: ignore[attr-defined]
+    mask = np.ones((ENVS, mask_size(spec.action_space)), bool) if spec.has_action_mask else None
     timestep = TimeStep(observation, zeros, no, no, no, np.zeros(ENVS, np.int32), mask)
     behaviour = jax.eval_shape(agent.behaviour, state)
     acted = jax.eval_shape(agent.act, behaviour, carry, timestep, key_for(0, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,23 @@ from pronk.config.spec import Plan, run_of
 from pronk.envs.common_spaces import common_spaces
 from pronk.envs.suite import task_number, tasks_of
 from pronk.errors import UserError
+from pronk.maths.keys import key_of
+from pronk.maths.spaces import (
+    MASK,
+    Observations,
+    as_mask,
+    as_reward,
+    check_actions,
+    env_action,
+    from_leaves,
+    has_mask,
+)
 from pronk.run.evaluate import Evaluation, SuiteEvaluation, evaluate_all
 from pronk.run.setup import INIT_KEY, build, key_for
 from pronk.runtime.actor import act_and_keep
 from pronk.storage.array_file import ArrayFile, write_arrays
 from pronk.storage.checkpoint import Checkpointer, Loaded
-from pronk.types import Agent, EnvSpec, PyTree, TimeStep, VectorEnv
+from pronk.types import Agent, Array, EnvSpec, PyTree, TimeStep, VectorEnv
 
 
 class Policy:
@@ -40,6 +52,7 @@ class Policy:
     ):
         self.plan, self.env, self.spec, self.agent, self.steps = plan, env, spec, agent, steps
         self._episodes = 0
+        self._warned = False  # that an observation is outside the bounds of its space
         self._tasks = tasks_of(env)
         self._task_specs = envs.task_specs(self._tasks, plan.env_args) if self._tasks else [spec]
         self._common = common_spaces(self._task_specs)
@@ -52,7 +65,7 @@ class Policy:
         default each call uses others.
         """
         self._episodes += 1
-        key = jax.random.key(self._episodes if seed is None else seed)
+        key = key_of(self._episodes if seed is None else seed)
         carry = self.agent.initial_carry(key, np.zeros(1, np.int32), 1, not sample)
         return carry, key, np.uint32(0)
 
@@ -69,19 +82,17 @@ class Policy:
 
         carry: of `initial_carry` at the start of an episode, then of the previous call. reward:
         received with the observation; recurrent agents use it. action_mask: True for the actions
-        allowed, in environments with masks. task: for a suite, the name of the task that the
-        observation comes from. Returns the action as that environment takes it, and the next carry.
-        Raises UserError for an unknown task.
+        allowed, needed in environments with masks unless they are part of the observation. task:
+        for a suite, the name of the task that the observation comes from. Returns the action as
+        that environment takes it, and the next carry. Raises UserError for an unknown task, and
+        for an observation, reward or mask with which training would not go on.
         """
         k = task_number(self.env, self._tasks, task)
         own = self._task_specs[k]
         agent_carry, key, count = carry
         first = np.array([count == 0])
         no = np.zeros(1, bool)
-        batched = jax.tree.map(lambda x: np.asarray(x)[None], observation)
-        mask = None if action_mask is None else np.asarray(action_mask, bool)[None]
-        if self.spec.has_action_mask:
-            mask = self._common.action_mask(own.action_space, mask, 1, np)
+        batched, reward, mask = self._checked(k, observation, reward, action_mask)
         scale = self._tasks[k].reward_scale if self._tasks else 1.0
         timestep = TimeStep(
             self._common.observation(k, own.observation_space, batched, np),
@@ -95,8 +106,39 @@ class Policy:
         action, agent_carry, _ = act_and_keep(
             self.agent.act, self.behaviour, *agent_carry, timestep, key, count
         )
-        action = np.asarray(action)[0] + getattr(own.action_space, "start", 0)
+        action = np.asarray(action)
+        check_actions(own.action_space, action)
+        action = env_action(own.action_space, action[0])
+        action = np.int64(action) if isinstance(action, int) else action
         return action, (agent_carry, key, count + np.uint32(1))
+
+    def _checked(
+        self, k: int, observation: Any, reward: Any, action_mask: Any
+    ) -> tuple[PyTree, float, Array | None]:
+        """Observation and mask of task `k`, batched, as environments return them in training, and
+        the reward; raises UserError for what would be a fault of an environment there."""
+        own = self._task_specs[k]
+        space = own.observation_space
+        try:
+            read = Observations(space)
+            leaves = [leaf[None] for leaf in read.leaves(observation)]
+            reward = as_reward(reward)
+            if action_mask is None and has_mask(space, own.action_space, own.name):
+                action_mask = observation[MASK]
+            if action_mask is None and own.has_action_mask:
+                raise ValueError(f"'{own.name}' has action masks, and `action_mask` is missing")
+            mask = None if action_mask is None else as_mask(own.action_space, action_mask)[None]
+        except ValueError as error:
+            raise UserError(
+                f"this policy cannot act: {error}. Give what the environment returns, one"
+                f" observation at a time; its space is {space}."
+            ) from None
+        if not self._warned and (found := read.outside(leaves)):
+            self._warned = True
+            warnings.warn(f"{found}; it is used as it is", stacklevel=3)
+        if self.spec.has_action_mask:
+            mask = self._common.action_mask(own.action_space, mask, 1, np)
+        return from_leaves(space, leaves), reward, mask
 
     def evaluate(
         self,
@@ -140,7 +182,7 @@ class Policy:
             make_env,
             self.spec if own else envs.spec_of(chosen, env_args),
             episodes=episodes,
-            key=jax.random.key(seed),
+            key=key_of(seed),
             sample=sample,
         )
         assert result is not None  # `stop` was not given

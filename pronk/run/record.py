@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
-import jax
 import numpy as np
 
 from pronk.envs import film
 from pronk.errors import UserError
+from pronk.maths.keys import key_of
 from pronk.run.policy import Policy
 from pronk.runtime.actor import Player
 from pronk.storage.files import cannot_write
@@ -45,14 +45,15 @@ def record(
         writer: Any = imageio.get_writer(output, **rate)
         with contextlib.closing(filmed.env), writer as video:
             player = Player(
-                policy.agent, jax.random.key(seed), np.zeros(1, np.int32), 1, evaluate=not sample
+                policy.agent, key_of(seed), np.zeros(1, np.int32), 1, evaluate=not sample
             )
             timestep = filmed.env.reset()
-            video.append_data(_resized(filmed.picture()))
+            first = _resized(filmed.picture())
+            video.append_data(first)
             returns: list[float] = []
             for _ in range(max_steps):
                 timestep = filmed.env.step(player.act(policy.behaviour, timestep).action)
-                video.append_data(_resized(filmed.picture()))
+                video.append_data(_fitted(_resized(filmed.picture()), first.shape))
                 returns.extend(e.episode_return for e in filmed.env.episodes())
                 if len(returns) >= episodes:
                     break
@@ -64,6 +65,18 @@ def record(
 def _resized(frame: Array) -> Array:
     """A frame `[height, width, 3]`, enlarged if small, and cut to even sizes as encoders need."""
     scale = max(1, 240 // frame.shape[0])
+    if frame.shape[1] * scale < 2:
+        scale = 2
     frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width = (n - n % 2 for n in frame.shape[:2])
     return frame[:height, :width]
+
+
+def _fitted(frame: Array, shape: tuple[int, ...]) -> Array:
+    """A frame scaled to the film's `[height, width]`, if the environment's pictures change."""
+    if frame.shape == shape:
+        return frame
+    rows, columns = (
+        np.arange(new) * old // new for new, old in zip(shape[:2], frame.shape[:2], strict=True)
+    )
+    return frame[rows][:, columns]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pronk.config import names
+from pronk.config.assignments import saveable
 from pronk.config.registry import AgentLike, AgentModule, agent_module
 from pronk.config.run import RunConfig
 from pronk.config.spec import Plan, env_name
@@ -17,10 +18,12 @@ from pronk.errors import UserError, nearest
 
 
 def complete_env_args(agent: AgentModule, env: Any, env_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment's arguments: those given, else the agent's own for an Atari game."""
+    """The environment's arguments: those given, else the agent's own for an Atari game; raises
+    UserError for one that a run cannot save."""
     from pronk import envs
 
-    return {**(agent.atari_defaults if envs.is_atari(env) else {}), **env_args}
+    given = {name: saveable(value, name) for name, value in env_args.items()}
+    return {**(agent.atari_defaults if envs.is_atari(env) else {}), **given}
 
 
 def auto_preset(agent: AgentModule, env: Any, env_args: Mapping[str, Any]) -> str:

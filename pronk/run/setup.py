@@ -12,6 +12,8 @@ import numpy as np
 
 from pronk import agents, envs
 from pronk.config.spec import Plan
+from pronk.maths.keys import key_of
+from pronk.maths.spaces import mask_size
 from pronk.run.allocator import keep_freed_memory
 from pronk.types import Agent, EnvSpec, Key, LearnerState, PyTree, TimeStep, Trajectory
 
@@ -33,7 +35,7 @@ def configure_jax() -> None:
 
 def key_for(seed: int, purpose: int) -> Any:
     """The random key for one purpose of a run."""
-    return jax.random.fold_in(jax.random.key(seed), purpose)
+    return jax.random.fold_in(key_of(seed), purpose)
 
 
 def build(plan: Plan, env: Any) -> tuple[EnvSpec, Agent]:
@@ -58,7 +60,7 @@ def row_spec(agent: Agent, spec: EnvSpec) -> tuple[PyTree, PyTree, dict[str, PyT
         return timestep, action, extras
 
     observation = jax.tree.map(lambda x: np.asarray(x)[None], spec.observation_space.sample())
-    mask = np.ones((1, spec.action_space.n), bool) if spec.has_action_mask else None  # type: ignore[attr-defined]
+    mask = np.ones((1, mask_size(spec.action_space)), bool) if spec.has_action_mask else None
     row = jax.eval_shape(act, observation, mask, jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row)
 

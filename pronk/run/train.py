@@ -24,6 +24,7 @@ from pronk.config.registry import AgentLike
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
 from pronk.errors import Diverged, UserError
+from pronk.nn.networks import describe
 from pronk.run.build import make_runtime
 from pronk.run.contract import check_agent
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
@@ -147,6 +148,8 @@ class _Run:
             if self.agent_steps >= self.config.steps:
                 monitor.message(f"already trained for {self.agent_steps:,} steps: {self.run_dir}")
                 return self._summary("finished", "")
+            if (torso := getattr(self.plan.agent_config, "torso", None)) is not None:
+                monitor.message(describe(self.spec.observation_space, torso))
             with contextlib.ExitStack() as stack:
                 runtime = make_runtime(
                     self.plan,

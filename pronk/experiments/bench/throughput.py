@@ -12,7 +12,6 @@ import os
 import time
 from typing import Any
 
-import gymnasium as gym
 import jax
 import numpy as np
 
@@ -23,6 +22,7 @@ from pronk.experiments.bench.alone import alone
 from pronk.experiments.bench.learner import update_seconds
 from pronk.experiments.bench.settings import Throughput
 from pronk.experiments.bench.timing import median_seconds, random_batch, random_rows
+from pronk.maths.spaces import random_actions
 from pronk.run.actors import ActorFactory
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, initial_state
@@ -78,13 +78,12 @@ def _env(settings: Throughput) -> float:
     """Stepping one actor's environments with random actions."""
     env = envs.make(settings.env, settings.envs_per_actor, workers=0)
     with contextlib.closing(env):
-        space = gym.vector.utils.batch_space(env.spec.action_space, env.num_envs)
-        space.seed(0)
-        lowest = getattr(env.spec.action_space, "start", 0)
-        env.reset()
+        space, rng = env.spec.action_space, np.random.default_rng(0)
+        timestep = env.reset()
         steps, start = 0, time.perf_counter()
         while (seconds := time.perf_counter() - start) < settings.seconds / 3:
-            steps += int((~env.step(np.asarray(space.sample()) - lowest).first).sum())
+            timestep = env.step(random_actions(space, env.num_envs, rng, timestep.action_mask))
+            steps += int((~timestep.first).sum())
         return steps / seconds
 
 

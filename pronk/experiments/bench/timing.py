@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pronk.maths.spaces import mask_size
 from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajectory
 
 MATRIX = 2048
@@ -63,7 +64,7 @@ def random_rows(spec: EnvSpec, shape: tuple[int, ...]) -> TimeStep:
         flags,
         flags,
         np.zeros(shape, np.int32),
-        np.ones((*shape, spec.action_space.n), bool) if spec.has_action_mask else None,  # type: ignore[attr-defined]
+        np.ones((*shape, mask_size(spec.action_space)), bool) if spec.has_action_mask else None,
     )
 
 
