@@ -92,7 +92,9 @@ class LearnerState(NamedTuple):
     opt_state: PyTree
     hyper: dict[str, Array]  # numeric hyperparameters as float32 scalars: changed, not recompiled
     updates: Array  # int32 [], calls of `Agent.learn`, however many gradient steps each takes
-    steps: Array  # uint32 [], transitions learnt from, no dummies; of a mixed batch the fresh
+    # uint32 [], transitions learnt from, no dummies; of a mixed batch the fresh. Where a schedule of
+    # pronk's own agents lasts 2^31 of them or more: uint32 [2], the low word first.
+    steps: Array
     skipped: Array  # int32 [], calls of `learn` that changed nothing: a gradient was not finite
     key: Key
     extra: PyTree = ()  # whatever else the agent keeps, such as target networks and statistics

@@ -21,7 +21,7 @@ from gymnasium import spaces
 
 from examples import custom_agent
 from pronk import agents, envs
-from pronk.agents import impala, r2d2
+from pronk.agents import impala, r2d2, step
 from pronk.agents.impala_config import Config
 from pronk.config.registry import agent_module
 from pronk.runtime.actor import Actor, Player, act_and_keep, act_in_place
@@ -805,6 +805,22 @@ def test_the_learning_rate_anneals_to_zero_at_the_horizon():
         assert differs(after.params, state.params) == (share > 0)
         assert after.steps == steps + 10
     assert apply._cache_size() == 1
+
+
+def test_a_schedule_may_be_longer_than_32_bits_count():
+    """The count would wrap, and the learning rate begin again."""
+    hyper = {"optimiser_epsilon": 1e-5, "max_gradient_norm": 1.0, "learning_rate": 1.0}
+    hyper = {name: jnp.float32(x) for name, x in (hyper | {"horizon": 2.0**34}).items()}
+    params = {"w": jnp.ones(3)}
+    state = step.new_state("adam", params, hyper, jax.random.key(0), horizon=2**34)
+    state = state._replace(steps=jnp.array([2**32 - 20, 0], jnp.uint32))
+    descend = jax.jit(functools.partial(step.descend, "adam"))
+    for low, high in ((2**32 - 10, 0), (0, 1), (10, 1)):
+        state, _ = descend(state, params, jnp.float32(0), jnp.float32(10))
+        assert state.steps.tolist() == [low, high]
+    np.testing.assert_allclose(step.annealed_rate(state), 0.75, rtol=1e-6)
+    short = step.new_state("adam", params, hyper, jax.random.key(0), horizon=2**31 - 1)
+    assert short.steps.shape == ()
 
 
 @variants("mlp", "gaussian")

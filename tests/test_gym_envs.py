@@ -821,7 +821,7 @@ def test_an_inexact_replay_warns_and_begins_a_new_episode():
 def test_state_needs_a_declaration_and_restore_the_same_number():
     assert serial(Counting).state() is None
     state = serial(Counting, 2, replayable=True).state()
-    with pytest.raises(UserError, match=r"2 environments.*num_envs=2"):
+    with pytest.raises(UserError, match=r"2 environments.*--envs-per-actor 2"):
         serial(Counting, 3, replayable=True).restore(state)
 
 

@@ -79,7 +79,7 @@ class Impala:
         hyper = step.hyperparameters(config, config.hyper_names())
         hyper["horizon"] = jnp.float32(self.horizon)
         extra = self._extra(params, popart.init(self.model.num_values))
-        return step.new_state(config.optimiser, params, hyper, key, extra)
+        return step.new_state(config.optimiser, params, hyper, key, extra, self.horizon)
 
     def _extra(self, params: PyTree, statistics: PyTree) -> PyTree:
         """What belongs to these parameters: LASER's average policy, PopArt's statistics."""

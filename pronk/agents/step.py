@@ -11,6 +11,8 @@ import optax
 
 from pronk.types import Array, Key, LearnerState, PyTree
 
+_LONG = 1 << 31  # agent steps; 32 bits count twice as many
+
 
 def hyperparameters(config: Any, names: Iterable[str]) -> dict[str, Array]:
     """The configuration's fields of these names as float32 scalars, for `LearnerState.hyper`."""
@@ -35,15 +37,22 @@ def optimiser(kind: str, hyper: dict[str, Array]) -> optax.GradientTransformatio
 
 
 def new_state(
-    kind: str, params: PyTree, hyper: dict[str, Array], key: Key, extra: PyTree = ()
+    kind: str,
+    params: PyTree,
+    hyper: dict[str, Array],
+    key: Key,
+    extra: PyTree = (),
+    horizon: int = 0,
 ) -> LearnerState:
-    """The state before the first update; `kind` is `optimiser`'s."""
+    """The state before the first update; `kind` is `optimiser`'s. horizon: agent steps that its
+    schedules last."""
     return LearnerState(
         params=params,
         opt_state=optimiser(kind, hyper).init(params),
         hyper=hyper,
         updates=jnp.int32(0),
-        steps=jnp.uint32(0),
+        # JAX has no integers of 64 bits; a long schedule's steps are two words, the low one first.
+        steps=jnp.zeros((2,) if horizon >= _LONG else (), jnp.uint32),
         skipped=jnp.int32(0),
         key=key,
         extra=extra,
@@ -71,14 +80,25 @@ def descend(
         params=params,
         opt_state=opt_state,
         updates=state.updates + 1,
-        steps=state.steps + steps.astype(jnp.uint32),
+        steps=_add(state.steps, steps.astype(jnp.uint32)),
         skipped=state.skipped + (~finite).astype(jnp.int32),
     ), norm
 
 
+def _add(count: Array, steps: Array) -> Array:
+    """The sum of a count of one or two words and a number of steps."""
+    if not count.ndim:
+        return count + steps
+    low = count[0] + steps
+    return jnp.stack([low, count[1] + (low < steps).astype(jnp.uint32)])
+
+
 def annealed_rate(state: LearnerState) -> Array:
     """The learning rate annealed linearly to 0 at `hyper["horizon"]` agent steps."""
-    progress = jnp.minimum(state.steps.astype(jnp.float32) / state.hyper["horizon"], 1.0)
+    steps = state.steps.astype(jnp.float32)
+    if steps.ndim:
+        steps = steps[0] + steps[1] * 2.0**32
+    progress = jnp.minimum(steps / state.hyper["horizon"], 1.0)
     return state.hyper["learning_rate"] * (1.0 - progress)
 
 

@@ -65,8 +65,8 @@ def slot_states(state: PyTree, num_envs: int) -> list[dict[str, Any]]:
     """The entries of a saved state per slot; raises UserError for another number of slots."""
     if len(state) != num_envs:
         raise UserError(
-            f"the saved state has {len(state)} environments, but `num_envs` is {num_envs}; resume"
-            f" with num_envs={len(state)}"
+            f"the saved state has {len(state)} environments, and the run {num_envs} for each actor;"
+            f" resume with --envs-per-actor {len(state)}"
         )
     return [state[f"slot_{i}"] for i in range(num_envs)]
 
