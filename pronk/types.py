@@ -92,8 +92,8 @@ class LearnerState(NamedTuple):
     opt_state: PyTree
     hyper: dict[str, Array]  # numeric hyperparameters as float32 scalars: changed, not recompiled
     updates: Array  # int32 [], calls of `Agent.learn`, however many gradient steps each takes
-    # uint32 [], transitions learnt from, no dummies; of a mixed batch the fresh. Where a schedule of
-    # pronk's own agents lasts 2^31 of them or more: uint32 [2], the low word first.
+    # uint32 [], transitions learnt from, no dummies; of a mixed batch the fresh. In pronk's own
+    # agents uint32 [2], the low word first, where a schedule lasts 2^31 of them or more.
     steps: Array
     skipped: Array  # int32 [], calls of `learn` that changed nothing: a gradient was not finite
     key: Key
