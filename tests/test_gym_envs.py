@@ -846,7 +846,7 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
         ({"env": Counting(2)}, "is an environment .Counting.*expected an id, or a class"),
         ({"env": gym.make("CartPole-v1")}, "is an environment .CartPoleEnv.*'CartPole-v1', or"),
         ({"env": [Counting]}, "`env` is a list; expected an id, or a class or function"),
-        ({"env": lambda: gym.make_vec("CartPole-v1", 2)}, "returned a SyncVectorEnv, expected"),
+        ({"env": lambda: gym.make_vec("CartPole-v1", 2)}, "returned a CartPoleVectorEnv, expected"),
         ({"env": lambda: Bare()}, "has no `observation_space`"),
         ({"env": lambda: Returns(reset=np.zeros(2))}, r"reset\(\) returned a ndarray, expected"),
         ({"env": lambda: Returns(reset=(None, {}))}, r"first reset: .*has shape \(\), expected"),

@@ -231,7 +231,7 @@ def test_what_is_no_reward_is_named(value: Any, message: str) -> None:
     ],
 )
 def test_actions_are_inside_their_box(space: spaces.Box) -> None:
-    low, high = (np.nan_to_num(x, posinf=MAX, neginf=-MAX) for x in (space.low, space.high))
+    low, high = np.clip(space.low, -9, 9), np.clip(space.high, -9, 9)
     for action in (low, high, low - 1, high + 1):
         made = env_action(space, action.astype(np.float32))
         assert made.dtype == space.dtype

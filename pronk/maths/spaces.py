@@ -231,7 +231,7 @@ def has_mask(observation_space: gym.Space, action_space: gym.Space, name: str) -
 
     Raises UserError, naming the environment, where there is one that does not fit the actions.
     """
-    if not isinstance(observation_space, spaces.Dict) or MASK not in observation_space:
+    if not isinstance(observation_space, spaces.Dict) or MASK not in observation_space.spaces:
         return False
     size, leaf = mask_size(action_space), observation_space[MASK]
     if not size or leaf.shape != (size,):
