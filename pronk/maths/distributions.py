@@ -159,14 +159,12 @@ class MultiCategorical:
     def _split(self, params: Array) -> list[Array]:
         """The logits `[..., g, n]` of each group."""
         batch = _batch_shape(self, params=params)
-
-        def part(columns: np.ndarray) -> Array:
-            begin, end = columns[0, 0], columns[-1, -1] + 1
-            if end - begin > columns.size:  # not side by side
-                return params[..., columns]
-            return params[..., begin:end].reshape(*batch, *columns.shape)
-
-        return [part(group.columns) for group in self._groups()]
+        groups = self._groups()
+        if len(groups) == 1:
+            return [params.reshape(*batch, len(self.sizes), -1)]
+        # Not by indices: their gradient would be a scatter, which is slow on CPUs.
+        parts = jnp.split(params, np.cumsum(self.sizes)[:-1], axis=-1)
+        return [jnp.stack([parts[i] for i in group.components], axis=-2) for group in groups]
 
     def _joined(self, parts: list[Array]) -> Array:
         """What was computed of each group, `[..., g]`, in the components' order, `[..., k]`."""
@@ -176,11 +174,8 @@ class MultiCategorical:
     def _sum(self, method: Callable[..., Array], *arrays: list[Array]) -> Array:
         """The sum over the components of what `method` of each group's distribution makes of its
         part of `arrays`."""
-        parts = [
-            method(group.distribution, *part)
-            for group, *part in zip(self._groups(), *arrays, strict=True)
-        ]
-        return jnp.sum(self._joined(parts), axis=-1)
+        groups = zip(self._groups(), *arrays, strict=True)
+        return sum(jnp.sum(method(group.distribution, *x), axis=-1) for group, *x in groups)
 
     def sample(self, params: Array, key: Key) -> Array:
         keys = jax.random.split(key, len(self.sizes))
