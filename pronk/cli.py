@@ -29,6 +29,7 @@ from pronk.config.pbt import PBTConfig
 from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.run import RunConfig
 from pronk.errors import UserError, nearest
+from pronk.run.stdout import others_to_stderr
 
 USAGE = """\
 usage: pronk COMMAND ...
@@ -189,7 +190,6 @@ def evaluate(args: list[str]) -> None:
     from pronk.run.evaluate import SuiteEvaluation
     from pronk.run.policy import load
     from pronk.run.setup import configure_jax
-    from pronk.run.stdout import others_to_stderr
     from pronk.storage.files import without_nan
 
     configure_jax()
@@ -319,7 +319,6 @@ def inspect(args: list[str]) -> None:
         InspectArguments, "inspect", args, description="Configuration and state of a run."
     )
     from pronk.run.inspect import inspect as look
-    from pronk.run.stdout import others_to_stderr
 
     with others_to_stderr(parsed.json):  # it may import the agent's module
         found = look(parsed.run)
@@ -340,7 +339,6 @@ def list_known(args: list[str]) -> None:
     """`pronk list`."""
     parsed = parse(ListArguments, "list", args, description="Agents and environments.")
     from pronk import envs
-    from pronk.run.stdout import others_to_stderr
 
     match = parsed.match
     with others_to_stderr(parsed.json):
@@ -399,7 +397,6 @@ def benchmark(args: list[str]) -> None:
             flag = field.name.replace("_", "-")
             raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
     from pronk.experiments import bench
-    from pronk.run.stdout import others_to_stderr
     from pronk.storage.files import cannot_write, write_json_atomically
 
     file = None if settings.json in (None, "-") else Path(settings.json)
