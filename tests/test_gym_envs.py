@@ -25,7 +25,7 @@ from pronk.envs.process_env import ProcessVectorEnv
 from pronk.envs.slot import gym_spec
 from pronk.errors import Diverged, UserError
 from pronk.maths.spaces import random_actions
-from pronk.types import EnvSpec
+from pronk.types import EnvSpec, Episode
 
 
 class Counting(gym.Env):
@@ -271,7 +271,7 @@ def test_an_end_is_a_row_and_the_next_row_begins_an_episode_whatever_the_action(
         (0, 0, False, False, True),
         (1, 1, False, False, False),
     ]
-    assert env.episodes() == [(2.0, 2, 0, 0)]
+    assert env.episodes() == [Episode(2.0, 2, 0)]
     assert env.episodes() == []
     assert t.observation.dtype == t.reward.dtype == np.float32
     assert env.spec.observation_space == spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -850,6 +850,10 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
         ({"env": lambda: Bare()}, "has no `observation_space`"),
         ({"env": lambda: Returns(reset=np.zeros(2))}, r"reset\(\) returned a ndarray, expected"),
         ({"env": lambda: Returns(reset=(None, {}))}, r"first reset: .*has shape \(\), expected"),
+        (
+            {"env": lambda: Returns(reset=(Returns.good, {"action_mask": [1]}))},
+            "first reset: ValueError: the action mask is .1., expected 2 booleans",
+        ),
         ({"env": lambda: Counting(trouble="reset")}, "first reset: RuntimeError: no reset today"),
         ({"env": lambda: Counting(), "workers": 1}, "cannot be sent.*top level.*--env-workers 0"),
         ({"env": lambda: Shapes(spaces.Text(3)), "workers": 0}, "not supported"),

@@ -69,7 +69,8 @@ def construct(factory: Factory, name: str) -> gym.Env:
 
 
 def gym_spec(factory: Factory, name: str) -> EnvSpec:
-    """The spec of the environment; makes one, and resets it to look for an action mask."""
+    """The spec of the environment; makes one, and resets it to see that it can be, and whether it
+    has action masks."""
     env = construct(factory, name)
     try:
         if not isinstance(env, gym.Env):
@@ -89,17 +90,19 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
 
 def _gives_mask(env: gym.Env, space: gym.Space, name: str) -> bool:
     """Whether the environment says which actions are allowed, in one of the places where `Slot`
-    looks; `space` is its observations'."""
+    looks; `space` is its observations'. Raises UserError if its first reset is none."""
     observed = has_mask(space, env.action_space, name)
-    if not mask_size(env.action_space):
-        return False
+    can_have = mask_size(env.action_space) > 0
     try:
         observation, info = _unpacked("reset", env.reset(seed=0))
         Observations(space).leaves(observation)
+        given = info.get(MASK)
+        if can_have and given is not None:
+            as_mask(env.action_space, given)
     except BaseException as e:
         _reraise_interrupt(e)
         raise UserError(f"`env` '{name}' failed in its first reset: {_described(e)}") from e
-    return observed or info.get(MASK) is not None or _mask_method(env) is not None
+    return can_have and (observed or given is not None or _mask_method(env) is not None)
 
 
 def _mask_method(env: gym.Env) -> Callable[[], Any] | None:
