@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymEntry
 
+from pronk.config import modules
 from pronk.envs import waiting
 from pronk.envs.episodes import derived_seed
 from pronk.envs.gym_env import SerialVectorEnv
@@ -273,10 +274,7 @@ def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
         return GymFactory(env, args)
     module, _, name = env.rpartition(":")
     if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
-        try:
-            importlib.import_module(module)
-        except ImportError as e:
-            raise UserError(f"`env` '{env}': module '{module}' cannot be imported: {e}") from e
+        modules.load(module, f"`env` '{env}'")
     if name not in gym.registry:
         raise _unregistered(name)
     return GymFactory(gym.registry[name], args)
