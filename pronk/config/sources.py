@@ -30,10 +30,11 @@ def check_named(env: Any) -> None:
             found = getattr(found, part, None)
     if found is env and _source(f"{module}.{name}") is not None:
         return
+    what = f"'{name or type(env).__name__}' of {module or 'no module'}"
     raise UserError(
-        f"`env` is {env!r}, and its name alone does not say which environment it makes: without a"
+        f"`env` is {what}, and its name alone does not say which environment it makes: without a"
         " `run_dir`, another one of that name would be taken for it. Give `run_dir`; or give a"
-        " function or class of a module of its own, with what varies in `env_args`."
+        " function or class of a module that can be imported, with what varies in `env_args`."
     )
 
 

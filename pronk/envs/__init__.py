@@ -276,7 +276,7 @@ def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
     if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
         modules.load(module, f"`env` '{env}'")
     if name not in gym.registry:
-        raise _unregistered(name)
+        raise _unregistered(name, module)
     return GymFactory(gym.registry[name], args)
 
 
@@ -289,8 +289,11 @@ def names() -> list[str]:
     return list(dict.fromkeys(known))  # importing ale_py also registers its games
 
 
-def _unregistered(env: str) -> UserError:
-    return UserError(f"`env` '{env}' is not registered{nearest(env, names())}")
+def _unregistered(env: str, module: str = "") -> UserError:
+    own = f"The module '{module}' was imported, and does not register it."
+    if not module:
+        own = f"One of your own is named with the module that registers it, my_module:{env}."
+    return UserError(f"`env` '{env}' is not registered{nearest(env, names()) or '.'} {own}")
 
 
 def _picklable(factory: GymFactory) -> bool:
