@@ -37,12 +37,10 @@ class Meter:
         return time.perf_counter() - self._since
 
     def is_due(self, run: RunConfig, steps: int) -> bool:
-        """Whether to record now, after `steps` agent steps: every `--log-every` seconds, and at
-        each hundredth of the run, so that a fast run has a curve, too."""
-        seconds, part = self.seconds(), max(1, run.steps // RECORDS)
-        return seconds >= run.log_every or (
-            seconds >= SHORTEST and steps // part > self._steps // part
-        )
+        """Whether to record between two lines, after `steps` agent steps: at each hundredth of the
+        run, so that a fast one has a curve, too."""
+        part = max(1, run.steps // RECORDS)
+        return self.seconds() >= SHORTEST and steps // part > self._steps // part
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -215,7 +215,7 @@ class _Run:
         # With several learners, the first one evaluates.
         eval_every = None if self.group.rank else config.eval_every
         next_eval = _next_multiple(self.agent_steps, eval_every)
-        last_save = time.perf_counter()
+        last_save = last_line = time.perf_counter()
         meter: Meter | None = None  # begins after the first update, which compiles
         try:
             stop = 0  # agreed on by all learners
@@ -232,12 +232,13 @@ class _Run:
                     jax.block_until_ready(update.metrics)
                     seconds = time.perf_counter() - self.started
                     monitor.message(f"first update after {seconds:.1f} s")
-                    meter = Meter(self.agent_steps)
+                    meter, last_line = Meter(self.agent_steps), time.perf_counter()
                 meter.add(update)
-                if meter.is_due(config, self.agent_steps):
-                    line = meter.seconds() >= config.log_every
+                line = time.perf_counter() - last_line >= config.log_every
+                if line or meter.is_due(config, self.agent_steps):
                     self._log(runtime, monitor, meter, line=line)
                     meter = Meter(self.agent_steps)
+                    last_line = time.perf_counter() if line else last_line
                 if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
                     with meter.paused():
                         self._evaluate(runtime, monitor, signalled)
