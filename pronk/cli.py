@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from pronk.config import names
 from pronk.config.arguments import (
     EvalArguments,
     ExportArguments,
@@ -25,10 +24,11 @@ from pronk.config.arguments import (
     parse,
 )
 from pronk.config.assignments import parse_assignments
-from pronk.config.pbt import PBTConfig
+from pronk.config.json_files import holds
+from pronk.config.modules import search_here
 from pronk.config.registry import AGENTS, agent_module, is_agent
-from pronk.config.run import RunConfig
-from pronk.errors import UserError, nearest
+from pronk.config.spec import here
+from pronk.errors import UserError, nearest, printable, show_all_characters
 from pronk.run.stdout import others_to_stderr
 
 USAGE = """\
@@ -54,8 +54,8 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake is one paragraph on stderr and exit status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if "" not in sys.path:
-        sys.path.append("")  # the current directory, for agents and environments of the user's own
+    show_all_characters(sys.stdout, sys.stderr)
+    search_here()  # for agents and environments of the user's own
     try:
         if not args or args[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise _unknown("command", args[0], COMMANDS, "Commands")
         COMMANDS[args[0]](args[1:])
     except UserError as error:
-        print(f"pronk: {error}", file=sys.stderr)
+        print(f"pronk: {error}", file=sys.stderr)  # printable: see `UserError`
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
@@ -78,25 +78,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _say(line: str) -> None:
+    """Print a line, which may quote what a file, a module or an environment says."""
+    print(printable(line))
+
+
 def _unknown(kind: str, name: str, known: Mapping[str, Any], listed: str = "Known") -> UserError:
     return UserError(
         f"{kind} '{name}' is unknown{nearest(name, known) or '.'} {listed}: {', '.join(known)}."
     )
 
 
-def _train_usage(command: str) -> str:
-    return (
-        f"usage: pronk {command} AGENT ENV [flags]\n\n"
-        f"AGENT is one of: {', '.join(AGENTS)}; or your own module, my_package.my_agent. ENV is a"
-        " Gymnasium id\n(CartPole-v1), an Atari game (ALE/Pong-v5) or one of pronk's own"
-        " (pronk/Catch-v0): see `pronk list`.\nENV,ENV,… or suite/NAME is several tasks for one"
-        f" agent.\n`pronk {command} AGENT --help` lists the flags.\n"
-    )
-
-
 def train(args: list[str]) -> None:
     """`pronk train AGENT ENV [flags]`."""
-    parsed = _plan("train", TrainArguments, args)
+    from pronk.run.command import plan_of
+
+    parsed = plan_of("train", TrainArguments, args)
     if parsed is None:
         return
     plan, _ = parsed
@@ -111,12 +108,14 @@ def train(args: list[str]) -> None:
         score += f", {greedy:.2f} of the least exploring environments"
     if not episodes:
         score = "before any episode ended"
-    print(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
+    _say(f"{summary['status']} at {summary['agent_steps']:,} steps, {score}: {summary['run_dir']}")
 
 
 def pbt(args: list[str]) -> None:
     """`pronk pbt AGENT ENV [flags]`."""
-    parsed = _plan("pbt", PBTArguments, args)
+    from pronk.run.command import plan_of
+
+    parsed = plan_of("pbt", PBTArguments, args)
     if parsed is None:
         return
     plan, arguments = parsed
@@ -130,58 +129,10 @@ def pbt(args: list[str]) -> None:
             f"best {summary['best_score']:.4g} (member {summary['best']}: {hyper}), median"
             f" {summary['median_score']:.4g}"
         )
-    print(
+    _say(
         f"{summary['status']} at {summary['agent_steps']:,} steps in all, {score}:"
         f" {summary['run_dir']}"
     )
-
-
-def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
-    """The plan and the arguments of `pronk train` or `pbt`; None where usage was asked for."""
-    if not args or args[0] in ("-h", "--help"):
-        print(_train_usage(command), end="")
-        return None
-    name, *rest = args
-    if name.startswith("-"):
-        raise UserError(f"expected `pronk {command} AGENT ENV [flags]`, got '{name}' for AGENT.")
-    agent = agent_module(name)
-    _check_names(rest, [RunConfig, agent.config, *([PBTConfig] if command == "pbt" else [])])
-    what = name if command == "train" else f"a population of {name}"
-
-    def parsed_from(defaults: Any) -> Any:
-        return parse(
-            kind[agent.config],
-            f"{command} {name}",
-            rest,
-            default=kind(env=tyro.MISSING, run=agent.run_config(), agent_config=defaults),
-            description=(
-                f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits. Presets:"
-                f" auto, which selects one for the environment, {', '.join(agent.presets)}."
-            ),
-        )
-
-    from pronk.config.spec import Plan
-    from pronk.run.resolve import auto_preset, complete_env_args
-
-    # Once to learn which environment and preset are meant, then with that preset's defaults.
-    parsed = parsed_from(agent.config())
-    env_args = complete_env_args(
-        agent, parsed.env, parse_assignments(parsed.env_arg, "`--env-arg`")
-    )
-    preset = parsed.preset
-    if preset == "auto":
-        preset = auto_preset(agent, parsed.env, env_args)
-    parsed = parsed_from(agent.preset(preset))
-    return Plan(agent.name, parsed.env, parsed.run, parsed.agent_config, env_args), parsed
-
-
-def _check_names(args: Sequence[str], kinds: Sequence[type]) -> None:
-    """Raise UserError for a flag that has another name now."""
-    known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
-    for arg in args:
-        name = arg.partition("=")[0][2:].replace("-", "_")
-        if arg.startswith("--") and name not in known and (hint := names.hint(name, known)):
-            raise UserError(hint)
 
 
 def evaluate(args: list[str]) -> None:
@@ -206,11 +157,12 @@ def evaluate(args: list[str]) -> None:
         print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
         return
     if isinstance(result, SuiteEvaluation):
-        print(_suite_table(result))
+        for line in _suite_table(result):
+            _say(line)
         return
     human = result.human_normalised
     normalised = "" if human is None else f", {human:.1%} human-normalised"
-    print(
+    _say(
         f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps:"
         f" {result.mean_return:.2f} ± {result.standard_error:.2f} (mean ± standard error of"
         f" {result.episodes} episodes, {'sampled' if parsed.sample else 'greedy'},"
@@ -219,8 +171,8 @@ def evaluate(args: list[str]) -> None:
     )
 
 
-def _suite_table(result: Any) -> str:
-    """A `SuiteEvaluation` for people."""
+def _suite_table(result: Any) -> list[str]:
+    """The lines of a `SuiteEvaluation` for people."""
     width = max(map(len, result.tasks))
     lines = [
         f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'episodes':>8}  {'score':>7}"
@@ -236,7 +188,7 @@ def _suite_table(result: Any) -> str:
         words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
         listed = ", ".join(f"{words[k]} {v:.1%}" for k, v in result.scores.items())
         lines.append(f"normalised scores: {listed}")
-    return "\n".join(lines)
+    return lines
 
 
 def record(args: list[str]) -> None:
@@ -246,19 +198,20 @@ def record(args: list[str]) -> None:
     from pronk.run.record import record as film
     from pronk.run.setup import configure_jax
 
-    beside = parsed.run.parent if parsed.run.is_file() else parsed.run
+    beside = parsed.run.parent if os.path.isfile(parsed.run) else parsed.run
     output = parsed.output or beside / "film.mp4"
+    path = Path(here(), output)  # before an environment can change the current directory
     configure_jax()
     returns = film(
         load(parsed.run, agent=parsed.agent),
-        output,
+        path,
         episodes=parsed.episodes,
         max_steps=parsed.max_steps,
         seed=parsed.seed,
         sample=parsed.sample,
         task=parsed.task,
     )
-    print(f"{output}: returns {', '.join(f'{r:g}' for r in returns) or 'none, no episode ended'}")
+    _say(f"{output}: returns {', '.join(f'{r:g}' for r in returns) or 'none, no episode ended'}")
 
 
 def plot(args: list[str]) -> None:
@@ -266,7 +219,7 @@ def plot(args: list[str]) -> None:
     parsed = parse(PlotArguments, "plot", args, description="Draw learning curves.")
     if not parsed.runs:
         raise UserError("expected `pronk plot RUN [RUN ...]`, got no run.")
-    populations = [run for run in parsed.runs if (run / "pbt.json").exists()]
+    populations = [run for run in parsed.runs if holds(run, "pbt.json")]
     if populations:
         if len(parsed.runs) > 1:
             raise UserError(
@@ -282,21 +235,20 @@ def plot(args: list[str]) -> None:
                 )
         from pronk.run.plot_population import draw as draw_population
 
-        print(draw_population(parsed.runs[0], parsed.output, title=parsed.title))
+        _say(str(draw_population(parsed.runs[0], parsed.output, title=parsed.title)))
         return
     from pronk.run.plot import plot as draw
 
-    print(
-        draw(
-            parsed.runs,
-            parsed.output,
-            x=parsed.x,
-            y=parsed.y,
-            smooth=parsed.smooth,
-            title=parsed.title,
-            csv=parsed.csv,
-        )
+    drawn = draw(
+        parsed.runs,
+        parsed.output,
+        x=parsed.x,
+        y=parsed.y,
+        smooth=parsed.smooth,
+        title=parsed.title,
+        csv=parsed.csv,
     )
+    _say(str(drawn))
 
 
 def export(args: list[str]) -> None:
@@ -310,7 +262,7 @@ def export(args: list[str]) -> None:
     from pronk.run.policy import export as write
 
     steps = write(parsed.run, parsed.output)
-    print(f"{parsed.output}: the policy after {steps:,} steps")
+    _say(f"{parsed.output}: the policy after {steps:,} steps")
 
 
 def inspect(args: list[str]) -> None:
@@ -327,12 +279,12 @@ def inspect(args: list[str]) -> None:
         return
     for name, value in found.items():
         if isinstance(value, dict):
-            print(f"{name}:")
+            _say(f"{name}:")
             for key, inner in value.items():
-                print(f"  {key:22} {inner}")
+                _say(f"  {key:22} {inner}")
         else:
             shown = f"{value:,}" if isinstance(value, int) else value
-            print(f"{name:24} {shown}")
+            _say(f"{name:24} {shown}")
 
 
 def list_known(args: list[str]) -> None:
@@ -355,17 +307,18 @@ def list_known(args: list[str]) -> None:
         print(json.dumps({"agents": agents, "environments": found}, indent=2))
         return
     for name, description in agents.items():
-        print(f"{name}:")
+        _say(f"{name}:")
         for what, which in description.items():
-            print(f"  {what:14} {which}")
+            _say(f"  {what:14} {which}")
     families: dict[str, list[str]] = {}
     for name in found:
         family = name.split("/")[0] if "/" in name else "Gymnasium"
         families.setdefault(family, []).append(name)
     for family, members in families.items():
-        print(f"\n{family} ({len(members)}):")
+        print()
+        _say(f"{family} ({len(members)}):")
         for line in textwrap.wrap(", ".join(members), 96, break_on_hyphens=False):
-            print(f"  {line}")
+            _say(f"  {line}")
 
 
 def _choose(command: str, kind: str, known: Mapping[str, Any], args: list[str]) -> Any:
@@ -393,7 +346,7 @@ def benchmark(args: list[str]) -> None:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and value <= 0:
+        if is_number and not 0 < value < math.inf:
             flag = field.name.replace("_", "-")
             raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
     from pronk.experiments import bench
@@ -423,7 +376,7 @@ def reproduce(args: list[str]) -> None:
     for field in ("seeds", "steps", "episodes", "population"):
         if getattr(settings, field, 1) < 1:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
-    if not getattr(settings, "scale", 1.0) > 0:
+    if not 0 < getattr(settings, "scale", 1.0) < math.inf:
         raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
     from pronk.experiments import reproduce as experiments
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-import gymnasium as gym
+if TYPE_CHECKING:  # half a second
+    import gymnasium as gym
 
 Array: TypeAlias = Any  # numpy.ndarray or jax.Array
 PyTree: TypeAlias = Any

@@ -20,6 +20,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # passes, which decide what is computed, are those of every run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# A terminal's width, as `COLUMNS` or of the terminal itself, must not decide what is printed.
+os.environ["COLUMNS"], os.environ["LINES"] = "100", "40"
+
 # Ray reads them when it is imported, and remembers the mode.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 
 from pronk import cli
+from pronk.config.arguments import TrainArguments
+from pronk.run.command import plan_of
 from pronk.run.stdout import others_to_stderr
 
 TINY = [
@@ -214,10 +218,24 @@ def test_a_mistake_is_one_paragraph_and_status_2(
 
 
 def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        pronk("train", "impala", "CartPole-v1", "--learning-rat", "1")
-    assert exit_.value.code == 2
-    assert "--learning-rate" in capsys.readouterr().err
+    for flag in ("--learning-rat", "--learning_rat=1", "--lr", "--no-aneal"):
+        with pytest.raises(SystemExit) as exit_:
+            pronk("train", "impala", "CartPole-v1", flag, "1")
+        assert exit_.value.code == 2
+        error = capsys.readouterr().err
+        assert ("--anneal" if "no" in flag else "--learning-rate") in error
+        assert error.count("\n") == 1
+
+
+def test_integers_may_be_written_in_short() -> None:
+    flags = ["--steps", "1e2", "--seed", "1_0", "--hidden-sizes", "8", "1e1", "--actors", "1e0"]
+    parsed = plan_of("train", TrainArguments, ["impala", "pronk/Catch-v0", *flags])
+    assert parsed is not None
+    run, config = parsed[0].run, parsed[0].agent_config
+    assert (run.steps, run.seed, run.actors, config.hidden_sizes) == (100, 10, 1, (8, 10))
+    for text in ("1.5", "inf", "x", "1e400"):
+        with pytest.raises(SystemExit):
+            plan_of("train", TrainArguments, ["impala", "pronk/Catch-v0", "--steps", text])
 
 
 def test_spaces_the_agent_cannot_handle(tmp_path: Path) -> None:
@@ -258,6 +276,162 @@ def test_help_answers_at_once_and_reads_well() -> None:
         assert "usage: pronk" in done.stdout
         assert time.perf_counter() - started < 30  # hung, not slow: speed is measured elsewhere
         assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The help that a command prints, in one line."""
+    with pytest.raises(SystemExit) as exit_:
+        pronk(*args)
+    assert not exit_.value.code
+    return " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+
+
+HELP = {
+    "CartPole-v1": ("small", "Learning rate at the start. [preset small] (default: 0.003)"),
+    "ALE/Pong-v5": ("atari", "Learning rate at the start. [preset atari] (default: 0.0008)"),
+    "Pendulum-v1": ("continuous", "γ. [preset continuous] (default: 0.9)"),
+    "CartPole-v1 --preset paper": ("paper", "at the start. [E18, table G.1] (default: 0.0006)"),
+}
+
+
+@pytest.mark.parametrize("env", HELP)
+def test_help_shows_what_an_environment_gets(env: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And cites the paper where the value is the paper's only."""
+    preset, shown = HELP[env]
+    for args in ([*env.split(), "--help"], ["-h", *env.split()]):
+        found = help_of(capsys, "train", "impala", *args)
+        assert shown in found
+        assert f"those for {env.split()[0]}: of preset {preset}" in found
+        assert "RMSProp's mean square. [E18, table G.1] (default: 0.99)" in found
+        assert "small: batch_size 16, optimiser adam, learning_rate 0.003" in found
+
+
+def test_help_says_which_values_are_the_agents_own(capsys: pytest.CaptureFixture[str]) -> None:
+    found = help_of(capsys, "train", "impala", "--help")
+    assert "give ENV as well as --help" in found
+    assert "atari: batch_size 8" in found
+    assert "[E18, table G.1] (default: 0.0006)" in found
+    found = help_of(capsys, "pbt", "r2d2", "ALE/Pong-v5", "--help")
+    assert "Arguments of the environment: life_loss=False." in found
+    assert "[preset atari] (default: 400000)" in found
+    found = help_of(capsys, "train", "examples.custom_agent", "CartPole-v1", "--help")
+    assert "[default of examples.custom_agent] (default: sync-unroll)" in found
+
+
+def test_a_run_says_with_what_it_was_carried_out(catch: Path) -> None:
+    config = json.loads((catch / "config.json").read_text())
+    assert config["preset"] == "small"
+    assert config["resolved"] == {"runtime": "fused", "envs": 4}
+    assert {"python", "jax", "numpy", "gymnasium"} <= config["versions"].keys()
+    assert config["sources"] == {}
+
+
+# Where the command runs.
+
+
+def test_without_a_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pronk.run import setup
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert setup._cache_directory() is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert setup._cache_directory() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert setup._cache_directory() == tmp_path / "cache" / "pronk" / "jax"
+
+
+def test_an_output_that_lacks_characters(catch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        pronk("eval", catch, "--episodes", 2)
+        with pytest.raises(SystemExit):
+            pronk("train", "impala", "--help")
+    stream.flush()
+    shown = stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert " +- " in shown
+    assert "usage: pronk train impala" in shown
+
+
+WANDERER = """
+import os
+
+import gymnasium as gym
+import numpy as np
+
+import tiny_helper  # found beside it
+
+
+class Wanderer(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    faults = 0
+
+    def __init__(self):
+        os.chdir("/")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        os.chdir("/")
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.t == 7 and not Wanderer.faults:
+            Wanderer.faults += 1
+            raise ValueError("a fault, which is logged")
+        return np.zeros(2, np.float32), 1.0, self.t >= 10, False, {}
+
+
+gym.register("Wanderer-v0", entry_point=Wanderer)
+"""
+
+
+def test_an_environment_that_changes_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written elsewhere, and its module is found where the command was given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    (tmp_path / "wandering.py").write_text(WANDERER)
+    (tmp_path / "tiny_helper.py").write_text("")
+    flags = ["--envs-per-actor", "4", "--batch-size", "4", "--unroll", "5", "--hidden-sizes", "8"]
+    flags += ["--steps", "200", "--actors", "1", "--env-workers", "0", "--max-env-faults", "999"]
+    pronk("train", "impala", "wandering:Wanderer-v0", *flags, "--run-dir", "runs/here")
+    shown = capsys.readouterr().out
+    assert "finished at" in shown
+    assert shown.rstrip().endswith(": runs/here")
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.json", "metrics.jsonl", "summary.json", "env_faults.log"):
+        assert (tmp_path / "runs" / "here" / name).exists(), name
+    assert json.loads(Path("runs/here/config.json").read_text())["run"]["run_dir"] == "runs/here"
+    resolved = json.loads(Path("runs/here/config.json").read_text())["resolved"]
+    assert (resolved["runtime"], resolved["actors"], resolved["envs_per_actor"]) == ("local", 1, 4)
+    for command in (["inspect"], ["plot", "--output", "a.png"]):
+        pronk(command[0], "runs/here", *command[1:])
+        monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "a.png").exists()
+    for name in ("wandering", "tiny_helper"):
+        sys.modules.pop(name)
+
+
+def test_a_module_that_is_not_found_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for args in (["impala", "nowhere.at_all:A-v0"], ["nowhere.at_all", "CartPole-v1"]):
+        with pytest.raises(SystemExit):
+            pronk("train", *args)
+        error = capsys.readouterr().err
+        assert "nowhere.at_all" in error
+        assert "current directory" in error
+        assert "PYTHONPATH" in error
 
 
 def test_a_file_in_the_way_of_the_run_directory(

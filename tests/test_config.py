@@ -11,6 +11,8 @@ import types
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import pronk
@@ -75,12 +77,111 @@ def test_values_that_are_right() -> None:
     fields.check(Settings(rate=1, count=9, sizes=[1, 2], place="here", discount=1))  # type: ignore[arg-type]
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Numbers with and without limits of their own."""
+
+    rate: float = number(0.1, above=0)
+    size: int = number(1, above=0)
+    steps: int = number(1, above=0, limit=10**12)
+    norm: float = number(1.0, above=0, limit=float("inf"))
+    free: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"rate": float("inf")},
+            "`--rate` is inf; expected a number above zero and at most 1e+06.",
+        ),
+        ({"rate": 1e7}, "`--rate` is 10000000.0; expected a number above zero and at most 1e+06."),
+        ({"rate": 1e-50}, "`--rate` is 1e-50; expected a number above zero and at least 1.2e-38"),
+        ({"rate": 10**400}, "expected a number above zero and at most 1e+06."),
+        ({"size": 10**7}, "`--size` is 10000000; expected a number above zero and at most 1e+06."),
+        ({"steps": 10**13}, "expected a number above zero and at most 1e+12."),
+        ({"norm": float("nan")}, "`--norm` is nan; expected a number above zero."),
+        ({"norm": float("-inf")}, "expected a number above zero"),
+    ],
+)
+def test_absurd_values_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        fields.check(Limits(**settings))
+
+
+def test_infinity_where_it_means_no_limit() -> None:
+    fields.check(Limits(norm=float("inf"), steps=10**12, free=float("inf")))
+    settings = {"rho_bar": float("inf"), "max_gradient_norm": float("inf"), "hang_after": 1e9}
+    plan = resolve("impala", "pronk/Catch-v0", **settings)
+    assert plan.agent_config.rho_bar == float("inf")
+    for name, value in (
+        ("learning_rate", 100.0),
+        ("entropy_cost", float("inf")),
+        ("reward_scale", 1e30),
+        ("initial_std", 1e10),
+        ("unroll", 10**9),
+        ("hidden_sizes", (8, 10**9)),
+        ("steps", 10**13),
+        ("actors", 10**9),
+    ):
+        with pytest.raises(UserError, match=f"`--{name.replace('_', '-')}` is .* at most 1"):
+            resolve("impala", "pronk/Catch-v0", **{name: value})
+
+
+def test_numbers_of_other_libraries_and_whole_floats() -> None:
+    """They become Python's, so that the same settings are the same run."""
+    settings: dict[str, Any] = {
+        "steps": 3e5,
+        "seed": np.int64(3),
+        "log_every": np.float32(0.5),
+        "learning_rate": np.float64(1e-3),
+        "batch_size": np.array(8),
+        "hidden_sizes": np.array([8, 16]),
+        "discount": jnp.float32(0.5),
+        "anneal": np.bool_(False),
+        "unroll": jnp.int32(5),
+        "optimiser": np.str_("adam"),
+    }
+    plan = resolve("impala", "pronk/Catch-v0", **settings)
+    run, config = plan.run, plan.agent_config
+    found = [run.steps, run.seed, run.log_every, config.learning_rate, config.batch_size]
+    found += [config.hidden_sizes, config.discount, config.anneal, config.unroll, config.optimiser]
+    assert found == [300_000, 3, 0.5, 1e-3, 8, (8, 16), 0.5, False, 5, "adam"]
+    kinds = [int, int, float, float, int, tuple, float, bool, int, str]
+    assert [type(value) for value in found] == kinds
+    assert json.loads(json.dumps(plan.as_json()))["run"]["steps"] == 300_000
+    assert resolve("impala", "pronk/Catch-v0", hidden_sizes=[8.0]).agent_config.hidden_sizes == (8,)
+    scalars: dict[str, Any] = {"population": np.int64(4), "copy_margin": np.float32(0.5)}
+    assert PBTConfig(**scalars) == PBTConfig(population=4, copy_margin=0.5)
+    for wrong in ({"steps": 3.5}, {"steps": np.array([1, 2])}, {"anneal": np.int64(1)}):
+        with pytest.raises(UserError, match="expected"):
+            resolve("impala", "pronk/Catch-v0", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("300000", 300_000), ("300_000", 300_000), ("3e5", 300_000), ("3E+5", 300_000), ("-1", -1)],
+)
+def test_integers_as_people_write_them(text: str, value: int) -> None:
+    assert fields.integer(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "inf", "nan", "1e400", "1e20", "1e-3"])
+def test_what_is_no_integer(text: str) -> None:
+    with pytest.raises(ValueError):
+        fields.integer(text)
+
+
 def test_a_field_carries_its_description_and_what_pbt_does() -> None:
     texts = fields.descriptions(Settings)
     assert texts["rate"] == "A rate that is described in two lines. [a paper, table 1]"
     assert texts["kind"] == "[a paper]"
     assert texts["plain"] == "No metadata."
     assert texts["place"] == ""
+    texts = fields.descriptions(Settings, Settings(rate=0.2, plain=True), "preset fast")
+    assert texts["rate"] == "A rate that is described in two lines. [preset fast]"
+    assert texts["kind"] == "[a paper]"
+    assert texts["plain"] == "No metadata. [preset fast]"
     assert fields.tuned(Settings) == ("rate=0.01:1", "other")
     assert fields.near_one(Settings) == {"discount"}
 

@@ -833,7 +833,10 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
     [
         ({"env": "CartPol-v1"}, "'CartPol-v1' is not registered; did you mean 'CartPole-v1'?"),
         ({"env": "pronk/Ctch-v0"}, "did you mean 'pronk/Catch-v0'?"),
-        ({"env": "no_such_module:Env-v0"}, "'no_such_module' cannot be imported"),
+        (
+            {"env": "no_such_module:Env-v0"},
+            "there is no module 'no_such_module'",
+        ),
         ({"env_args": {"tilt": 1}}, "'CartPole-v1' does not accept these `env_args`.*tilt"),
         ({"env": "pronk/Catch-v0", "env_args": {"tilt": 1}}, "does not accept.*tilt"),
         ({"num_envs": 0}, "`num_envs` is 0, expected at least 1"),

@@ -58,9 +58,8 @@ def monitor(run_dir: Path, console: Console | None = None, **more: Any) -> Monit
         run_dir,
         total_steps=10_000_000,
         frames_per_step=4,
-        title="impala ALE/Pong-v5 [seed=1]",
+        **{"title": "impala ALE/Pong-v5 [seed=1]", **more},
         console=console or plain_console(),
-        **more,
     )
 
 
@@ -219,7 +218,7 @@ def test_a_plain_line_per_record(tmp_path: Path) -> None:
         m.log(record(10_000_000, episodes=1, bound_by="", **{"eval/mean_return": 20.5}))
     assert text(console).splitlines() == [
         "  1,234,560 steps  12.3%  2,412 steps/s  mean return 13.2 (last 100 episodes)"
-        "  policy lag 1.3 updates  bound by: learner  1:00:34 left",
+        "  policy lag 1.3 updates  bound by: learner  – left",
         "  20 steps  0.0%  0 steps/s  no finished episode yet  policy lag 1.3 updates"
         "  bound by: learner  – left",
         "  10,000,000 steps  100.0%  2,412 steps/s  mean return 13.2 (1 episode)  evaluation 20.5"
@@ -228,17 +227,85 @@ def test_a_plain_line_per_record(tmp_path: Path) -> None:
 
 
 def test_the_time_left_is_that_at_the_average_speed(tmp_path: Path) -> None:
-    """It does not jump with the speed of the last record, and evaluation counts."""
+    """It does not jump with the speed of the last record, evaluation counts, and none is shown
+    before the average is one."""
     console = plain_console()
     with monitor(tmp_path, console, resume_steps=1_000_000) as m:
         for steps, seconds, speed in (
             (1_001_000, 60, 1000),
+            (1_002_000, 65, 200),
+            (1_003_000, 79, 9e9),
             (2_001_000, 1060, 5),
             (2_002_000, 1061, 9e9),
         ):
             m.log(record(steps, wall_seconds=seconds, steps_per_second=speed))
     times = [line.rsplit("  ", 1)[1] for line in text(console).splitlines()]
-    assert times == ["2:29:59 left", "2:13:19 left", "2:13:18 left"]
+    assert times == ["– left", "– left", "– left", "2:13:19 left", "2:13:18 left"]
+
+
+def test_a_short_run_has_a_time_left_after_a_part_of_it(tmp_path: Path) -> None:
+    console = plain_console()
+    with Monitor(tmp_path, total_steps=100, frames_per_step=1, title="", console=console) as m:
+        for steps in (10, 14, 15, 20):
+            m.log(record(steps, wall_seconds=steps / 10))
+    times = [line.rsplit("  ", 1)[1] for line in text(console).splitlines()]
+    assert times == ["– left", "– left", "0:00:08 left", "0:00:08 left"]
+
+
+def test_records_between_lines_are_in_the_files_only(tmp_path: Path) -> None:
+    console = plain_console()
+    with monitor(tmp_path, console) as m:
+        m.log(record(1), line=False)
+        m.log(record(2))
+    assert steps_of(tmp_path) == [1, 2]
+    assert len(text(console).splitlines()) == 1
+
+
+def test_a_fast_run_is_recorded_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pronk.config.run import RunConfig
+    from pronk.run import meter as module
+
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    meter, run = module.Meter(995), RunConfig(steps=1000)
+    assert not meter.is_due(run, 1000)  # too soon
+    now = 1.0
+    assert not meter.is_due(run, 999)
+    assert meter.is_due(run, 1000)
+    assert not module.Meter(1000).is_due(run, 1010)
+
+
+# -- What an environment or an agent says
+
+
+FOREIGN = "\x1b[2Jfinished\nwarning: forged \u202eabc \x9b31m"
+
+
+def test_what_is_not_ours_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    """Neither control sequences, nor lines that look like ours."""
+    for console in (plain_console(), terminal()):
+        with monitor(tmp_path, console, title=FOREIGN) as m:
+            m.message(FOREIGN)
+            m.log(record(10, **{f"loss/{FOREIGN}": 1.0, f"return/{FOREIGN}": 1.0}))
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text(console).replace("\x1b[2J", "CLEARED"))
+        assert "CLEARED" not in shown
+        assert not {"\x1b", "\x9b", "\u202e"} & set(shown)
+        assert not [line for line in shown.splitlines() if line.startswith("warning")]
+        assert r"\x1b[2Jfinished\nwarning: forged \u202eabc" in shown
+
+
+def test_characters_that_the_output_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python, too, and in the panel."""
+    for options in ({}, {"force_terminal": True}):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stream)
+        console = Console(file=stream, width=80, **options)
+        with monitor(tmp_path, console) as m:
+            m.message("1 ± 2 × 3 – Ünï")
+            m.log(record(10))
+        stream.flush()
+        shown = stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+        assert r"1 +- 2 x 3 - \xdcn\xef" in shown
 
 
 def test_quiet_prints_messages_only(tmp_path: Path) -> None:
@@ -261,7 +328,7 @@ def test_the_panel(tmp_path: Path) -> None:
     last = shown[shown.rindex("a message") :]
     numbers = ("1,234,570", "4,938,280", "2,412", "13.2", "250", "-0.0123", "20.5")
     words = ("impala ALE/Pong-v5 [seed=1]", "policy loss", "learner", "evaluation", "12.3%")
-    for part in (*numbers, *words, "1:00:34 left"):
+    for part in (*numbers, *words, "– left"):
         assert part in last, part
     assert "…" not in last
     assert shown.endswith("\x1b[?25h")  # the cursor is shown again

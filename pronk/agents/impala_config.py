@@ -10,6 +10,7 @@ magnitude". [J17] Jaderberg et al. 2017, "Reinforcement Learning with Unsupervis
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ class Config:
     """Trajectories per update, B."""
     discount: float = fraction(0.99, source=_ATARI, near_one=True)
     """γ."""
-    learning_rate: float = number(6e-4, above=0, source=_ATARI, tune=(5e-6, 5e-3))
+    learning_rate: float = number(6e-4, above=0, limit=10, source=_ATARI, tune=(5e-6, 5e-3))
     """Learning rate at the start."""
     anneal: bool = choice(True, source=_ATARI)
     """Anneal the learning rate linearly to zero at `--steps`."""
@@ -38,9 +39,9 @@ class Config:
     """Weight of the entropy bonus."""
     value_cost: float = number(0.5, at_least=0, source=_ATARI)
     """Weight of the value loss ½ (v_s − V)²."""
-    rho_bar: float = number(1.0, above=0, source="E18, 4.1")
+    rho_bar: float = number(1.0, above=0, limit=math.inf, source="E18, 4.1")
     """ρ̄, truncates the importance weight of the TD error: it sets the fixed point."""
-    c_bar: float = number(1.0, above=0, source="E18, 4.1")
+    c_bar: float = number(1.0, above=0, limit=math.inf, source="E18, 4.1")
     """c̄, truncates the trace: it sets the speed."""
     trace_lambda: float = fraction(1.0, source="E18, remark 2", near_one=True)
     """λ, shortens the trace further: c_i = λ min(c̄, ratio)."""
@@ -53,9 +54,11 @@ class Config:
     target r + γ V' without a weight, the policy's gradient times ρ."""
     replay_fraction: float = fraction(0.0, source="E18, 5.2.2: 0.5; S20: 0.875")
     """Part of each batch that is drawn, uniformly, from a replay of trajectories."""
-    replay_capacity: int = number(200_000, above=0, source="E18, 5.2.2: 10,000 trajectories")
+    replay_capacity: int = number(
+        200_000, above=0, limit=10**12, source="E18, 5.2.2: 10,000 trajectories"
+    )
     """Agent steps that the replay holds."""
-    trust_region: float = number(0.0, at_least=0, source="S20, section 4.3")
+    trust_region: float = number(0.0, at_least=0, limit=math.inf, source="S20, section 4.3")
     """Leave out transitions, and end traces, where KL(π ‖ π_ρ̄) is not below this: of the average
     policy from the one whose value V-trace estimates. 0 leaves none out."""
     average_decay: float = fraction(0.99, source="S20: 0", near_one=True)
@@ -66,13 +69,13 @@ class Config:
     """Decay of RMSProp's mean square."""
     optimiser_epsilon: float = number(0.01, above=0, source=_ATARI, tune=(1e-7, 1e-1))
     """The optimiser's ε."""
-    max_gradient_norm: float = number(40.0, above=0, source=_ATARI, tune=True)
+    max_gradient_norm: float = number(40.0, above=0, limit=math.inf, source=_ATARI, tune=True)
     """Global norm to which gradients are clipped."""
     loss_reduction: Literal["sum", "mean"] = choice("sum", source="E18, code")
     """Reduction of losses over time and batch; choose learning rate and norm to match."""
-    reward_clip: float = number(1.0, at_least=0, source=_ATARI)
+    reward_clip: float = number(1.0, at_least=0, limit=math.inf, source=_ATARI)
     """Clip rewards to ± this; 0 leaves them alone."""
-    reward_scale: float = number(1.0, above=0)
+    reward_scale: float = number(1.0, above=0, limit=1e15)
     """Factor of rewards, before clipping."""
     value_normalisation: Literal["none", "art", "popart"] = choice("none", source="H18")
     """popart: learn values in units of each task's targets, keeping outputs when these change. art:
@@ -111,7 +114,7 @@ class Config:
     the heads and all losses stay float32. bfloat16 is for accelerators."""
     squash_actions: bool = False
     """Squash continuous actions into their bounds by tanh, instead of clipping them."""
-    initial_std: float = number(1.0, above=0)
+    initial_std: float = number(1.0, above=0, limit=1000)
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
 
     def source(self) -> Any:

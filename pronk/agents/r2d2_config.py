@@ -7,6 +7,7 @@ Replay" (Ape-X), which that table refers to for the rest.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,11 +48,15 @@ class Config:
     """h, the transform of action values that replaces clipping of rewards."""
     rescaling_epsilon: float = number(1e-3, at_least=0, source=_TABLE)
     """ε of the sqrt."""
-    reward_clip: float = number(0.0, at_least=0, source="K19, section 5: 1 in `Clipped`")
+    reward_clip: float = number(
+        0.0, at_least=0, limit=math.inf, source="K19, section 5: 1 in `Clipped`"
+    )
     """Clip rewards to ± this; 0 leaves them alone. `Clipped` also has no rescaling."""
-    replay_capacity: int = number(4_000_000, above=0, source=_TABLE)
+    replay_capacity: int = number(4_000_000, above=0, limit=10**12, source=_TABLE)
     """Agent steps that the replay holds."""
-    replay_minimum: int = number(5_000, above=0, source="H18, 4.1: 50,000 transitions")
+    replay_minimum: int = number(
+        5_000, above=0, limit=10**12, source="H18, 4.1: 50,000 transitions"
+    )
     """Sequences held before the first update."""
     samples_per_insert: float = number(
         0.2, above=0, source="K19, 2.3: 5 updates of 64 for 256 × 260 steps a second"
@@ -63,19 +68,21 @@ class Config:
     """Pack frames: a seventh of the memory on Atari, for slower batches."""
     replay_saved: bool = True
     """Save the replay with the run. Otherwise a resumed run starts with an empty one."""
-    priority_exponent: float = number(0.9, at_least=0, source=_TABLE)
+    priority_exponent: float = number(0.9, at_least=0, limit=100, source=_TABLE)
     """Draw sequences in proportion to priority to this power."""
     priority_mixture: float = fraction(0.9, source="K19, 2.3", near_one=True)
     """η: a priority is η max |δ| + (1 - η) mean |δ|."""
-    importance_exponent: float = number(0.6, at_least=0, source=_TABLE)
+    importance_exponent: float = number(0.6, at_least=0, limit=100, source=_TABLE)
     """β: losses are weighted by (1 / probability)^β, divided by the batch's largest."""
-    target_every: int = number(2500, above=0, source=_TABLE)
+    target_every: int = number(2500, above=0, limit=2**31 - 1, source=_TABLE)
     """Updates between copies of the network to the target network."""
-    learning_rate: float = number(1e-4, above=0, source=_TABLE, tune=(1e-5, 1e-2))
+    learning_rate: float = number(1e-4, above=0, limit=10, source=_TABLE, tune=(1e-5, 1e-2))
     """Adam's learning rate."""
     optimiser_epsilon: float = number(1e-3, above=0, source=_TABLE, tune=True)
     """Adam's ε."""
-    max_gradient_norm: float = number(40.0, above=0, source="H18, appendix C", tune=True)
+    max_gradient_norm: float = number(
+        40.0, above=0, limit=math.inf, source="H18, appendix C", tune=True
+    )
     """Global norm to which gradients are clipped."""
     loss_reduction: Literal["sum", "mean"] = "sum"
     """Reduction of the loss over a sequence's transitions; over sequences it is the mean."""

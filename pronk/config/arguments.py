@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -50,11 +51,11 @@ class EvalArguments:
 
     run: Positional[Path]
     """A run's directory, or a file written by `pronk export`."""
-    episodes: int = number(30, at_least=1)
+    episodes: int = number(30, at_least=1, limit=10**12)
     """Episodes to play."""
     sample: bool = False
     """Draw actions from the policy instead of taking the likeliest."""
-    seed: int = 1_000_000
+    seed: int = number(1_000_000, at_least=0, at_most=2**63 - 1)
     """Random seed; not one that training used."""
     env: str | None = None
     """Environment to play instead of the run's own."""
@@ -74,13 +75,13 @@ class RecordArguments:
     """A run's directory, or a file written by `pronk export`."""
     output: Path | None = None
     """File of the film, .mp4 or .gif. [RUN/film.mp4, or film.mp4 beside the file]"""
-    episodes: int = number(1, at_least=1)
+    episodes: int = number(1, at_least=1, limit=10**12)
     """Episodes to film."""
-    max_steps: int = number(10_000, at_least=1)
+    max_steps: int = number(10_000, at_least=1, limit=10**12)
     """Agent steps at most."""
     sample: bool = False
     """Draw actions from the policy instead of taking the likeliest."""
-    seed: int = 1_000_000
+    seed: int = number(1_000_000, at_least=0, at_most=2**63 - 1)
     """Random seed."""
     task: str | None = None
     """Task of a suite."""
@@ -101,7 +102,7 @@ class PlotArguments:
     """Metric of the x axis: steps, frames, wall_seconds, updates."""
     y: str = "mean_return"
     """Metric of the y axis: any name in metrics.jsonl."""
-    smooth: int = 1
+    smooth: int = number(1, at_least=1, limit=10**12)
     """Records to average over."""
     title: str | None = None
     """Title above the picture."""
@@ -139,11 +140,22 @@ class ListArguments:
     """Print JSON."""
 
 
-_registry = constructors.ConstructorRegistry()
+def _integer(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
+    """Integers as people write them: 300000, 300_000, 3e5."""
+    if info.type is not int:
+        return None
+    return constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: fields.integer(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
-@_registry.struct_rule
-def _settings(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
+def _settings(
+    info: constructors.StructTypeInfo, marks: Mapping[type, str]
+) -> constructors.StructConstructorSpec | None:
     """Settings whose fields have rules: `--help` shows their sources."""
     kind: Any = info.type
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
@@ -151,7 +163,8 @@ def _settings(info: constructors.StructTypeInfo) -> constructors.StructConstruct
     default = info.default if isinstance(info.default, kind) else None
     if default is None or all(rule == fields.Rule() for rule in fields.rules(kind).values()):
         return None
-    texts, hints = fields.descriptions(kind), typing.get_type_hints(kind, include_extras=True)
+    texts = fields.descriptions(kind, default, marks.get(kind, ""))
+    hints = typing.get_type_hints(kind, include_extras=True)
     return constructors.StructConstructorSpec(
         kind,
         tuple(
@@ -161,8 +174,16 @@ def _settings(info: constructors.StructTypeInfo) -> constructors.StructConstruct
     )
 
 
-def parse(kind: Any, command: str, args: list[str], **kwargs: Any) -> Any:
-    """The arguments of a command; raises UserError for those out of their ranges."""
-    parsed = tyro.cli(kind, prog=f"pronk {command}", args=args, registry=_registry, **kwargs)
+def parse(
+    kind: Any, command: str, args: list[str], marks: Mapping[type, str] | None = None, **kwargs: Any
+) -> Any:
+    """The arguments of a command; raises UserError for those out of their ranges.
+
+    marks: of settings, by their type, where values come from that are not their fields' defaults.
+    """
+    registry = constructors.ConstructorRegistry()
+    registry.primitive_rule(_integer)
+    registry.struct_rule(lambda info: _settings(info, marks or {}))
+    parsed = tyro.cli(kind, prog=f"pronk {command}", args=args, registry=registry, **kwargs)
     fields.check(parsed)
     return parsed

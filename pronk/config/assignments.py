@@ -23,7 +23,7 @@ def parse_assignments(pairs: Iterable[str], source: str) -> dict[str, Any]:
             raise UserError(f"{source} is '{pair}'; expected NAME=VALUE, as in delay=20.")
         try:
             parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or beyond its limits
             parsed[name] = value
     return parsed
 

@@ -22,9 +22,11 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pronk.errors import UserError, nearest
+from pronk.errors import UserError, nearest, printable
 
 _KEY = "pronk"  # of a field's metadata
+_MANY = 1e6  # the limit of a number whose field has none of its own: beyond is a slip
+_TINIEST = 2.0**-126  # of float32, in which settings are computed with
 
 
 class Rule(NamedTuple):
@@ -38,15 +40,27 @@ class Rule(NamedTuple):
     tune: bool | tuple[float, float] = False  # whether PBT adapts it by default, and from where
     near_one: bool = False  # whether PBT perturbs 1 − x instead of x
     not_empty: bool = False  # of several values
+    limit: float = _MANY  # beyond which a value is absurd; infinity where that is a value, too
 
     def allows(self, value: float) -> bool:
         """Whether `value` is in the range; NaN is in none."""
-        return (
+        return self._is_sane(value) and (
             (self.above is None or value > self.above)
             and (self.at_least is None or value >= self.at_least)
             and (self.below is None or value < self.below)
             and (self.at_most is None or value <= self.at_most)
         )
+
+    def _is_sane(self, value: float) -> bool:
+        """Whether `value` is within the limit, and not zero in float32 where it is not zero."""
+        return not value or _TINIEST <= abs(value) <= max(self.limit, self.at_most or 0)
+
+    def expected(self, value: float) -> str:
+        """What is expected instead of `value`, in words."""
+        if self._is_sane(value) or value != value or self.at_most is not None:
+            return self.range
+        size = f"at most {self.limit:g}" if abs(value) > 1 else f"at least {_TINIEST:.2g}, or zero"
+        return f"{self.range} and {size}" if self.range else f"a number of {size}"
 
     @property
     def range(self) -> str:
@@ -75,15 +89,17 @@ def number(
     source: str = "",
     tune: bool | tuple[float, float] = False,
     near_one: bool = False,
+    limit: float = _MANY,
 ) -> Any:
     """A field for a number, an integer by its annotation, with a range.
 
     source: paper and equation or table of the default. tune: whether PBT adapts it unless told
     otherwise; a tuple is the range from which first values are drawn log-uniformly, True begins
     with the run's own value. near_one: PBT draws and multiplies 1 − x, for numbers such as γ, so
-    that the horizon 1 / (1 − γ) changes by the factor.
+    that the horizon 1 / (1 − γ) changes by the factor. limit: the largest size that is
+    not taken for a slip.
     """
-    rule = Rule(above, at_least, below, at_most, source, tune, near_one)
+    rule = Rule(above, at_least, below, at_most, source, tune, near_one, limit=limit)
     return dataclasses.field(default=default, metadata={_KEY: rule})
 
 
@@ -100,7 +116,8 @@ def choice(default: Any, *, source: str = "") -> Any:
 def widths(default: tuple[int, ...], *, source: str = "") -> Any:
     """A field for one or more layer widths of at least 1."""
     return dataclasses.field(
-        default=default, metadata={_KEY: Rule(at_least=1, source=source, not_empty=True)}
+        default=default,
+        metadata={_KEY: Rule(at_least=1, source=source, not_empty=True)},
     )
 
 
@@ -133,19 +150,68 @@ def flag(name: str) -> str:
 def check(config: Any) -> None:
     """Raise UserError for a value that is not of its field's type, or out of its range."""
     hints = _hints(type(config))
+    declared = {f.name for f in dataclasses.fields(config) if _KEY in f.metadata}
     for name, rule in rules(type(config)).items():
         value, hint = getattr(config, name), hints[name]
         if not _fits(value, hint):
             options = typing.get_args(hint) if _is_literal(hint) else ()
             meant = nearest(str(value), map(str, options)) or "."
             raise UserError(f"`{flag(name)}` is {value!r}; expected {_words(hint)}{meant}")
+        if name not in declared:
+            continue
         several = isinstance(value, tuple | list)
         numbers = [v for v in (value if several else [value]) if isinstance(v, int | float)]
-        if not all(map(rule.allows, numbers)):
-            expected = f"only numbers of {rule.range}" if several else rule.range
+        wrong = [v for v in numbers if not rule.allows(v)]
+        if wrong:
+            expected = rule.expected(wrong[0])
+            expected = f"only numbers of {expected}" if several else expected
             raise UserError(f"`{flag(name)}` is {value}; expected {expected}.")
         if rule.not_empty and not value:
             raise UserError(f"`{flag(name)}` is {value}; expected one or more numbers.")
+
+
+def plain(config: Any) -> Any:
+    """Settings with Python's numbers and tuples in place of NumPy's, or another library's, and of
+    lists; and with integers in place of whole floats, such as 3e5, where integers are meant."""
+    changes = plainer(config)
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def plainer(config: Any) -> dict[str, Any]:
+    """The values in which `plain(config)` differs, by field."""
+    hints, changes = _hints(type(config)), {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        new = _plain(value, hints[f.name])
+        if new is not value:
+            changes[f.name] = new
+    return changes
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    if hasattr(value, "tolist") and getattr(value, "ndim", 2) < 2:  # an array, or its scalar
+        value = value.tolist()
+    options = typing.get_args(hint) if not _is_literal(hint) else ()
+    if isinstance(value, list | tuple):
+        of = [typing.get_args(o)[0] for o in (hint, *options) if typing.get_origin(o) is tuple]
+        if not of:
+            return value
+        new = tuple(_plain(v, of[0]) for v in value)
+        same = isinstance(value, tuple) and all(a is b for a, b in zip(new, value, strict=True))
+        return value if same else new
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole and int in (hint, *options) and float not in options else value
+
+
+def integer(text: str) -> int:
+    """The integer that `text` is, as in 300000, 300_000 and 3e5; raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not (value.is_integer() and abs(value) < 2**53):
+            raise ValueError(f"'{text}' is no integer") from None
+        return int(value)
 
 
 @functools.cache
@@ -185,8 +251,11 @@ def _words(hint: Any) -> str:
     return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
-def descriptions(config_class: type) -> dict[str, str]:
-    """The text below each field, with the source of its default in brackets, as `--help` has it."""
+def descriptions(config_class: type, config: Any = None, mark: str = "") -> dict[str, str]:
+    """The text below each field, with the source of its value in brackets, as `--help` has it.
+
+    That is the source of the field's default, or `mark` where the value in `config` differs.
+    """
     texts: dict[str, str] = {}
     for base in reversed(config_class.__mro__[:-1]):
         try:
@@ -200,8 +269,11 @@ def descriptions(config_class: type) -> dict[str, str]:
                     ast.AnnAssign(target=ast.Name(id=name)),
                     ast.Expr(value=ast.Constant(value=str() as words)),
                 ):
-                    texts[name] = " ".join(words.split())
+                    texts[name] = printable(" ".join(words.split()))
+    usual = None if config is None else config_class()
     for name, rule in rules(config_class).items():
-        source = f"[{rule.source}]" if rule.source else ""
-        texts[name] = f"{texts.get(name, '')} {source}".strip()
+        source = rule.source
+        if usual is not None and getattr(config, name) != getattr(usual, name):
+            source = mark
+        texts[name] = f"{texts.get(name, '')} {f'[{source}]' if source else ''}".strip()
     return texts

@@ -48,6 +48,18 @@ ALIASES = {
     "optimizer": "optimiser",
     "device": "learner_device",
     "output_dir": "run_dir",
+    "tensorboard_log": "run_dir",
+    "rollout_fragment_length": "unroll",
+    "train_batch_size": "batch_size",
+    "entropy_coeff": "entropy_cost",
+    "vf_loss_coeff": "value_cost",
+    "grad_clip": "max_gradient_norm",
+    "gae_lambda": "trace_lambda",
+    "net_arch": "hidden_sizes",
+    "fcnet_hiddens": "hidden_sizes",
+    "num_env_runners": "actors",
+    "num_envs_per_env_runner": "envs_per_actor",
+    "target_update_interval": "target_every",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tyro.conf import UseAppendAction
 
-from pronk.config.fields import check, fraction, number
+from pronk.config.fields import check, fraction, number, plainer
 from pronk.errors import UserError
 
 
@@ -27,18 +27,22 @@ class PBTConfig:
     """NAME=LOW:HIGH, a hyperparameter to adapt and the range of its first values, which are drawn
     log-uniformly; NAME alone begins with the run's value. May be given several times. [the agent's
     own choice, shown by `pronk list`]"""
-    ready_steps: int | None = number(None, at_least=1)
+    ready_steps: int | None = number(None, at_least=1, limit=10**12)
     """Agent steps of a member after which it may copy another and is perturbed. [a twentieth of
     `--steps`; J17: 10⁶ to 10⁷]"""
-    ready_episodes: int | None = number(None, at_least=1, source="E18: 5000")
+    ready_episodes: int | None = number(None, at_least=1, limit=10**12, source="E18: 5000")
     """Episodes of a member instead of steps."""
-    evolve_after: int = number(0, at_least=0, source="E18: 20 million frames")
+    evolve_after: int = number(0, at_least=0, limit=10**12, source="E18: 20 million frames")
     """Agent steps of a member before which it neither copies nor is perturbed: copying while scores
     are noise loses the hyperparameters that were drawn."""
-    copy_margin: float = number(0.05, at_least=0, source="E18: an absolute 5 % of such scores")
+    copy_margin: float = number(
+        0.05, at_least=0, limit=math.inf, source="E18: an absolute 5 % of such scores"
+    )
     """Copy a member only if its score is better by this fraction of the copying member's score;
     in a suite with normalised scores, by this amount."""
-    copy_sigmas: float = number(2.0, at_least=0, source="J17: a t-test at 5 %, about 2; E18: 0")
+    copy_sigmas: float = number(
+        2.0, at_least=0, limit=math.inf, source="J17: a t-test at 5 %, about 2; E18: 0"
+    )
     """And only if it is better by this many standard errors of the difference, so that members
     don't copy luck where few episodes make a score."""
     perturb_probability: float = fraction(0.33, source="E18: 33 %")
@@ -53,6 +57,8 @@ class PBTConfig:
     """Members that train at the same time, in processes or on Ray."""
 
     def __post_init__(self) -> None:
+        for name, value in plainer(self).items():
+            object.__setattr__(self, name, value)
         check(self)
         if self.ready_steps is not None and self.ready_episodes is not None:
             raise UserError(

@@ -27,12 +27,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
+from pronk.config import modules
 from pronk.config.fields import tuned
 from pronk.config.run import RunConfig
 from pronk.errors import UserError, nearest
@@ -102,14 +102,7 @@ def agent_name(agent: AgentLike) -> str:
 
 def is_agent(name: str) -> bool:
     """Whether `name` is one of pronk's agents, or a module that can be imported."""
-    if name in AGENTS:
-        return True
-    if not all(part.isidentifier() for part in name.split(".")):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # no such package; a module without a spec
-        return False
+    return name in AGENTS or modules.exists(name)
 
 
 def agent_module(agent: AgentLike) -> AgentModule:
@@ -124,14 +117,7 @@ def agent_module(agent: AgentLike) -> AgentModule:
         return _checked(name, agent)
     if not is_agent(name):
         raise UserError(_unknown(name))
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:
-        raise UserError(
-            f"agent '{name}' can't be imported: {type(error).__name__}: {error}. Mend the module,"
-            f" or use one of {', '.join(AGENTS)}."
-        ) from error
-    return _checked(name, module)
+    return _checked(name, modules.load(name, f"agent '{name}'"))
 
 
 def _unknown(name: str) -> str:

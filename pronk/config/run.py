@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,15 +19,15 @@ DEFAULT_ACTORS, DEFAULT_ENVS = 2, 16
 class RunConfig:
     """How long, where and with what machinery to train."""
 
-    steps: int = number(10_000_000, above=0)
+    steps: int = number(10_000_000, above=0, limit=10**12)
     """Agent steps to train for; schedules end there."""
     seed: int = number(0, at_least=0, at_most=2**63 - 1)
     """Random seed."""
     run_dir: Path | None = None
     """Directory of the run; the same command resumes it. [runs/AGENT-ENV-SEED]"""
-    stop_after: int | None = number(None, above=0)
+    stop_after: int | None = number(None, above=0, limit=10**12)
     """Pause, saved, after this many agent steps in all; schedules still end at `--steps`."""
-    stop_after_episodes: int | None = number(None, above=0)
+    stop_after_episodes: int | None = number(None, above=0, limit=10**12)
     """Pause, saved, after this many episodes in all."""
     runtime: Literal["auto", "local", "fused"] = "auto"
     """local: actors and a learner. fused: environment, acting and update in one jitted scan, for
@@ -48,7 +49,7 @@ class RunConfig:
     """Dynamic batching: number of requests to wait for, one per actor."""
     inference_maximum: int | None = number(None, above=0)
     """Dynamic batching: largest number of requests answered together. [all actors]"""
-    inference_timeout: float = number(0.01, above=0)
+    inference_timeout: float = number(0.01, above=0, limit=math.inf)
     """Dynamic batching: seconds after which a request is answered without waiting for others."""
     deterministic: bool = False
     """The same seed gives the same bits, and a resumed run equals an uninterrupted one."""
@@ -86,22 +87,22 @@ class RunConfig:
     env_workers: int | None = number(None, at_least=0)
     """Processes per actor, and of a suite per task, that step its environments; 0: none. [measured:
     for slow environments]"""
-    max_env_faults: int = number(10, at_least=0)
+    max_env_faults: int = number(10, at_least=0, limit=10**12)
     """Environment failures, each survived by restarting the environment, before the run stops; of
     a suite, for each task."""
-    max_restarts: int = number(10, at_least=0)
+    max_restarts: int = number(10, at_least=0, limit=10**12)
     """Restarts of actors that died, crashed or hung before the run stops; actors whose machine left
     the Ray cluster are not counted. Synchronous and deterministic actors are not restarted."""
-    hang_after: float = number(300.0, above=0)
+    hang_after: float = number(300.0, above=0, limit=math.inf)
     """Seconds without a step after which an actor counts as hung and is restarted. For
     `--env-workers`, half of that without an answer."""
-    checkpoint_every: float = number(120.0, above=0)
+    checkpoint_every: float = number(120.0, above=0, limit=math.inf)
     """Seconds between checkpoints."""
-    keep_checkpoints: int = number(3, above=0)
+    keep_checkpoints: int = number(3, above=0, limit=10**12)
     """Checkpoints kept."""
-    log_every: float = number(5.0, above=0)
-    """Seconds between records of metrics."""
-    eval_every: int | None = number(None, above=0)
+    log_every: float = number(5.0, above=0, limit=math.inf)
+    """Seconds between records of metrics; each hundredth of `--steps` is recorded, too."""
+    eval_every: int | None = number(None, above=0, limit=10**12)
     """Agent steps between evaluations. [none]"""
     eval_episodes: int = number(10, above=0)
     """Episodes per evaluation."""

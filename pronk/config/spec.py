@@ -5,20 +5,33 @@ Imports neither jax nor an environment.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
+import os
+import platform
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pronk.config.fields import check
+from pronk.config.fields import check, plain
+from pronk.config.json_files import MissingJSON, holds, parse_object, read_object
 from pronk.config.registry import AgentModule, agent_module
 from pronk.config.run import FREE, RunConfig
+from pronk.config.sources import changed, refuse_changed, sources
 from pronk.errors import UserError
 
 FORMAT = 2  # of what `Plan.as_json` makes
+
+
+def here() -> str:
+    """The current directory; empty where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -30,8 +43,13 @@ class Plan:
     run: RunConfig
     agent_config: Any
     env_args: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = ""  # of which `agent_config` was made; "" where that is not known
+    # The directory that relative paths begin in, whatever an environment makes the current one.
+    home: str = field(default_factory=here, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run", plain(self.run))
+        object.__setattr__(self, "agent_config", plain(self.agent_config))
         check(self.run)
         check(self.agent_config)
 
@@ -42,11 +60,17 @@ class Plan:
             return Path(self.run.run_dir)
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in self.env)
         if len(name) > 100:  # a long list of tasks, and file names have a limit
-            name = f"{name[:90]}-{hashlib.sha256(self.env.encode()).hexdigest()[:8]}"
+            env = self.env.encode(errors="surrogatepass")
+            name = f"{name[:90]}-{hashlib.sha256(env).hexdigest()[:8]}"
         return Path("runs") / f"{self.agent}-{name}-{self.run.seed}"
 
+    @property
+    def directory(self) -> Path:
+        """`run_dir` as an absolute path, where this process finds its files."""
+        return Path(self.home, self.run_dir)
+
     def as_json(self) -> dict[str, Any]:
-        """The content of `config.json`."""
+        """The settings in `config.json`, from which `from_json` makes the plan again."""
         run = {
             k: str(v) if isinstance(v, Path) else v
             for k, v in dataclasses.asdict(
@@ -58,6 +82,7 @@ class Plan:
             "pronk": version(),
             "agent": self.agent,
             "env": self.env,
+            "preset": self.preset,
             "run": run,
             "agent_config": dataclasses.asdict(self.agent_config),
             "env_args": dict(self.env_args),
@@ -68,8 +93,8 @@ class Plan:
         """The plan of the run in `run_dir`; raises UserError where there is none."""
         path = Path(run_dir) / "config.json"
         try:
-            return Plan.parse(path.read_text(), str(path))
-        except (FileNotFoundError, NotADirectoryError):
+            return Plan.from_json(read_object(path), str(path))
+        except MissingJSON:
             raise UserError(
                 f"'{run_dir}' holds no run: there is no {path}. Give the directory of a run made by"
                 " `pronk train`."
@@ -77,14 +102,26 @@ class Plan:
 
     @staticmethod
     def parse(text: str, source: str, *, trusted: Container[str] | None = None) -> Plan:
-        """The inverse of `as_json`, from text.
+        """`from_json`, from text."""
+        return Plan.from_json(parse_object(text, source), source, trusted=trusted)
+
+    @staticmethod
+    def from_json(
+        saved: Mapping[str, Any], source: str, *, trusted: Container[str] | None = None
+    ) -> Plan:
+        """The inverse of `as_json`.
 
         trusted: agents whose modules may be imported; None: any. Raises UserError naming `source`
-        where the text is no plan, of another format, or asks for an agent that is not trusted.
+        where that is no plan, of another format, or asks for an agent that is not trusted.
         """
         try:
-            saved = json.loads(text)
             check_format(saved, source)
+            for name in ("agent", "env"):
+                if not isinstance(saved[name], str):
+                    raise TypeError(f"its {name} is no name")
+            preset = saved.get("preset", "")
+            if not isinstance(preset, str):
+                raise TypeError("its preset is no name")
             if trusted is not None and saved["agent"] not in trusted:
                 raise UserError(
                     f"`{source}` asks to import the module of its agent, '{saved['agent']}',"
@@ -98,32 +135,45 @@ class Plan:
             config: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in saved["agent_config"].items()
             }
-            if not isinstance(saved["env"], str):
-                raise TypeError("its environment is no name")
-            return Plan(
-                saved["agent"],
-                saved["env"],
-                RunConfig(**run),
-                _agent_of(saved["agent"], source).config(**config),
-                dict(saved["env_args"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            agent = _agent_of(saved["agent"], source)
+            settings = RunConfig(**run), agent.config(**config)
+            try:
+                return Plan(
+                    saved["agent"], saved["env"], *settings, dict(saved["env_args"]), preset
+                )
+            except UserError as error:
+                raise UserError(f"{source} can't be used: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(
-                f"{source} can't be read as a run's configuration ({error}); it was damaged, or"
+                f"{source} can't be read as a run's configuration ({why}); it was damaged, or"
                 " written by another version of pronk."
             ) from None
 
-    def check_same(self, run_dir: Path) -> None:
-        """Raise UserError if `run_dir` holds a run that learns something else, or a population."""
-        if (run_dir / "pbt.json").exists():
+    def described(self) -> dict[str, Any]:
+        """The content of `config.json`: the settings, and what they were carried out with."""
+        return {**self.as_json(), "versions": versions(), "sources": sources(self.agent, self.env)}
+
+    def check_same(self, run_dir: Path) -> list[str]:
+        """Raise UserError if `run_dir` holds a run that learns something else, or a population.
+
+        Returns the modules of its agent and environment whose source has changed since; also
+        refused if the plan names no directory, since then they are what names the run.
+        """
+        if holds(run_dir, "pbt.json"):
             raise UserError(
                 f"'{run_dir}' holds a population, whose members are runs of their own below it;"
                 " give another --run-dir, or the one of a member."
             )
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
-            return  # nothing was learnt there, as by a command that was refused
+            return []  # nothing was learnt there, as by a command that was refused
         saved, ours = identity(Plan.load(run_dir).as_json()), identity(self.as_json())
         refuse_another("run", run_dir, saved, ours)
+        before = read_object(run_dir / "config.json").get("sources")
+        modules = changed(before, sources(self.agent, self.env))
+        if self.run.run_dir is None:
+            refuse_changed(run_dir, modules)
+        return modules
 
 
 def _agent_of(name: str, source: str) -> AgentModule:
@@ -157,6 +207,17 @@ def version() -> str:
         return "(not installed)"
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on, of those that are there."""
+    from importlib import metadata  # slow to import
+
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "ale-py", "ray"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def refuse_another(
     kind: str, directory: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> None:
@@ -174,13 +235,13 @@ def refuse_another(
 def run_of(path: Path) -> Path:
     """The run at `path`, or of a population's directory its best member. Raises UserError for a
     population of which no member was scored."""
-    if not (path / "pbt.json").exists():
+    if not holds(path, "pbt.json"):
         return path
     try:
-        best = json.loads((path / "summary.json").read_text())["best_run"]
-    except (OSError, ValueError, KeyError, TypeError):
+        best = read_object(path / "summary.json").get("best_run")
+    except MissingJSON:
         best = None
-    if not isinstance(best, str):
+    if not (isinstance(best, str) and re.fullmatch(r"members/[0-9]{2,}", best)):
         raise UserError(
             f"'{path}' holds a population without a best member: none was scored before it last"
             f" paused or ended. Train it for longer, or give one of {path}/members."

@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymEntry
 
+from pronk.config import modules
 from pronk.envs import waiting
 from pronk.envs.episodes import derived_seed
 from pronk.envs.gym_env import SerialVectorEnv
@@ -277,12 +278,9 @@ def gym_factory(env: EnvLike, args: Mapping[str, Any]) -> GymFactory:
         return GymFactory(env, args)
     module, _, name = env.rpartition(":")
     if module:  # Gymnasium's `module:Id-v0`: importing the module registers the id
-        try:
-            importlib.import_module(module)
-        except ImportError as e:
-            raise UserError(f"`env` '{env}': module '{module}' cannot be imported: {e}") from e
+        modules.load(module, f"`env` '{env}'")
     if name not in gym.registry:
-        raise _unregistered(name)
+        raise _unregistered(name, module)
     return GymFactory(gym.registry[name], args)
 
 
@@ -309,8 +307,11 @@ def names() -> list[str]:
     return list(dict.fromkeys(known))  # importing ale_py also registers its games
 
 
-def _unregistered(env: str) -> UserError:
-    return UserError(f"`env` '{env}' is not registered{nearest(env, names())}")
+def _unregistered(env: str, module: str = "") -> UserError:
+    own = f"The module '{module}' was imported, and does not register it."
+    if not module:
+        own = f"One of your own is named with the module that registers it, my_module:{env}."
+    return UserError(f"`env` '{env}' is not registered{nearest(env, names()) or '.'} {own}")
 
 
 def _picklable(factory: GymFactory) -> bool:

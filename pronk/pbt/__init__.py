@@ -22,7 +22,7 @@ from pronk.pbt.controller import Controller, Workplace
 from pronk.pbt.decide import parse_tune
 from pronk.pbt.many_runs import ManyRuns
 from pronk.pbt.member_run import Launcher
-from pronk.pbt.setup import Setup, open_journal
+from pronk.pbt.setup import Setup, open_journal, refuse_unnamed
 from pronk.run.build import is_fused
 from pronk.run.contract import check_agent
 from pronk.run.guard import catch_signals, lock_run_dir
@@ -39,6 +39,7 @@ def set_up(plan: Plan, settings: PBTConfig, env: str | Callable[[], Any] | None 
     config, env = plan.run, plan.env if env is None else env
     if config.run_dir is None:
         directory = plan.run_dir.with_name(f"pbt-{plan.run_dir.name}")
+        refuse_unnamed(plan, directory)
         plan = dataclasses.replace(plan, run=dataclasses.replace(config, run_dir=directory))
     spec, agent = build(plan, env)
     check_agent(plan, agent, spec)

@@ -299,7 +299,7 @@ class Controller:
             "best_run": None if best is None else f"members/{best:02d}",
             "best_hyper": None if best is None else self.members[best].hyper,
             "wall_seconds": self.workplace.wall_seconds,
-            "run_dir": str(setup.directory),
+            "run_dir": str(setup.plan.run_dir),
         }
         write_json_atomically(setup.directory / "summary.json", without_nan(result))
         return result

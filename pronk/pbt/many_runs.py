@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from pronk import envs
 from pronk.config.architectures import Case
+from pronk.config.json_files import read_object
 from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.pbt.controller import Change, Member, Report
@@ -52,9 +52,8 @@ class ManyRuns:
         self.setup, self.launcher = setup, launcher
         self._started = time.perf_counter()
         self._earlier = 0.0
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            summary = json.loads((setup.directory / "summary.json").read_text())
-            self._earlier = float(summary["wall_seconds"])
+        with contextlib.suppress(UserError, ValueError, KeyError, TypeError):
+            self._earlier = float(read_object(setup.directory / "summary.json")["wall_seconds"])
         self._running: dict[int, MemberRun] = {}
         self._paused: set[int] = set()  # by `--stop-after`, in the middle of a generation
         self._deaths: Counter[int] = Counter()
@@ -127,7 +126,7 @@ class ManyRuns:
         run = dataclasses.replace(  # on other machines, paths are what they are here
             plan.run,
             run_dir=plan.run_dir.resolve(),
-            init_from=None if start is None else start.resolve(),
+            init_from=None if start is None else Path(plan.home, start).resolve(),
         )
         plan = dataclasses.replace(plan, run=run)
         inheritance = Inheritance(member.generation, member.hyper, donor)

@@ -243,7 +243,7 @@ class OneProgram:
         plan = self.setup.member_plan(member, runtime="fused")
         directory, counters = plan.run_dir, self._counters[member]
         directory.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(directory / "config.json", plan.as_json())
+        write_json_atomically(directory / "config.json", plan.described())
         one: RunState = jax.tree.map(lambda x: x[member], jax.device_get(self.runs))
         empty: Any = ()
         trees = {

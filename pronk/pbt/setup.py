@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pronk.config.json_files import read_object
 from pronk.config.pbt import FREE, PBTConfig
+from pronk.config.sources import changed, refuse_changed, sources
 from pronk.config.spec import Plan, check_format, identity, refuse_another
 from pronk.envs.episodes import derived_seed
-from pronk.errors import UserError
+from pronk.errors import UserError, printable
 from pronk.pbt import decide
 from pronk.pbt.decide import Decision, Hyper, Score, Tuned
 from pronk.storage.files import write_json_atomically
@@ -39,7 +41,7 @@ class Setup:
     @property
     def directory(self) -> Path:
         """The population's directory."""
-        return self.plan.run_dir
+        return self.plan.directory
 
     @property
     def size(self) -> int:
@@ -108,7 +110,7 @@ class Setup:
 
     def message(self, text: str) -> None:
         """Print a message, also with `--quiet`."""
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def open_journal(setup: Setup, *, one_program: bool) -> Journal:
@@ -124,7 +126,7 @@ def open_journal(setup: Setup, *, one_program: bool) -> Journal:
             f"'{directory}' holds a run, so it cannot hold a population; give another --run-dir."
         )
     ours = {
-        "plan": setup.plan.as_json(),
+        "plan": setup.plan.described(),
         "pbt": dataclasses.asdict(setup.settings),
         "one_program": one_program,
     }
@@ -136,6 +138,16 @@ def open_journal(setup: Setup, *, one_program: bool) -> Journal:
     if not has_progress:
         journal.truncate(0)
     return journal
+
+
+def refuse_unnamed(plan: Plan, directory: Path) -> None:
+    """Raise UserError where `directory`, which the plan does not name, holds a population whose
+    agent or environment has another source now."""
+    path = Path(plan.home, directory, SETTINGS)
+    if _has_progress(path.parent):
+        saved = read_object(path).get("plan")
+        before = saved.get("sources") if isinstance(saved, dict) else None
+        refuse_changed(directory, changed(before, sources(plan.agent, plan.env)))
 
 
 def _has_progress(directory: Path) -> bool:
@@ -170,8 +182,8 @@ def is_locked(run_dir: Path) -> bool:
 
 def _check_same(path: Path, ours: Mapping[str, Any]) -> None:
     """Raise UserError where the settings at `path` are another population's."""
+    saved = read_object(path)
     try:
-        saved = json.loads(path.read_text())
         check_format(saved["plan"], str(path))
         theirs = _identity(saved)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -45,7 +45,9 @@ class ActorFactory:
         config, agent_config = self.plan.run, self.plan.agent_config
         first = self.index * self.num_envs
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), self.salt)
-        fault_log = self.plan.run_dir / "env_faults.log"
+        # On another machine the directory may be elsewhere.
+        directory = self.plan.directory if config.ray is None else self.plan.run_dir
+        fault_log = directory / "env_faults.log"
         threads = max(1, (os.cpu_count() or 1) * config.learners // self.actors)
         if config.ray is not None:
             threads = max(1, int(config.actor_cpus))

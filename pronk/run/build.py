@@ -44,8 +44,10 @@ def make_runtime(
     start_step: int,
     log: Callable[[str], None],
     stack: contextlib.ExitStack,
+    note: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Runtime:
-    """The plan's runtime, ready to update; `log` receives messages on how it is made up.
+    """The plan's runtime, ready to update; `log` receives messages on how it is made up, and `note`
+    its kind and the numbers of actors and environments.
 
     start_step: agent steps at which this segment of the run began. stack: what must be closed after
     the runtime. Raises UserError for settings that do not go together (`compatibility.check`).
@@ -53,8 +55,9 @@ def make_runtime(
     compatibility.check(plan, agent, jax_env=_has_jax(plan, env))
     devices = choose_devices(plan)
     if is_fused(plan, env, agent):
+        note({"runtime": "fused", "envs": fused_shape(plan, agent)["num_envs"]})
         return _fused_runtime(plan, env, agent, state, devices)
-    return _Local(plan, env, agent, devices, start_step, log, stack).build(state)
+    return _Local(plan, env, agent, devices, start_step, log, stack, note).build(state)
 
 
 class _Local:
@@ -69,9 +72,10 @@ class _Local:
         start_step: int,
         log: Callable[[str], None],
         stack: contextlib.ExitStack,
+        note: Callable[[dict[str, Any]], None],
     ):
         self.plan, self.env, self.agent, self.devices = plan, env, agent, devices
-        self.log, self.stack, self.config = log, stack, plan.run
+        self.log, self.note, self.stack, self.config = log, note, stack, plan.run
         self.architecture = ARCHITECTURES[plan.run.architecture]
         # A resumed run that starts new episodes must not repeat those of its beginning.
         self.salt = 0 if plan.run.deterministic else start_step
@@ -117,7 +121,7 @@ class _Local:
         replay = Replay(source.sequences, row_spec(self.agent, spec), core_spec(self.agent))
         segments = None
         if source.sequences.checkpoint:
-            directory = self.plan.run_dir / "replay"
+            directory = self.plan.directory / "replay"
             segments = SegmentLog(replay, directory, config.keep_checkpoints)
             unfinished.callback(segments.close)
         memory = Memory(replay, segments, derived_seed(config.seed, REPLAY_KEY, self.salt))
@@ -137,7 +141,7 @@ class _Local:
                 self.log(warning)
             room = DEFAULT_ACTORS if config.ray == "local" else cluster.room() // config.learners
             num_actors = num_actors or max(1, room)
-        fault_log = self.plan.run_dir / "actor_faults.log"
+        fault_log = self.plan.directory / "actor_faults.log"
         restarts = Restarts(config.max_restarts, fault_log, config.hang_after)
         crew = Crew(self.plan, self.env, self.agent, self.salt, restarts, cluster)
         if num_actors is None or num_envs is None:
@@ -160,6 +164,8 @@ class _Local:
         # Each of several learners counts the episodes of its own actors.
         check_slots(self.env, num_actors * num_envs, config.learner_rank * num_actors * num_envs)
         actors = crew.make(num_actors, num_envs, server)
+        numbers = {"actors": num_actors, "envs_per_actor": num_envs}
+        self.note({"runtime": "local", **numbers, "placement": actors[0].placement})
         plural = "s" if num_actors > 1 else ""
         self.log(
             f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments,"

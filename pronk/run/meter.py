@@ -11,7 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from pronk.config.run import RunConfig
 from pronk.runtime.api import Update
+
+RECORDS = 100  # of a whole run, at least
+SHORTEST = 0.2  # seconds between them, so that recording costs next to nothing
 
 
 class Meter:
@@ -31,6 +35,12 @@ class Meter:
     def seconds(self) -> float:
         """Seconds of training since the last record."""
         return time.perf_counter() - self._since
+
+    def is_due(self, run: RunConfig, steps: int) -> bool:
+        """Whether to record between two lines, after `steps` agent steps: at each hundredth of the
+        run, so that a fast one has a curve, too."""
+        part = max(1, run.steps // RECORDS)
+        return self.seconds() >= SHORTEST and steps // part > self._steps // part
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pronk.errors import printable, show_all_characters
 from pronk.storage.files import (
     cannot_write,
     read_lines,
@@ -40,6 +41,8 @@ from pronk.storage.files import (
 LEAST_EXPLORING = "mean_return_least_exploring"
 _MAX_LOSSES = 6  # shown, so that the panel stays within a small terminal
 _MAX_TASKS = 8  # of a suite
+# Seconds, or the part of the run, after which its average speed is known.
+_SETTLED, _SETTLED_PART = 20.0, 0.05
 # Normalised scores of a suite.
 _SCORES = {"score/mean": "score (mean)", "score/median": "score (median)"}
 # Shown once they are above zero.
@@ -74,7 +77,7 @@ class Monitor:
         self._run_dir = Path(run_dir)
         self._total_steps = total_steps
         self._frames_per_step = frames_per_step
-        self._title = title
+        self._title = printable(title)
         self._quiet = quiet
         self._start = resume_steps or 0
         self._first_step = 0 if resume_steps is None else resume_steps + 1
@@ -91,6 +94,7 @@ class Monitor:
             self._metrics = open(path, "ab")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise cannot_write(path, error) from error
+        show_all_characters(sys.stdout, sys.stderr)
         self.console = console or Console()
         self._live: Live | None = None
         if self.console.is_terminal and not quiet:
@@ -103,8 +107,9 @@ class Monitor:
             self._live.start(refresh=True)
         atexit.register(self.close)  # shows the cursor again, however the process ends
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Append `record`, which has at least `steps`, to the files and display it.
+    def log(self, record: Mapping[str, Any], *, line: bool = True) -> None:
+        """Append `record`, which has at least `steps`, to the files and display it: on the panel,
+        or in a line where there is none and `line` is set.
 
         NaN and infinities are written as null. Raises UserError where the write fails.
         """
@@ -123,12 +128,12 @@ class Monitor:
         self._first_record = self._first_record or values
         if self._live is not None:
             self._live.update(self._panel(), refresh=True)
-        elif not self._quiet:
+        elif line and not self._quiet:
             self._print(self._line(values))
 
     def message(self, text: str) -> None:
         """Print `text` above the panel, also when `quiet`."""
-        self._print(text)
+        self._print(printable(text))
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Write `summary.json`; raises UserError where the write fails."""
@@ -247,9 +252,15 @@ class Monitor:
             if record.get(key) is not None
         ]
         names = _tasks(record)[:_MAX_TASKS]
-        rows += [(_tail(name.removeprefix("return/")), _number(record[name])) for name in names]
+        rows += [
+            (_tail(printable(name.removeprefix("return/"))), _number(record[name]))
+            for name in names
+        ]
         losses = [name for name in record if name.startswith("loss/")][:_MAX_LOSSES]
-        rows += [(f"{name.removeprefix('loss/')} loss", _number(record[name])) for name in losses]
+        rows += [
+            (f"{printable(name.removeprefix('loss/'))} loss", _number(record[name]))
+            for name in losses
+        ]
         if "gradient_norm" in record:
             rows.append(("gradient norm", _number(record["gradient_norm"])))
         return rows
@@ -259,20 +270,25 @@ class Monitor:
 
     def _time_left(self, record: Mapping[str, Any]) -> str:
         speed = self._average_speed(record)
-        if not speed:
+        if speed is None:
             return "–"
         seconds = round(max(0, self._total_steps - record["steps"]) / speed)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def _average_speed(self, record: Mapping[str, Any]) -> float | None:
-        """Agent steps per second since the first record, in which evaluation and saving count."""
+        """Agent steps per second since the first record, in which evaluation and saving count.
+
+        None before that says much: the speed of the first seconds is not that of a run.
+        """
         first = self._first_record
-        if first is not None and "wall_seconds" in first and "wall_seconds" in record:
-            steps = record["steps"] - first["steps"]
-            seconds = record["wall_seconds"] - first["wall_seconds"]
-            if steps > 0 and seconds > 0:
-                return steps / seconds
-        return record.get("steps_per_second")
+        if first is None or "wall_seconds" not in first or "wall_seconds" not in record:
+            return None
+        steps = record["steps"] - first["steps"]
+        seconds = record["wall_seconds"] - first["wall_seconds"]
+        if steps <= 0 or seconds <= 0:
+            return None
+        enough = seconds >= _SETTLED or steps >= _SETTLED_PART * self._total_steps
+        return steps / seconds if enough else None
 
 
 class _TensorBoard:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pronk.config.json_files import MissingJSON, read_object
 from pronk.config.run import FREE
-from pronk.errors import UserError, nearest
-from pronk.storage.files import read_lines, write_atomically
+from pronk.errors import UserError, nearest, printable
+from pronk.storage.files import is_number, read_lines, write_atomically
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers, without the pale yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,6 +35,7 @@ _LABELS = {
     "gradient_norm": "gradient norm",
 }
 _GRID = 500  # points of a mean curve
+_LONGEST = 300  # characters of a label
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class _Run:
 
     @property
     def seed(self) -> Any:
-        return self.config.get("run", {}).get("seed")
+        return self.config["run"].get("seed")
 
     @property
     def task(self) -> str:
@@ -95,6 +97,27 @@ def picture_format(output: Path) -> str:
     return output.suffix.lower()[1:]
 
 
+def shortened(text: str, length: int) -> str:
+    """`text`, cut to `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def drawable(text: str, *, formulas: bool = False) -> str:
+    """`text` as matplotlib can draw it: short, printable and, unless `formulas` may be in it and
+    can be read, without any."""
+    from matplotlib.mathtext import MathTextParser  # slow to import
+
+    lines = shortened(text, _LONGEST).split("\n") if formulas else [shortened(text, _LONGEST)]
+    text = "\n".join(map(printable, lines))
+    if formulas:
+        try:
+            MathTextParser("path").parse(text)
+            return text
+        except (ValueError, RecursionError):  # wrong, or nested too deep
+            pass
+    return text.replace("$", r"\$")
+
+
 def finish_axes(axes: Any, label: str, largest: float, *, seconds: bool = False) -> None:
     """Label the horizontal axis of matplotlib `axes`, in a unit that suits values to `largest`.
 
@@ -125,33 +148,26 @@ def _unit(largest: float, seconds: bool) -> tuple[str, float]:
 
 def _read(path: Path, x: str, y: str) -> _Run:
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = read_object(path / "config.json")
         records = [record for _, record in read_lines(path / "metrics.jsonl")]
-    except OSError as error:
-        raise UserError(
-            f"`{path}` is not the directory of a run: cannot read `{error.filename}` "
-            f"({error.strerror})"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"`{path / 'config.json'}` is not JSON: {error}") from error
+    except MissingJSON as error:
+        raise UserError(f"`{path}` is not the directory of a run: {error}") from None
+    if not isinstance(config.setdefault("run", {}), dict):
+        raise UserError(f"`{path / 'config.json'}` has no settings of a run; put back a copy.")
     if not records:
         raise UserError(f"`{path}` has no records yet; wait for the run's first line of progress")
-    known = {name for record in records for name, value in record.items() if _is_number(value)}
+    known = {name for record in records for name, value in record.items() if is_number(value)}
     for metric in (x, y):
         if not any(metric in record for record in records):
             raise UserError(
                 f"`{path}` has no metric `{metric}`{nearest(metric, known)}; "
-                f"it has {', '.join(sorted(known))}"
+                f"it has {shortened(', '.join(sorted(known)), 1000)}"
             )
-    both = [r for r in records if _is_number(r.get(x)) and _is_number(r.get(y))]
+    both = [r for r in records if is_number(r.get(x)) and is_number(r.get(y))]
     if not both:
         raise UserError(f"`{path}` has no values of `{y}` yet; no episode may have ended so far")
     both.sort(key=lambda record: record[x])
     return _Run(path, config, both, *(np.array([r[m] for r in both], float) for m in (x, y)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and np.isfinite(value)
 
 
 def _settings(run: _Run) -> dict[str, str]:
@@ -166,9 +182,9 @@ def _settings(run: _Run) -> dict[str, str]:
             flat[prefix] = json.dumps(value)
 
     add("", run.config)
-    for name in ("pronk", "run.seed", *(f"run.{name}" for name in FREE)):
-        flat.pop(name, None)
-    return flat
+    free = ("pronk", "preset", "run.seed", *(f"run.{name}" for name in FREE))
+    about = ("versions.", "sources.", "resolved.")  # not settings
+    return {k: v for k, v in flat.items() if k not in free and not k.startswith(about)}
 
 
 def _by_settings(runs: Sequence[_Run]) -> list[tuple[str, list[_Run]]]:
@@ -212,7 +228,8 @@ def _draw(
     padded = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
     figure = Figure(figsize=(8, 5), dpi=150, layout=padded)
     axes = figure.add_subplot()
-    for i, (label, members) in enumerate(groups):
+    for i, (name, members) in enumerate(groups):
+        label = drawable(name)
         colour = _COLOURS[i % len(_COLOURS)]
         dashes = _DASHES[i // len(_COLOURS) % len(_DASHES)]
         curves = [(run.x, _smoothed(run.y, smooth)) for run in members]
@@ -230,11 +247,11 @@ def _draw(
         axes.plot(grid, values.mean(0), dashes, **style)
     averaged = f"\n(average over {smooth} records)" if smooth > 1 else ""
     largest = max(run.x[-1] for _, members in groups for run in members)
-    finish_axes(axes, _label(x), largest, seconds=x == "wall_seconds")
-    axes.set_ylabel(_label(y) + averaged)
+    finish_axes(axes, drawable(_label(x)), largest, seconds=x == "wall_seconds")
+    axes.set_ylabel(drawable(_label(y)) + averaged)
     axes.margins(x=0.02)
     if title is not None:
-        axes.set_title(title)
+        axes.set_title(drawable(title, formulas=True))
     axes.legend(frameon=False, fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_format)
@@ -281,4 +298,4 @@ def _as_csv(runs: Sequence[_Run], y: str) -> bytes:
         for record in run.records:
             values = (record.get(name) for name in ("steps", "wall_seconds", y))
             writer.writerow([run.path, run.seed, *values])
-    return buffer.getvalue().encode()
+    return buffer.getvalue().encode(errors="backslashreplace")

@@ -6,7 +6,6 @@ As in Jaderberg et al. 2017, figures 4 and 6, and Espeholt et al. 2018, figure F
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from pronk.config.fields import near_one
+from pronk.config.json_files import read_object
 from pronk.config.registry import agent_module
 from pronk.errors import UserError
-from pronk.run.plot import finish_axes, picture_format
+from pronk.run.plot import drawable, finish_axes, picture_format
 from pronk.storage.files import write_atomically
 from pronk.storage.journal import read_events
 
 _ANCESTRY, _LINK, _OTHERS = "#D55E00", "#0072B2", "#8c8c8c"
 _COLUMNS = 2  # of panels of hyperparameters
+_PANELS = 100
 
 
 @dataclass
@@ -78,6 +79,7 @@ def ancestry(lines: dict[int, Line], member: int) -> list[Segment]:
     """The segments that `member`'s parameters passed through, the oldest first."""
     segments: list[Segment] = []
     end = lines[member].steps[-1]
+    copies_in_all = sum(donor is not None for line in lines.values() for donor in line.donors)
     while True:
         line = lines[member]
         # A donor's own copy at its `end` came later: all copy the members as they were before.
@@ -85,8 +87,8 @@ def ancestry(lines: dict[int, Line], member: int) -> list[Segment]:
         copied = [copy for copy in copies if copy[1] is not None and copy[0] < end]
         begin, donor, donor_steps = copied[-1] if copied else (0, None, None)
         segments.insert(0, Segment(member, begin, end))
-        if donor is None or donor_steps is None:
-            return segments
+        if donor is None or donor_steps is None or len(segments) > copies_in_all:
+            return segments  # the last of these of a journal in which members copy in circles
         member, end = donor, donor_steps
 
 
@@ -103,8 +105,7 @@ def draw(run_dir: Path, output: Path, *, title: str | None = None) -> Path:
         raise UserError(
             f"no member of the population in `{run_dir}` has been ready yet; train it for longer"
         )
-    if title is None:
-        title = _title(Path(run_dir), len(lines))
+    title = _title(Path(run_dir), len(lines)) if title is None else drawable(title, formulas=True)
     content = render(lines, title, file_format, _near_one(Path(run_dir)))
     write_atomically(output, content, flag="--output")
     return output
@@ -112,18 +113,18 @@ def draw(run_dir: Path, output: Path, *, title: str | None = None) -> Path:
 
 def _title(run_dir: Path, size: int) -> str:
     try:
-        plan = json.loads((run_dir / "pbt.json").read_text())["plan"]
-        return f"{plan['agent']} on {plan['env']}, population of {size}"
-    except (OSError, ValueError, KeyError, TypeError):
+        plan = read_object(run_dir / "pbt.json")["plan"]
+        return drawable(f"{plan['agent']} on {plan['env']}, population of {size}")
+    except (UserError, KeyError, TypeError):
         return f"population of {size}"
 
 
 def _near_one(run_dir: Path) -> frozenset[str]:
     """The hyperparameters of which 1 − x is drawn; none where the agent is not known any more."""
     try:
-        agent = json.loads((run_dir / "pbt.json").read_text())["plan"]["agent"]
+        agent = read_object(run_dir / "pbt.json")["plan"]["agent"]
         return near_one(agent_module(agent).config)
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (UserError, KeyError, TypeError):
         return frozenset()
 
 
@@ -138,6 +139,11 @@ def render(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     names = sorted({name for line in lines.values() for name in line.hyper[0]})
+    if len(names) > _PANELS:
+        raise UserError(
+            f"the journal has {len(names)} hyperparameters; expected at most {_PANELS}, so that"
+            " each has a panel of the picture."
+        )
     rows = -(-len(names) // _COLUMNS)
     figure = Figure(
         figsize=(9, 4.6 + 2.3 * rows), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08)
@@ -215,11 +221,16 @@ def draw_hyper(
     parts = [_stairs(lines[s.member], name, near_one, s.begin, s.end) for s in segments]
     x, y = np.concatenate([np.zeros((2, 0)), *map(np.array, parts)], axis=1)
     axes.plot(x, y, color=_ANCESTRY, linewidth=1.8, zorder=3)
-    values = [_plotted(hyper[name], near_one) for line in lines.values() for hyper in line.hyper]
+    values = [
+        _plotted(hyper[name], near_one)
+        for line in lines.values()
+        for hyper in line.hyper
+        if name in hyper
+    ]
     if min(values) > 0 and max(values) > 1.5 * min(values):
         axes.set_yscale("log")
     _finish(axes, lines)
-    title = name.replace("_", " ")
+    title = drawable(name.replace("_", " "))
     axes.set_title(f"1 − {title}" if near_one else title, fontsize="medium")
 
 
@@ -238,7 +249,7 @@ def _stairs(
         left, right = max(begin, ends[i]), min(end, ends[i + 1])
         if left < right:
             x += [left, right]
-            y += [_plotted(hyper[name], near_one)] * 2
+            y += [_plotted(hyper.get(name, math.nan), near_one)] * 2
     return x, y
 
 

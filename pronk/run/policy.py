@@ -213,7 +213,7 @@ def load(
     does not fit.
     """
     path = run_of(Path(path))
-    exported = ArrayFile(path) if path.is_file() else None
+    exported = ArrayFile(path) if os.path.isfile(path) else None
     plan = Plan.load(path) if exported is None else _exported_plan(exported, agent)
     if agent is not None and agent_name(agent) != plan.agent:
         raise UserError(
@@ -247,7 +247,7 @@ def load_behaviour(path: Path, template: PyTree) -> PyTree:
     template: `jax.eval_shape(agent.behaviour, state)` of the run that starts from it. Raises
     UserError where there is none, or its names, shapes or dtypes are not the template's.
     """
-    from_run = not path.is_file()
+    from_run = not os.path.isfile(path)
     file = Checkpointer(run_of(path) / "checkpoints").load() if from_run else ArrayFile(path)
     if file is None:
         raise UserError(
@@ -263,7 +263,8 @@ def load_behaviour(path: Path, template: PyTree) -> PyTree:
 def _exported_plan(file: ArrayFile, agent: AgentLike | None) -> Plan:
     """The plan in a file that `export` wrote, of pronk's own agents or the one that is trusted;
     raises UserError where there is none."""
-    if not {"plan", "steps"} <= file.meta.keys() or not file.meta["steps"].isdecimal():
+    steps = file.meta.get("steps", "")
+    if "plan" not in file.meta or not (steps.isdecimal() and len(steps) <= 18):
         raise UserError(
             f"`{file.path}` holds no policy; give a run's directory, or a file that `pronk export`"
             " wrote."

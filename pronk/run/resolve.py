@@ -13,7 +13,8 @@ from pronk.config import names
 from pronk.config.assignments import saveable
 from pronk.config.registry import AgentLike, AgentModule, agent_module
 from pronk.config.run import RunConfig
-from pronk.config.spec import Plan, env_name
+from pronk.config.sources import check_named
+from pronk.config.spec import Plan, env_name, here
 from pronk.errors import UserError, nearest
 
 
@@ -48,8 +49,10 @@ def resolve(
 ) -> Plan:
     """The plan for keyword settings, each a field of RunConfig or of the agent's Config.
 
-    Raises UserError for an unknown setting, naming the nearest known one.
+    Raises UserError for an unknown setting, naming the nearest known one, and for a function whose
+    name does not identify it, unless `run_dir` is given.
     """
+    home = here()  # before an environment can change it
     module = agent_module(agent)
     env_args = complete_env_args(module, env, env_args or {})
     run_fields = {f.name for f in dataclasses.fields(RunConfig)}
@@ -61,10 +64,12 @@ def resolve(
                 names.hint(name, known)
                 or f"`{name}` is no setting of {module.name}{nearest(name, known) or '.'}"
             )
+    if callable(env) and settings.get("run_dir") is None:
+        check_named(env)
     if preset == "auto":
         preset = auto_preset(module, env, env_args)
     config = dataclasses.replace(
         module.preset(preset), **{k: v for k, v in settings.items() if k in config_fields}
     )
     run = module.run_config(**{k: v for k, v in settings.items() if k in run_fields})
-    return Plan(module.name, env_name(env), run, config, env_args)
+    return Plan(module.name, env_name(env), run, config, env_args, preset, home)

@@ -24,13 +24,26 @@ INIT_KEY, ACTOR_KEY, EVALUATION_KEY, REPLAY_KEY = range(4)
 def configure_jax() -> None:
     """Set up allocator and compilation cache for training; call before anything is computed.
 
-    Compiled programs are kept on disk, unless the user has chosen a place or none.
+    Compiled programs are kept on disk, unless the user has chosen a place or none, or there is no
+    directory for them that can be written.
     """
     keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pronk" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        cache = _cache_directory()
+        if cache is not None:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _cache_directory() -> Path | None:
+    """Of compiled programs, created; None where the user has none, or cannot write there."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(base, "pronk", "jax").absolute()
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # there is no home directory, or it is not ours
+        return None
+    return cache if os.access(cache, os.W_OK) else None
 
 
 def key_for(seed: int, purpose: int) -> Any:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -89,8 +90,8 @@ class _Run:
     def __init__(self, plan: Plan, env: Any, group: Group, change: Change | None = None):
         self.group, self.change = group, change
         self.plan, self.env, self.config = plan, env, plan.run
-        self.run_dir = plan.run_dir
-        plan.check_same(self.run_dir)
+        self.run_dir = plan.directory
+        self.changed = plan.check_same(self.run_dir)
         self.spec, self.agent = build(plan, env)
         check_agent(plan, self.agent, self.spec)
         self.checkpointer = Checkpointer(
@@ -121,10 +122,17 @@ class _Run:
         state = initial_state(self.plan, self.agent)
         if loaded is not None:
             state = loaded.restore("learner", state)
-            self._resume(loaded.meta)
+            try:
+                self._resume(loaded.meta)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"`{loaded.path}` is not the checkpoint of a run ({error!r}); put back a copy"
+                    " of it, or give another --run-dir."
+                ) from None
         elif self.config.init_from is not None and not self.group.rank:
             template = jax.eval_shape(self.agent.behaviour, state)
-            behaviour = load_behaviour(self.config.init_from, template)
+            path = Path(self.plan.home, self.config.init_from)
+            behaviour = load_behaviour(path, template)
             state = self.agent.warm_start(state, jax.tree.map(jnp.asarray, behaviour))
         if self.change is not None:
             state, self.notes = self.change(self.agent, state, self.notes)
@@ -133,7 +141,9 @@ class _Run:
         (self.agent_steps,) = self.group.all_reduce_sum(0 if self.group.rank else self.agent_steps)
         # At the last record: all updates, and those skipped because a gradient was not finite.
         self.updates, self.skipped = int(state.updates), int(state.skipped)
-        write_json_atomically(self.run_dir / "config.json", self.plan.as_json())
+        described = self.plan.described()
+        if self.agent_steps < self.config.steps:  # else it describes what was done
+            write_json_atomically(self.run_dir / "config.json", described)
         monitor = Monitor(
             self.run_dir,
             total_steps=self.config.steps,
@@ -145,8 +155,11 @@ class _Run:
         with contextlib.closing(monitor), contextlib.closing(self.checkpointer):
             for warning in loaded.warnings if loaded is not None else ():
                 monitor.message(f"warning: {warning}")
+            for module in self.changed:
+                monitor.message(f"warning: the source of {module} has changed since this run began")
             if self.agent_steps >= self.config.steps:
-                monitor.message(f"already trained for {self.agent_steps:,} steps: {self.run_dir}")
+                directory = self.plan.run_dir
+                monitor.message(f"already trained for {self.agent_steps:,} steps: {directory}")
                 return self._summary("finished", "")
             if (torso := getattr(self.plan.agent_config, "torso", None)) is not None:
                 monitor.message(describe(self.spec.observation_space, torso))
@@ -159,6 +172,9 @@ class _Run:
                     start_step=self.agent_steps,
                     log=monitor.message,
                     stack=stack,
+                    note=lambda numbers: write_json_atomically(
+                        self.run_dir / "config.json", described | {"resolved": numbers}
+                    ),
                 )
                 stack.callback(runtime.close)
                 if loaded is not None:
@@ -202,7 +218,7 @@ class _Run:
         # With several learners, the first one evaluates.
         eval_every = None if self.group.rank else config.eval_every
         next_eval = _next_multiple(self.agent_steps, eval_every)
-        last_save = time.perf_counter()
+        last_save = last_line = time.perf_counter()
         meter: Meter | None = None  # begins after the first update, which compiles
         try:
             stop = 0  # agreed on by all learners
@@ -219,11 +235,13 @@ class _Run:
                     jax.block_until_ready(update.metrics)
                     seconds = time.perf_counter() - self.started
                     monitor.message(f"first update after {seconds:.1f} s")
-                    meter = Meter(self.agent_steps)
+                    meter, last_line = Meter(self.agent_steps), time.perf_counter()
                 meter.add(update)
-                if meter.seconds() >= config.log_every:
-                    self._log(runtime, monitor, meter)
+                line = time.perf_counter() - last_line >= config.log_every
+                if line or meter.is_due(config, self.agent_steps):
+                    self._log(runtime, monitor, meter, line=line)
                     meter = Meter(self.agent_steps)
+                    last_line = time.perf_counter() if line else last_line
                 if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
                     with meter.paused():
                         self._evaluate(runtime, monitor, signalled)
@@ -270,7 +288,7 @@ class _Run:
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
-    def _log(self, runtime: Runtime, monitor: Monitor, meter: Meter) -> None:
+    def _log(self, runtime: Runtime, monitor: Monitor, meter: Meter, *, line: bool = True) -> None:
         state = runtime.learner_state
         record = {
             **self._counters(),
@@ -280,7 +298,7 @@ class _Run:
             "skipped_updates": int(state.skipped),
             **runtime.faults(),
         }
-        monitor.log(record)
+        monitor.log(record, line=line)
         self._check_finite(record)
 
     def _check_finite(self, record: Mapping[str, Any]) -> None:
@@ -404,7 +422,7 @@ class _Run:
             },
             "policy_lag": self.lag_sum / max(self.lag_count, 1),
             "bound_by": bound_by,
-            "run_dir": str(self.run_dir),
+            "run_dir": str(self.plan.run_dir),
         }
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from pronk.config.json_files import UnreadableJSON, parse_object
 from pronk.errors import UserError
 from pronk.storage.files import write_atomically
 from pronk.types import PyTree
@@ -71,11 +72,15 @@ class ArrayFile:
             if _sha256(data, self.meta["sha256"]) != self.meta["sha256"]:
                 raise UnreadableFile(path, "is damaged: its content does not match its SHA-256")
             self._arrays = _parse(data)
-            self._empty = dict(json.loads(self.meta["empty"]))
-            for name, first in json.loads(self.meta["same"]).items():
+            self._empty = parse_object(self.meta["empty"], f"{path}: empty")
+            for name, first in parse_object(self.meta["same"], f"{path}: same").items():
                 self._arrays[name] = self._arrays[first]
         except OSError as error:
             raise UnreadableFile(path, f"cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise UnreadableFile(path, "is larger than this machine's memory") from None
+        except UnreadableJSON as error:
+            raise UnreadableFile(path, f"is not a safetensors file of pronk: {error}") from None
         except (
             safetensors.SafetensorError,
             ValueError,
@@ -128,6 +133,10 @@ class ArrayFile:
             node = result
             for part in parts:
                 node = node.setdefault(part, {})
+                if not isinstance(node, dict):
+                    raise UnreadableFile(self.path, f"has both `{part}` and `{leaf_name}`")
+            if last in node:
+                raise UnreadableFile(self.path, f"has two of `{leaf_name}`")
             node[last] = value.copy() if isinstance(value, np.ndarray) else value
         return result.get(name)
 

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pronk.config.json_files import UnreadableJSON, parse_object
 from pronk.errors import UserError
 from pronk.storage.array_file import ArrayFile, HostTrees, UnreadableFile, encode, to_host
 from pronk.storage.files import cannot_write, to_json, write_atomically
@@ -163,7 +164,7 @@ def _read(path: Path) -> Loaded:
     """One checkpoint; raises UnreadableFile unless all of it is as written."""
     file = ArrayFile(path)
     try:
-        manifest = json.loads(file.meta["checkpoint"])
+        manifest = parse_object(file.meta["checkpoint"], f"{path}: checkpoint")
         if manifest["schema"] != SCHEMA:
             raise UnreadableFile(
                 path,
@@ -172,8 +173,12 @@ def _read(path: Path) -> Loaded:
             )
         if f"{manifest['steps']:012d}" != path.stem:
             raise UnreadableFile(path, f"is misnamed: it is of step {manifest['steps']}")
+        if not isinstance(manifest["meta"], dict):
+            raise TypeError("its counters are no object")
         return Loaded(path, manifest["steps"], manifest["meta"], [], file)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except UnreadableJSON as error:
+        raise UnreadableFile(path, f"is not a checkpoint of pronk: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableFile(path, f"is not a checkpoint of pronk: {error!r}") from error
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pronk.config import json_files
 from pronk.errors import UserError
 
 _ADVICE = {
@@ -112,15 +113,15 @@ def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines of a `metrics.jsonl`, each as (bytes, parsed record), without torn ones.
 
     A process killed during a write leaves a last line that is not JSON or lacks its line end.
+    Raises UserError where the file cannot be read.
     """
     result = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if not line.endswith(b"\n") or not isinstance(record, dict):
-            continue
-        if isinstance(record.get("steps"), (int, float)):
+    for line, record in json_files.read_lines(path):
+        if isinstance(record, dict) and is_number(record.get("steps")):
             result.append((line, record))
     return result
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a finite number, and of a size that can be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100

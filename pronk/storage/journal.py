@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pronk.config import json_files
 from pronk.errors import UserError
-from pronk.storage.files import cannot_write, to_json
+from pronk.storage.files import cannot_write, is_number, to_json
 
 JOURNAL = "journal.jsonl"  # in the population's directory
 # The fields that every kind of event has, whatever executed the population.
@@ -19,6 +20,33 @@ _FIELDS = {
     "start": ("member", "hyper"),
     "ready": (*_SCORED, "generation", "donor", "donor_steps", "after", "factors"),
     "end": (*_SCORED, "hyper"),
+}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+def _is_tally(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(sums, list) and all(map(is_number, sums)) for sums in value.values()
+    )
+
+
+def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+# What each field's value must be.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("member", "steps", "episodes", "generation"), _is_count),
+    **dict.fromkeys(("donor", "donor_steps"), _or_none(_is_count)),
+    **dict.fromkeys(("score", "error"), _or_none(is_number)),
+    **dict.fromkeys(("hyper", "after", "factors"), _are_numbers),
 }
 
 
@@ -79,18 +107,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError where there is no journal, or a line of it is no event.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read `{path}`: {error.strerror}") from None
     events = []
-    for number, line in enumerate(data[: _complete(data)].splitlines(), 1):
-        try:
-            event = json.loads(line)
-            if not isinstance(event["event"], str):
-                raise TypeError("its event is not a name")
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, number, error) from None
+    for number, (_, event) in enumerate(json_files.read_lines(path), 1):
+        if isinstance(event, ValueError):
+            raise _damaged(path, number, event) from None
+        if not isinstance(event.get("event"), str):
+            raise _damaged(path, number, "its event is not a name")
         events.append(event)
     return events
 
@@ -106,13 +128,18 @@ def read_events(directory: Path) -> list[dict[str, Any]]:
         name = event["event"]
         if name not in _FIELDS:
             raise _damaged(path, number, f"'{name}' is no event of a population")
-        missing = [field for field in _FIELDS[name] if field not in event]
-        if missing:
-            raise _damaged(path, number, f"no '{missing[0]}'")
+        for field in _FIELDS[name]:
+            if field not in event:
+                raise _damaged(path, number, f"no '{field}'")
+            if not _KINDS[field](event[field]):
+                raise _damaged(path, number, f"'{field}' is {event[field]!r:.60}")
+        if not _is_tally(event.get("tally", {})):
+            raise _damaged(path, number, "'tally' has no sums")
         if name == "start":
             started.add(event["member"])
-        elif event["member"] not in started:
-            raise _damaged(path, number, f"member {event['member']} has no start")
+        for member in (event["member"], event.get("donor")):
+            if member is not None and member not in started:
+                raise _damaged(path, number, f"member {member} has no start")
     return events
 
 

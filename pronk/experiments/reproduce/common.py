@@ -46,7 +46,7 @@ def choose_tasks(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
 
 def plan_identity(plan: Plan) -> dict[str, Any]:
     """The part of a plan that decides what is learnt, but for the seed."""
-    return {k: v for k, v in plan.as_json().items() if k != "run"} | {
+    return {k: v for k, v in plan.as_json().items() if k not in ("run", "preset")} | {
         k: plan.as_json()["run"][k] for k in ("steps", "policy_lag")
     }
 
