@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -29,6 +30,7 @@ from pronk.config.pbt import PBTConfig
 from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.run import RunConfig
 from pronk.errors import UserError, nearest
+from pronk.run import guard
 
 USAGE = """\
 usage: pronk COMMAND ...
@@ -51,8 +53,16 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; a user's mistake is one paragraph on stderr and exit status 2."""
+    """Run one command; a user's mistake is one paragraph on stderr and exit status 2.
+
+    Without `argv` the process is this command's, and handles signals until it ends.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    saves = args[:1] in (["train"], ["pbt"])
+    guard.run_command(lambda: _run(args), saves=saves, own_process=argv is None)
+
+
+def _run(args: list[str]) -> None:
     if "" not in sys.path:
         sys.path.append("")  # the current directory, for agents and environments of the user's own
     try:
@@ -72,9 +82,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("pronk: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _unknown(kind: str, name: str, known: Mapping[str, Any], listed: str = "Known") -> UserError:
@@ -95,13 +102,14 @@ def _train_usage(command: str) -> str:
 
 def train(args: list[str]) -> None:
     """`pronk train AGENT ENV [flags]`."""
-    parsed = _plan("train", TrainArguments, args)
-    if parsed is None:
-        return
-    plan, _ = parsed
-    from pronk.run.train import run
+    with contextlib.ExitStack() as stack:
+        parsed = _plan("train", TrainArguments, args, stack)
+        if parsed is None:
+            return
+        plan, _ = parsed
+        from pronk.run.train import run
 
-    summary = run(plan)
+        summary = run(plan)
     episodes = min(summary["episodes"], 100)
     score = f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
     if any(name.startswith("return/") for name in summary):
@@ -113,13 +121,14 @@ def train(args: list[str]) -> None:
 
 def pbt(args: list[str]) -> None:
     """`pronk pbt AGENT ENV [flags]`."""
-    parsed = _plan("pbt", PBTArguments, args)
-    if parsed is None:
-        return
-    plan, arguments = parsed
-    from pronk.pbt import run
+    with contextlib.ExitStack() as stack:
+        parsed = _plan("pbt", PBTArguments, args, stack)
+        if parsed is None:
+            return
+        plan, arguments = parsed
+        from pronk.pbt import run
 
-    summary = run(plan, arguments.pbt)
+        summary = run(plan, arguments.pbt)
     score = "before any member was scored"
     if summary["best"] is not None:
         hyper = ", ".join(f"{k} {v:.3g}" for k, v in summary["best_hyper"].items())
@@ -133,8 +142,13 @@ def pbt(args: list[str]) -> None:
     )
 
 
-def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
-    """The plan and the arguments of `pronk train` or `pbt`; None where usage was asked for."""
+def _plan(
+    command: str, kind: Any, args: list[str], stack: contextlib.ExitStack
+) -> tuple[Any, Any] | None:
+    """The plan and the arguments of `pronk train` or `pbt`; None where usage was asked for.
+
+    stack: keeps what is found out about the environment.
+    """
     if not args or args[0] in ("-h", "--help"):
         print(_train_usage(command), end="")
         return None
@@ -162,6 +176,9 @@ def _plan(command: str, kind: Any, args: list[str]) -> tuple[Any, Any] | None:
 
     # Once to learn which environment and preset are meant, then with that preset's defaults.
     parsed = parsed_from(agent.config())
+    from pronk import envs
+
+    stack.enter_context(envs.looked_at_once())
     env_args = complete_env_args(
         agent, parsed.env, parse_assignments(parsed.env_arg, "`--env-arg`")
     )
@@ -197,12 +214,14 @@ def evaluate(args: list[str]) -> None:
         seed=parsed.seed,
         env=parsed.env,
         env_args=parse_assignments(parsed.env_arg, "`--env-arg`"),
+        max_steps=parsed.max_steps,
+        log=lambda text: print(f"pronk: {text}", file=sys.stderr),
     )
     if parsed.json:
         print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
         return
     if isinstance(result, SuiteEvaluation):
-        print(_suite_table(result))
+        print(result.table())
         return
     human = result.human_normalised
     normalised = "" if human is None else f", {human:.1%} human-normalised"
@@ -213,26 +232,6 @@ def evaluate(args: list[str]) -> None:
         f" {result.minimum:g} to {result.maximum:g}, {result.mean_length:,.0f} steps"
         f" long{normalised})"
     )
-
-
-def _suite_table(result: Any) -> str:
-    """A `SuiteEvaluation` for people."""
-    width = max(map(len, result.tasks))
-    lines = [
-        f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'episodes':>8}  {'score':>7}"
-    ]
-    for name, found in result.tasks.items():
-        score = result.normalised.get(name)
-        shown = "–" if score is None else f"{score:.1%}"
-        lines.append(
-            f"{name:{width}}  {found.mean_return:12.4g}  {found.standard_error:9.3g}"
-            f"  {found.episodes:8}  {shown:>7}"
-        )
-    if result.scores:
-        words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
-        listed = ", ".join(f"{words[k]} {v:.1%}" for k, v in result.scores.items())
-        lines.append(f"normalised scores: {listed}")
-    return "\n".join(lines)
 
 
 def record(args: list[str]) -> None:

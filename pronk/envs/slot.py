@@ -53,8 +53,10 @@ def construct(factory: Factory, name: str) -> gym.Env:
         if "unexpected keyword argument" not in str(e):
             raise UserError(f"`env` '{name}' cannot be created: TypeError: {e}") from e
         raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
-    except Exception as e:
-        raise UserError(f"`env` '{name}' cannot be created: {type(e).__name__}: {e}") from e
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # also of `sys.exit`
+        raise UserError(f"`env` '{name}' cannot be created: {_described(e)}") from e
 
 
 def gym_spec(factory: Factory, name: str) -> EnvSpec:
@@ -69,10 +71,10 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
         if isinstance(env.action_space, spaces.Discrete):
             try:
                 _, info = env.reset(seed=0)
-            except Exception as e:
-                raise UserError(
-                    f"`env` '{name}' failed in its first reset: {type(e).__name__}: {e}"
-                ) from e
+            except KeyboardInterrupt:
+                raise
+            except BaseException as e:
+                raise UserError(f"`env` '{name}' failed in its first reset: {_described(e)}") from e
             has_action_mask = "action_mask" in info
         leaf_spaces(env.observation_space)  # raises for an unsupported space
         return EnvSpec(
@@ -82,8 +84,18 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
             has_action_mask=has_action_mask,
         )
     finally:
-        with contextlib.suppress(Exception):
-            env.close()
+        _close(env)
+
+
+def _described(error: BaseException) -> str:
+    """The kind of an error, and its message if it has one."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _close(env: gym.Env) -> None:
+    """Close an environment, ignoring its exceptions."""
+    with contextlib.suppress(Exception, SystemExit):
+        env.close()
 
 
 class Fault(NamedTuple):
@@ -180,10 +192,11 @@ class Rows:
 class Slot:
     """One Gymnasium environment, which writes row `row`.
 
-    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception or an invalid
-    observation or reward is a fault: it is appended to `faults`, the row is truncated with the last
-    valid observation and reward 0, and a new environment begins the next episode. A reset that
-    fails is repeated up to `attempts` times.
+    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception, that of
+    `sys.exit` included, or an invalid observation or reward is a fault: it is appended to `faults`,
+    the row is truncated with the last valid observation and reward 0, and a new environment begins
+    the next episode. A reset that fails is repeated up to `attempts` times. KeyboardInterrupt is
+    the user's, and not caught.
     """
 
     def __init__(
@@ -217,7 +230,9 @@ class Slot:
             try:
                 observation, info = self._reset()
                 self._write(observation, info, ended=False)
-            except Exception as e:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as e:
                 self._fault(e)
             else:
                 self._write_flags(reward=0.0, first=True)
@@ -240,7 +255,9 @@ class Slot:
                 raise ValueError(f"the reward is {reward!r}, expected a finite number")
             terminated, truncated = bool(terminated), bool(truncated)
             self._write(observation, info, ended=terminated or truncated)
-        except Exception as e:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
             self._fault(e)
             self.abandon()
             return
@@ -280,9 +297,11 @@ class Slot:
                 if terminated or truncated:
                     raise ValueError("the episode ended early")
             self._write(observation, info, ended=False)
-        except Exception as e:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
             self.close()
-            return replay_warning(self._spec.name, self._env_id, f"{type(e).__name__}: {e}")
+            return replay_warning(self._spec.name, self._env_id, _described(e))
         saved = [state["observation"][str(i)] for i in range(len(rows.leaves))]
         if any(
             leaf[row].tobytes() != np.asarray(s).tobytes()
@@ -345,18 +364,17 @@ class Slot:
         rows.faulted[row] = faulted
         rows.done[row] = terminated or truncated
 
-    def _fault(self, error: Exception) -> None:
+    def _fault(self, error: BaseException) -> None:
         where = (
             f"slot {self._row} (environment {self._env_id}), "
             f"episode {self._rows.episode[self._row]}, step {self._steps}"
         )
         detail = "".join(traceback.format_exception(error))
-        self._faults.append(Fault(where, f"{type(error).__name__}: {error}", detail))
+        self._faults.append(Fault(where, _described(error), detail))
         self.close()
 
     def close(self) -> None:
         """Close the environment, ignoring its exceptions; `begin` makes another."""
-        if self._env is not None:
-            with contextlib.suppress(Exception):
-                self._env.close()
-        self._env = None
+        env, self._env = self._env, None
+        if env is not None:
+            _close(env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def record(
     """
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
+    # So that the encoder is started without a fork, which JAX's threads may not survive.
+    os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
     filmed = film.make(policy.env, seed=seed, env_args=policy.plan.env_args, task=task)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
