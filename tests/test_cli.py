@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -71,10 +72,16 @@ def test_eval(catch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["minimum"] == -1
 
 
+FORKS: list[None] = []
+os.register_at_fork(before=lambda: FORKS.append(None))
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_record(catch: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"film{suffix}"
+    forks = len(FORKS)
     pronk("record", catch, "--output", output, "--episodes", 2)
+    assert len(FORKS) == forks  # JAX's threads may not survive one
     frames = imageio.mimread(output)
     assert len(frames) >= 18  # two games of nine steps; GIF merges equal frames
     assert frames[0].std() > 0

@@ -61,6 +61,11 @@ def test_slow_environments_are_tried_once(monkeypatch):
     assert search(monkeypatch, lambda m, n: float(m * n), batch_size=64)[:2] == (2, 16)
 
 
+def test_nothing_is_tried_with_environments_that_are_slow_to_make(monkeypatch):
+    picked = search(monkeypatch, lambda m, n: 1 / 0, batch_size=64, construction=0.5)
+    assert picked == (2, 16, "other numbers are not tried: an environment takes 0.5 s to make")
+
+
 def test_steps_are_counted_and_actors_closed(monkeypatch):
     """Waiting environments have a known speed."""
     monkeypatch.setattr(tuning, "SECONDS", 0.3)

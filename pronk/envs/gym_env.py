@@ -220,6 +220,8 @@ class SlotVectorEnv:
             return
         self.close()
         log = f"; all are in {self._fault_log}" if self._fault_log is not None else ""
+        if "thread" in faults[-1].cause and threading.current_thread() != threading.main_thread():
+            log += ". If it needs a main thread, a worker process has one: `--env-workers 1`"
         raise UserError(
             f"`env` '{self.spec.name}' failed {self._num_faults} times, and `max_faults` is"
             f" {self._config.max_faults}. The last fault: {faults[-1].where}:"

@@ -80,7 +80,10 @@ class Signals:
         return self.number != 0
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
+        """Raise KeyboardInterrupt if a signal has come. Takes back handlers that a library has set:
+        Ray does when it is imported, and JAX where several learners meet."""
+        for number in self._handlers:
+            signal.signal(number, self._handle)
         if self.number:
             raise KeyboardInterrupt
 

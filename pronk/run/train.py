@@ -63,7 +63,7 @@ def train(
     Ctrl-C KeyboardInterrupt, after SIGTERM and SIGHUP SystemExit, unless the program handles them
     itself, once everything is saved.
     """
-    with catch_signals(), envs.looked_at_once():
+    with catch_signals() as signals, signals.within(STARTING), envs.looked_at_once():
         plan = resolve(agent, env, preset=preset, env_args=env_args, **settings)
         return run(plan, env)
 
@@ -103,6 +103,7 @@ class _Run:
         self.plan, self.env, self.config = plan, env, plan.run
         self.run_dir = plan.run_dir
         plan.check_same(self.run_dir)
+        check_signals()
         self.spec, self.agent = build(plan, env)
         check_agent(plan, self.agent, self.spec)
         self.checkpointer = Checkpointer(
@@ -177,6 +178,7 @@ class _Run:
                     monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
                     for line in runtime.restore(loaded):
                         monitor.message(line)
+                check_signals()
                 with self.signals.within(None):  # the loop looks whether one came
                     return self._loop(runtime, monitor)
 

@@ -155,7 +155,7 @@ class RoundsLoop:
     def close(self) -> None:
         """Let the actors finish and release their environments."""
         if self._threads is not None:
-            list(self._threads.map(Actor.close, self._actors))
+            list(self._threads.map(lambda actor: actor.close(), self._actors))
             self._threads.close()
         for actor in self._actors:
             actor.close()
