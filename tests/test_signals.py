@@ -185,6 +185,9 @@ class Interrupted(gymnasium.Env):
     def __init__(self):
         os.kill(os.getpid(), getattr(signal, os.environ["NUMBER"]))
 
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
 gymnasium.register("Interrupted-v0", entry_point=Interrupted)
 """
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,7 +216,8 @@ class _Looked:
 
 
 _looked: dict[Any, _Looked] = {}
-_looking = 0  # contexts of `looked_at_once`
+_looking = 0  # contexts of `looked_at_once`, also of other threads
+_looking_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -223,13 +225,15 @@ def looked_at_once() -> Iterator[None]:
     """Within, spaces and speed of an environment are found out once, however often they are needed:
     its constructor may take long."""
     global _looking
-    _looking += 1
+    with _looking_lock:
+        _looking += 1
     try:
         yield
     finally:
-        _looking -= 1
-        if not _looking:
-            _looked.clear()
+        with _looking_lock:
+            _looking -= 1
+            if not _looking:
+                _looked.clear()
 
 
 def _look(factory: GymFactory) -> _Looked:
@@ -237,8 +241,8 @@ def _look(factory: GymFactory) -> _Looked:
     if _looking:
         with contextlib.suppress(TypeError, ValueError):  # arguments that cannot be compared
             key = id(factory.source), json.dumps(dict(factory.kwargs), sort_keys=True)
-    if key in _looked:
-        return _looked[key]
+    if (known := _looked.get(key)) is not None:
+        return known
     seconds = []
 
     def timed() -> gym.Env:

@@ -49,7 +49,7 @@ def hidden_if_unguarded() -> Iterator[None]:
         return
     main = sys.modules["__main__"]
     with _lock:
-        kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__")}
+        kept = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
         main.__spec__ = None
         try:
             yield

@@ -37,7 +37,7 @@ def record(
     """
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
-    # So that the encoder is started without a fork, which JAX's threads may not survive.
+    # So that the encoder is started without a fork, which what JAX computes may not survive.
     os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
     filmed = film.make(policy.env, seed=seed, env_args=policy.plan.env_args, task=task)
     try:
@@ -51,6 +51,7 @@ def record(
                 policy.agent, jax.random.key(seed), np.zeros(1, np.int32), 1, evaluate=not sample
             )
             timestep = filmed.env.reset()
+            jax.block_until_ready((policy.behaviour, player.carry))
             video.append_data(_resized(filmed.picture()))
             returns: list[float] = []
             for _ in range(max_steps):
