@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import atexit
 import contextlib
 import fcntl
 import os
@@ -11,6 +10,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,6 +56,7 @@ class Signals:
         self.number = 0
         self.patience = patience
         self.ending = False
+        self._noticed = False  # by whoever asked, or by an exception
         self._handlers: dict[int, Any] = {}
         self._hook: Any = None
 
@@ -77,14 +78,15 @@ class Signals:
 
     def is_set(self) -> bool:
         """Whether a signal has come."""
-        return self.number != 0
+        self._noticed = self.number != 0
+        return self._noticed
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a signal has come. Takes back handlers that a library has set:
         Ray does when it is imported, and JAX where several learners meet."""
         for number in self._handlers:
             signal.signal(number, self._handle)
-        if self.number:
+        if self.is_set():
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
@@ -122,23 +124,21 @@ class Signals:
         if again and self.ending:
             os._exit(128 + self.number)
         if (again and number == signal.SIGINT) or self.patience == 0:
+            self._noticed = True
             raise KeyboardInterrupt
         if not again and self.patience is not None:
-            self._later(self.patience)
+            _thread.start_new_thread(self._insist, (self.patience,))
 
-    def _later(self, seconds: float) -> None:
-        timer = threading.Timer(seconds, self._insist)
-        timer.daemon = True
-        timer.start()
-
-    def _insist(self) -> None:
-        if self.patience is not None:
+    def _insist(self, seconds: float) -> None:
+        time.sleep(seconds)
+        if self.patience is not None and not self._noticed:
             _thread.interrupt_main()  # as a second SIGINT
 
     def _unraisable(self, unraisable: Any) -> None:
         """Repeat a KeyboardInterrupt that was lost."""
         if isinstance(unraisable.exc_value, KeyboardInterrupt) and self.number:
-            self._later(RETRY)
+            self._noticed = False
+            _thread.start_new_thread(self._insist, (RETRY,))
         else:
             self._hook(unraisable)
 
@@ -222,12 +222,11 @@ def run_command(run: Callable[[], None], *, saves: bool, own_process: bool) -> N
 
 
 def _exit_now(status: int) -> NoReturn:
-    """End the process without waiting for threads: those that compute or compile would be stopped
-    in the middle of it, which aborts the process."""
+    """End the process without the interpreter's own end, in which threads that compute or compile
+    would abort it. Processes and memory are released with their contexts before."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    atexit._run_exitfuncs()
     os._exit(status)
 
 
