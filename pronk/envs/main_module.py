@@ -39,17 +39,19 @@ def obstacle(factory: Any) -> str:
 
 @contextlib.contextmanager
 def hidden_if_unguarded() -> Iterator[None]:
-    """Processes that are started within do not import the main module if that would run it again.
+    """Processes that are started within do not import a main module that would run again, or
+    fail, as for "<stdin>".
 
     `obstacle` says whether they need it.
     """
     path = _path()
-    if path is None or _is_guarded(path):
+    if path is not None and _is_guarded(path):
         yield
         return
     main = sys.modules["__main__"]
     with _lock:
-        kept = {name: main.__dict__.pop(name, None) for name in ("__file__", "__spec__")}
+        names = {"__file__", "__spec__"} & main.__dict__.keys()
+        kept = {name: main.__dict__.pop(name) for name in names}
         main.__spec__ = None
         try:
             yield

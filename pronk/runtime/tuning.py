@@ -57,7 +57,7 @@ def pick(
         return Pick(*best, f"with a batch of {batch_size}, no more trajectories may be under way")
     if construction > SLOW:
         return Pick(
-            *best, f"other numbers are not tried: an environment takes {construction:.2g} s"
+            *best, f"other numbers are not tried: an environment takes {construction:.2g} s to make"
         )
     start = time.perf_counter()
     settle = pin_threads(actor_cores)
