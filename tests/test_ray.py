@@ -343,7 +343,7 @@ def test_a_local_cluster_keeps_the_promises_of_security_md(mode, tmp_path):
     )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["listening"]
-    assert {*found["listening"]} <= {"127.0.0.1", "::1"}
+    assert {*found["listening"]} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert found["token"] == 0o600
     assert found["metrics"]
     assert not found["warnings"] + found["left"] + found["variables"]
