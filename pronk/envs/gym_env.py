@@ -225,7 +225,7 @@ class SlotVectorEnv:
         raise UserError(
             f"`env` '{self.spec.name}' failed {self._num_faults} times, and `max_faults` is"
             f" {self._config.max_faults}. The last fault: {faults[-1].where}:"
-            f" {faults[-1].cause}{log}"
+            f" {faults[-1].cause.rstrip('.')}{log}"
         )
 
 
