@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,6 +30,7 @@ from pronk.config.modules import search_here
 from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.spec import here
 from pronk.errors import UserError, nearest, printable, show_all_characters
+from pronk.run import guard
 from pronk.run.stdout import others_to_stderr
 
 USAGE = """\
@@ -52,10 +54,18 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; a user's mistake is one paragraph on stderr and exit status 2."""
+    """Run one command; a user's mistake is one paragraph on stderr and exit status 2.
+
+    Without `argv` the process is this command's, and handles signals until it ends.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     show_all_characters(sys.stdout, sys.stderr)
     search_here()  # for agents and environments of the user's own
+    saves = args[:1] in (["train"], ["pbt"])
+    guard.run_command(lambda: _run(args), saves=saves, own_process=argv is None)
+
+
+def _run(args: list[str]) -> None:
     try:
         if not args or args[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -73,9 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("pronk: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _say(line: str) -> None:
@@ -93,13 +100,14 @@ def train(args: list[str]) -> None:
     """`pronk train AGENT ENV [flags]`."""
     from pronk.run.command import plan_of
 
-    parsed = plan_of("train", TrainArguments, args)
-    if parsed is None:
-        return
-    plan, _ = parsed
-    from pronk.run.train import run
+    with contextlib.ExitStack() as stack:
+        parsed = plan_of("train", TrainArguments, args, stack)
+        if parsed is None:
+            return
+        plan, _ = parsed
+        from pronk.run.train import run
 
-    summary = run(plan)
+        summary = run(plan)
     episodes = min(summary["episodes"], 100)
     score = f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
     if any(name.startswith("return/") for name in summary):
@@ -115,13 +123,14 @@ def pbt(args: list[str]) -> None:
     """`pronk pbt AGENT ENV [flags]`."""
     from pronk.run.command import plan_of
 
-    parsed = plan_of("pbt", PBTArguments, args)
-    if parsed is None:
-        return
-    plan, arguments = parsed
-    from pronk.pbt import run
+    with contextlib.ExitStack() as stack:
+        parsed = plan_of("pbt", PBTArguments, args, stack)
+        if parsed is None:
+            return
+        plan, arguments = parsed
+        from pronk.pbt import run
 
-    summary = run(plan, arguments.pbt)
+        summary = run(plan, arguments.pbt)
     score = "before any member was scored"
     if summary["best"] is not None:
         hyper = ", ".join(f"{k} {v:.3g}" for k, v in summary["best_hyper"].items())
@@ -152,12 +161,14 @@ def evaluate(args: list[str]) -> None:
             seed=parsed.seed,
             env=parsed.env,
             env_args=parse_assignments(parsed.env_arg, "`--env-arg`"),
+            max_steps=parsed.max_steps,
+            log=lambda text: print(f"pronk: {printable(text)}", file=sys.stderr),
         )
     if parsed.json:
         print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
         return
     if isinstance(result, SuiteEvaluation):
-        for line in _suite_table(result):
+        for line in result.table().splitlines():
             _say(line)
         return
     human = result.human_normalised
@@ -169,26 +180,6 @@ def evaluate(args: list[str]) -> None:
         f" {result.minimum:g} to {result.maximum:g}, {result.mean_length:,.0f} steps"
         f" long{normalised})"
     )
-
-
-def _suite_table(result: Any) -> list[str]:
-    """The lines of a `SuiteEvaluation` for people."""
-    width = max(map(len, result.tasks))
-    lines = [
-        f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'episodes':>8}  {'score':>7}"
-    ]
-    for name, found in result.tasks.items():
-        score = result.normalised.get(name)
-        shown = "–" if score is None else f"{score:.1%}"
-        lines.append(
-            f"{name:{width}}  {found.mean_return:12.4g}  {found.standard_error:9.3g}"
-            f"  {found.episodes:8}  {shown:>7}"
-        )
-    if result.scores:
-        words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
-        listed = ", ".join(f"{words[k]} {v:.1%}" for k, v in result.scores.items())
-        lines.append(f"normalised scores: {listed}")
-    return lines
 
 
 def record(args: list[str]) -> None:

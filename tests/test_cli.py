@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -94,10 +96,16 @@ def test_what_environments_print_is_no_part_of_json(capfd: pytest.CaptureFixture
         assert text in said.err
 
 
+FORKS: list[None] = []
+os.register_at_fork(before=lambda: FORKS.append(None))
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_record(catch: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"film{suffix}"
+    forks = len(FORKS)
     pronk("record", catch, "--output", output, "--episodes", 2)
+    assert len(FORKS) == forks  # JAX's threads may not survive one
     frames = imageio.mimread(output)
     assert len(frames) >= 18  # two games of nine steps; GIF merges equal frames
     assert frames[0].std() > 0
@@ -229,13 +237,16 @@ def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 
 def test_integers_may_be_written_in_short() -> None:
     flags = ["--steps", "1e2", "--seed", "1_0", "--hidden-sizes", "8", "1e1", "--actors", "1e0"]
-    parsed = plan_of("train", TrainArguments, ["impala", "pronk/Catch-v0", *flags])
+    parsed = plan_of(
+        "train", TrainArguments, ["impala", "pronk/Catch-v0", *flags], contextlib.ExitStack()
+    )
     assert parsed is not None
     run, config = parsed[0].run, parsed[0].agent_config
     assert (run.steps, run.seed, run.actors, config.hidden_sizes) == (100, 10, 1, (8, 10))
     for text in ("1.5", "inf", "x", "1e400"):
         with pytest.raises(SystemExit):
-            plan_of("train", TrainArguments, ["impala", "pronk/Catch-v0", "--steps", text])
+            flags = ["impala", "pronk/Catch-v0", "--steps", text]
+            plan_of("train", TrainArguments, flags, contextlib.ExitStack())
 
 
 def test_spaces_the_agent_cannot_handle(tmp_path: Path) -> None:

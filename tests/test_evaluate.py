@@ -73,3 +73,57 @@ def test_nan_becomes_none_however_deep() -> None:
     assert cleaned == {"a": None, "tasks": {"b": {"error": None, "mean": 1.0}}}
     assert scores.game("ALE/Pong-v5") == "Pong"
     assert scores.game("ALE/Pong-v5?reward_scale=100") is None  # its returns are no longer points
+
+
+class Endless:
+    """Slot 0 never ends an episode; those of slot 1 take 7 steps. Each step's reward is 1."""
+
+    spec = EnvSpec("endless", gym.spaces.Discrete(2), gym.spaces.Discrete(2))
+    num_envs = 2
+    placement = ""
+
+    def __init__(self) -> None:
+        self.steps, self.ended = 0, []
+
+    def reset(self) -> TimeStep:
+        return self._row(np.ones(2, bool), np.zeros(2, bool))
+
+    def step(self, action: Any) -> TimeStep:
+        self.steps += 1
+        first, ended = np.zeros(2, bool), np.zeros(2, bool)
+        first[1], ended[1] = self.steps % 8 == 0, self.steps % 8 == 7
+        if ended[1]:
+            self.ended.append(Episode(7.0, 7, 1))
+        return self._row(first, ended)
+
+    def _row(self, first: Any, ended: Any) -> TimeStep:
+        reward, zeros = (~first).astype(np.float32), np.zeros(2, np.int32)
+        return TimeStep(zeros, reward, ended, ~ended & ended, first, zeros)
+
+    episodes = ShortAndLong.episodes
+    state, restore, warnings, close = (
+        ShortAndLong.state,
+        ShortAndLong.restore,
+        ShortAndLong.warnings,
+        ShortAndLong.close,
+    )
+
+
+def test_an_episode_that_does_not_end_is_cut_off() -> None:
+    told: list[str] = []
+    options: dict[str, Any] = {"episodes": 4, "key": jax.random.key(0), "log": told.append}
+    result = evaluate(AGENT, (), Endless(), max_steps=10, **options)
+    assert result is not None
+    assert (result.mean_return, result.maximum, result.mean_length) == (8.5, 10, 8.5)
+    assert result.cut_off == result.metrics()["cut_off"] == 2
+    assert len(told) == 1
+    assert "has not ended after 10 steps" in told[0]
+
+
+def test_the_rest_of_an_episode_that_was_cut_off_does_not_count() -> None:
+    result = evaluate(AGENT, (), Endless(), max_steps=5, episodes=4, key=jax.random.key(0))
+    assert result is not None
+    assert (result.cut_off, result.maximum, result.minimum) == (4, 5, 5)
+    ended = evaluate(AGENT, (), ShortAndLong(), max_steps=10**6, episodes=4, key=jax.random.key(0))
+    assert ended is not None
+    assert "cut_off" not in ended.metrics()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,6 +200,28 @@ def counting_slowly() -> gym.Env:
             return super().step(action)
 
     return Slow()
+
+
+class Simulated(Counting):
+    """In a worker, starts a program and a process, which it ends in `close` unless `forgotten`."""
+
+    def __init__(self, pids: str, forgotten: bool = False) -> None:
+        super().__init__()
+        self.forgotten = forgotten or multiprocessing.parent_process() is None
+        if multiprocessing.parent_process() is None:
+            return
+        self.program = subprocess.Popen(["sleep", "1000"])
+        self.process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        self.process.start()
+        with open(pids, "a") as file:
+            file.write(f"{self.program.pid} {self.process.pid} ")
+
+    def close(self) -> None:
+        if not self.forgotten:
+            self.program.terminate()
+            self.process.terminate()
+            self.program.wait()
+            self.process.join()
 
 
 def dies_at_three() -> gym.Env:
@@ -721,6 +746,166 @@ def test_a_worker_killed_between_episodes_begins_the_next():
         assert len(env.episodes()) == 2
     finally:
         env.close()
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_what_environments_start_ends_with_their_worker(forgotten, tmp_path):
+    """Ignored signals would be inherited: `terminate` had no effect, and `close` never returned."""
+    file = tmp_path / "pids"
+    args = {"pids": str(file), "forgotten": forgotten}
+    env = envs.make(Simulated, 1, workers=1, env_args=args)
+    env.reset()
+    start = time.monotonic()
+    env.close()
+    if not forgotten:
+        assert time.monotonic() - start < 2
+    started = [int(pid) for pid in file.read_text().split()]
+    assert len(started) == 2
+    deadline = time.monotonic() + 10
+    while not all(map(gone, started)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sys_exit_in_an_environment_is_a_fault(workers):
+    args = {"trouble": "sys.exit"}
+    env = envs.make(Counting, 1, workers=workers, max_faults=1, env_args=args)
+    try:
+        env.reset()
+        for _ in range(3):
+            t = env.step([0])
+        assert t.truncated.all()
+        (one,) = env.warnings()
+        assert "step 3: SystemExit; restarted" in one
+        env.step([0])
+        env.step([0])
+        env.step([0])
+        with pytest.raises(UserError, match=r"failed 2 times.*SystemExit"):
+            env.step([0])
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupt_in_an_environment_is_the_users(workers):
+    env = envs.make(Counting, 1, workers=workers, env_args={"trouble": "interrupt"})
+    try:
+        env.reset()
+        env.step([0])
+        env.step([0])
+        with pytest.raises(KeyboardInterrupt):
+            env.step([0])
+    finally:
+        env.close()
+
+
+def leaves() -> gym.Env:
+    sys.exit("no display")
+
+
+def test_sys_exit_in_a_constructor_is_a_users_mistake():
+    with pytest.raises(UserError, match="cannot be created: SystemExit: no display"):
+        envs.make(leaves, 1)
+
+
+def test_an_environment_belongs_to_the_thread_that_steps_it():
+    made: list[int] = []
+
+    def factory() -> gym.Env:
+        made.append(threading.get_ident())
+        return Counting()
+
+    env = envs.make(factory, 2, workers=0)
+    here = len(made)
+    thread = threading.Thread(target=env.reset)
+    thread.start()
+    thread.join()
+    assert made[here:] == [thread.ident] * 2
+
+
+def test_an_environment_is_looked_at_once():
+    made: list[int] = []
+
+    def factory(length: int = 5) -> gym.Env:
+        made.append(length)
+        return Counting(length)
+
+    with envs.looked_at_once():
+        for length in (5, 5, 6):
+            envs.spec_of(factory, {"length": length})
+            envs.make(factory, 2, env_args={"length": length})
+            assert envs.construction_seconds(factory, {"length": length}) > 0
+    assert made == [5, 5, 6, 6]  # once for the spaces, once for the speed
+    envs.spec_of(factory)
+    envs.spec_of(factory)
+    assert made == [5, 5, 6, 6, 5, 5]
+
+
+SCRIPT = """
+import os, time, gymnasium as gym, numpy as np
+from pronk import envs
+
+class Slow(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        time.sleep(0.002)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+print("begins", flush=True)
+for made, workers in ((Slow, None), ("CartPole-v1", 1), (Slow, 1)):
+    try:
+        env = envs.make(made, 2, workers=workers)
+        env.reset()
+        print(env.placement, flush=True)
+        env.close()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("place", ["script", "stdin", "guarded"])
+def test_a_script_without_a_guard_runs_once(place, tmp_path):
+    """What it defines is stepped in the actor's thread, and what others define by processes."""
+    root = Path(__file__).parents[1]
+    path, command, text = tmp_path / "script.py", [sys.executable, "-"], SCRIPT
+    if place != "stdin":
+        head, _, rest = SCRIPT.partition('print("begins"')
+        rest = 'print("begins"' + rest
+        if place == "guarded":
+            rest = 'if __name__ == "__main__":\n' + textwrap.indent(rest, "    ")
+        path.write_text(head + rest)
+        command, text = [sys.executable, str(path)], ""
+    done = subprocess.run(
+        command, input=text, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    begins, auto, process, asked = done.stdout.splitlines()
+    assert begins == "begins"
+    assert process == "stepped in 1 worker process"
+    if place == "guarded":
+        assert auto.startswith("stepped in 2 worker processes (")
+        assert asked == "stepped in 1 worker process"
+    else:
+        why = "notebook or console" if place == "stdin" else "would run again"
+        assert re.match(r"stepped in the actor's thread \(.* ms a step; not in .*" + why, auto)
+        assert re.match(r"UserError .*" + why + ".*`--env-workers 0`, from Python", asked)
+    assert not done.stderr
+
+
+def test_an_environment_that_workers_cannot_make_is_stepped_in_the_thread(monkeypatch):
+    def fails(*_: Any, **__: Any) -> Any:
+        raise UserError("a worker process ended while starting")
+
+    monkeypatch.setattr(envs, "ProcessVectorEnv", fails)
+    env = envs.make(counting_slowly, 2)
+    assert isinstance(env, SerialVectorEnv)
+    assert env.placement.endswith("faster: a worker process ended while starting)")
 
 
 def test_faults_are_counted_over_all_workers():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,6 +33,7 @@ from tests.chaos.harm import (
     descendants,
     find_processes,
     harming,
+    importing_this,
     stop,
     training,
 )
@@ -228,10 +231,11 @@ def test_waiting_for_a_place_can_be_interrupted(raylets, tmp_path, monkeypatch, 
         os.kill(os.getpid(), signal.SIGINT)
 
     start = time.monotonic()
-    with harming(tmp_path, harm, survives=False):
-        summary = pronk.train(
+    with harming(tmp_path, harm, survives=False), pytest.raises(KeyboardInterrupt):
+        pronk.train(
             "impala", "CartPole-v1", run_dir=tmp_path, ray=raylets.address, actors=2, **TINY
         )
+    summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["agent_steps"] == 0
     assert time.monotonic() - start < 40
@@ -295,6 +299,54 @@ def test_a_refused_connection_names_the_token(raylets, monkeypatch):
     monkeypatch.setattr(ray, "init", refused)
     with pytest.raises(UserError, match=r"lets us in \(Failed.*\)\..*auth_token"):
         Cluster(raylets.address, Needs())
+
+
+LOCAL = """
+import json, os, stat, sys
+from pathlib import Path
+from pronk.runtime.places.ray import Cluster, Needs, psutil
+
+os.umask(0o022)
+cluster = Cluster("local", Needs(), 1)
+ours = psutil.Process()
+started = ours.children(recursive=True)
+listening = {
+    socket.laddr.ip
+    for process in [ours, *started]
+    for socket in process.net_connections("inet")
+    if socket.status == psutil.CONN_LISTEN
+}
+token = Path.home() / ".ray" / "auth_token"
+found = {
+    "listening": sorted(listening),
+    "token": stat.S_IMODE(token.stat().st_mode),
+    "warnings": cluster.warnings(),
+    "metrics": [x for p in started for x in p.cmdline() if x == "--disable-metrics-collection"],
+}
+cluster.close()
+found["left"] = [p.pid for p in started if p.is_running() and p.status() != "zombie"]
+found["variables"] = [x for x in os.environ if x.startswith("RAY_") and x != "RAY_AUTH_MODE"]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("mode", [None, 0o644], ids=["new", "wide"])
+def test_a_local_cluster_keeps_the_promises_of_security_md(mode, tmp_path):
+    if mode is not None:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("ab" * 32)
+        (tmp_path / ".ray" / "auth_token").chmod(mode)
+    variables = {k: v for k, v in importing_this().items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL], env={**variables, "HOME": str(tmp_path)},
+        stdout=subprocess.PIPE, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["listening"]
+    assert {*found["listening"]} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert found["token"] == 0o600
+    assert found["metrics"]
+    assert not found["warnings"] + found["left"] + found["variables"]
 
 
 @pytest.mark.faults

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import jax
@@ -23,6 +24,7 @@ from pronk.run.actors import ActorFactory
 from pronk.run.inspect import inspect
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, initial_state
+from pronk.runtime import tuning
 from pronk.runtime.learner import Learner
 from pronk.storage.checkpoint import Checkpointer
 
@@ -417,6 +419,78 @@ def test_actions_of_a_policy_are_those_of_the_environment(tmp_path: Path) -> Non
         action, _ = policy.act(np.zeros(2, np.float32), policy.initial_carry(sample=True))
         seen.add(int(action))
     assert seen == {1, 2}
+
+
+class Interrupting(Shifted):
+    """Sends its own process a signal at its 50th step."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        type(self).steps += 1
+        if self.steps == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(action)
+
+
+def test_an_interrupt_is_raised_once_the_run_is_saved(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting, tmp_path, 10**9, actors=1)
+    assert signal.getsignal(signal.SIGINT) is before
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert inspect(tmp_path)["agent_steps"] == summary["agent_steps"] > 0
+
+
+class Owned(Shifted):
+    """Belongs to the thread that made it, like SQLite's connections and OpenGL's contexts."""
+
+    made: ClassVar[list[int]] = []
+    wrong: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+        self.made.append(self.thread)
+
+    def _check(self, what: str) -> None:
+        if threading.get_ident() != self.thread:
+            self.wrong.append(what)
+
+    def reset(self, **options: Any) -> Any:
+        self._check("reset")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self._check("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self._check("close")
+
+
+@pytest.mark.parametrize("architecture", ["async", "sync-unroll"])
+def test_an_environment_is_made_stepped_and_closed_in_one_thread(
+    architecture: str, tmp_path: Path
+) -> None:
+    Owned.made.clear()
+    settings = {"architecture": architecture, "eval_every": 200, "eval_episodes": 2}
+    train(Owned, tmp_path, 400, actors=2, envs_per_actor=2, **settings)
+    assert not Owned.wrong
+    assert len(set(Owned.made)) == 3
+
+
+def test_few_environments_are_made_if_that_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "SLOW", 0.0)
+    monkeypatch.setattr("pronk.run.build.SLOW_START", 0.0)
+    Owned.made.clear()
+    train(Owned, tmp_path, 200, envs_per_actor=None)
+    assert len(Owned.made) <= 16 + 2  # one for the spaces, one for the speed
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "making 16 environments, each in about" in shown
 
 
 def test_a_policy_is_refused_by_another_observation_space(tmp_path: Path) -> None:

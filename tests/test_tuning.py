@@ -61,6 +61,11 @@ def test_slow_environments_are_tried_once(monkeypatch):
     assert search(monkeypatch, lambda m, n: float(m * n), batch_size=64)[:2] == (2, 16)
 
 
+def test_nothing_is_tried_with_environments_that_are_slow_to_make(monkeypatch):
+    picked = search(monkeypatch, lambda m, n: 1 / 0, batch_size=64, construction=0.5)
+    assert picked == (2, 16, "other numbers are not tried: an environment takes 0.5 s to make")
+
+
 def test_steps_are_counted_and_actors_closed(monkeypatch):
     """Waiting environments have a known speed."""
     monkeypatch.setattr(tuning, "SECONDS", 0.3)
@@ -80,7 +85,7 @@ def test_steps_are_counted_and_actors_closed(monkeypatch):
 
     rate = tuning._steps_per_second(make, 2, 3, behaviour, lambda: None)
     assert 100 < rate < 2 * 3 / 0.01  # as slow as the machine is, never faster than the waiting
-    assert sorted(closed) == [0, 1]
+    assert {*closed} == {0, 1}
 
 
 def test_a_run_shows_the_chosen_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 from pronk.config import fields
 from pronk.config.fields import number
 from pronk.config.pbt import PBTConfig
-from pronk.config.run import RunConfig
+from pronk.config.run import EVAL_MAX_STEPS, RunConfig
 
 AgentConfig = TypeVar("AgentConfig")
 
@@ -53,6 +53,8 @@ class EvalArguments:
     """A run's directory, or a file written by `pronk export`."""
     episodes: int = number(30, at_least=1, limit=10**12)
     """Episodes to play."""
+    max_steps: int = number(EVAL_MAX_STEPS, at_least=1)
+    """Agent steps after which an episode is cut off, and counts as it is then."""
     sample: bool = False
     """Draw actions from the policy instead of taking the likeliest."""
     seed: int = number(1_000_000, at_least=0, at_most=2**63 - 1)

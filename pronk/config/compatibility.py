@@ -102,7 +102,9 @@ _POPULATION = (
         lambda c: c.vmapped,
         "`{flag}` is {value}, which a vmapped population can't do; leave it out, or use --execution"
         " processes.",
-        dict.fromkeys(("init_from", "eval_every", "eval_episodes", "log_every"), ""),
+        dict.fromkeys(
+            ("init_from", "eval_every", "eval_episodes", "eval_max_steps", "log_every"), ""
+        ),
     ),
 )
 
@@ -296,7 +298,9 @@ _LOCAL = (
         "no evaluation",
         lambda c: c.run.eval_every is None,
         _USELESS,
-        {"eval_episodes": "there are no evaluations without `--eval-every`"},
+        dict.fromkeys(
+            ("eval_episodes", "eval_max_steps"), "there are no evaluations without `--eval-every`"
+        ),
     ),
     *_given(
         "in turns",

@@ -13,6 +13,9 @@ from pronk.config.fields import number
 # measuring begins: two actors, so that one infers while the other steps; 16 environments, with
 # which inference is cheap.
 DEFAULT_ACTORS, DEFAULT_ENVS = 2, 16
+# Agent steps of an episode of an evaluation: half an hour of an Atari game, of which each frame is
+# a step. Longer than the time limits of Gymnasium's and ALE's environments.
+EVAL_MAX_STEPS = 108_000
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ class RunConfig:
     """Agent steps between evaluations. [none]"""
     eval_episodes: int = number(10, above=0)
     """Episodes per evaluation."""
+    eval_max_steps: int = number(EVAL_MAX_STEPS, above=0)
+    """Agent steps after which an episode of an evaluation is cut off, and counts as it is then; a
+    message says so."""
     policy_lag: int = number(0, at_least=0)
     """Act with parameters that are this many updates old, to study policy lag; exact where actors
     wait for the learner, or act in the same program."""
@@ -119,7 +125,7 @@ class RunConfig:
 FREE = (
     *("run_dir", "stop_after", "stop_after_episodes", "quiet"),
     *("checkpoint_every", "keep_checkpoints", "log_every"),
-    *("eval_every", "eval_episodes", "env_workers", "max_env_faults"),
+    *("eval_every", "eval_episodes", "eval_max_steps", "env_workers", "max_env_faults"),
     *("max_restarts", "hang_after"),
     *("actor_cores", "actor_device", "learner_device"),
     *("learners", "learner_rank", "coordinator"),

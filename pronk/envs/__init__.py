@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
 import math
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -19,7 +20,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymEntry
 
 from pronk.config import modules
-from pronk.envs import waiting
+from pronk.envs import main_module, waiting
 from pronk.envs.episodes import derived_seed
 from pronk.envs.gym_env import SerialVectorEnv
 from pronk.envs.process_env import ProcessVectorEnv
@@ -79,7 +80,7 @@ class Options:
 
     workers: int | None = None
     """Worker processes of Gymnasium environments; 0 steps them in the caller's thread, None decides
-    by timing one of them."""
+    by timing one of them, and by whether worker processes can make them."""
     threads: int = 1
     """Threads of Atari games."""
     replayable: bool = False
@@ -167,28 +168,108 @@ def make(
 def _make_gym(
     factory: GymFactory, num_envs: int, seed: int, first_env_id: int, options: Options
 ) -> VectorEnv:
-    """Gymnasium environments, in worker processes if requested or if steps are slow."""
-    spec = gym_spec(factory, factory.name)
-    workers, note = options.workers, ""
-    if workers is None:
-        step_seconds = _step_seconds(factory, spec)
-        note = f" ({step_seconds * 1e3:.2g} ms a step)"
-        slow = step_seconds > _SLOW_STEP and num_envs > 1
-        workers = min(os.cpu_count() or 1, num_envs) if slow and _picklable(factory) else 0
+    """Gymnasium environments, in worker processes if requested, or if steps are slow and that is
+    possible."""
+    looked = _look(factory)
     common: dict[str, Any] = {
         "replayable": options.replayable,
         "fault_log": options.fault_log,
         "max_faults": options.max_faults,
         "hang_after": options.hang_after,
     }
-    if workers:
-        vector = ProcessVectorEnv(
-            factory, spec, num_envs, seed, first_env_id, workers=workers, **common
+
+    def in_processes(workers: int) -> VectorEnv:
+        return ProcessVectorEnv(
+            factory, looked.spec, num_envs, seed, first_env_id, workers=workers, **common
         )
-    else:
-        vector = SerialVectorEnv(factory, spec, num_envs, seed, first_env_id, **common)
-    vector.placement += note
+
+    if options.workers:
+        return in_processes(options.workers)
+    note = ""
+    if options.workers is None:
+        if looked.step_seconds is None:
+            looked.step_seconds = _step_seconds(factory, looked.spec)
+            looked.obstacle = main_module.obstacle(factory)
+        note = f"{looked.step_seconds * 1e3:.2g} ms a step"
+        if looked.step_seconds > _SLOW_STEP and num_envs > 1:
+            if not looked.obstacle:
+                try:
+                    vector = in_processes(min(os.cpu_count() or 1, num_envs))
+                except UserError as error:
+                    looked.obstacle = str(error)
+                else:
+                    vector.placement += f" ({note})"
+                    return vector
+            note += f"; not in worker processes, which would be faster: {looked.obstacle}"
+    vector = SerialVectorEnv(factory, looked.spec, num_envs, seed, first_env_id, **common)
+    vector.placement += f" ({note})" if note else ""
     return vector
+
+
+@dataclass
+class _Looked:
+    """What is known of the environments of a factory, from making one."""
+
+    source: Any  # kept, so that no other has its id
+    spec: EnvSpec
+    seconds: float  # to make one
+    step_seconds: float | None = None  # once it was measured
+    obstacle: str = ""  # why worker processes cannot make them
+
+
+_looked: dict[Any, _Looked] = {}
+_looking = 0  # contexts of `looked_at_once`, also of other threads
+_looking_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Within, spaces and speed of an environment are found out once, however often they are needed:
+    its constructor may take long."""
+    global _looking
+    with _looking_lock:
+        _looking += 1
+    try:
+        yield
+    finally:
+        with _looking_lock:
+            _looking -= 1
+            if not _looking:
+                _looked.clear()
+
+
+def _look(factory: GymFactory) -> _Looked:
+    key = None
+    if _looking:
+        with contextlib.suppress(TypeError, ValueError):  # arguments that cannot be compared
+            key = id(factory.source), json.dumps(dict(factory.kwargs), sort_keys=True)
+    if (known := _looked.get(key)) is not None:
+        return known
+    seconds = []
+
+    def timed() -> gym.Env:
+        begin = time.perf_counter()
+        env = factory()
+        seconds.append(time.perf_counter() - begin)
+        return env
+
+    spec = gym_spec(timed, factory.name)
+    looked = _Looked(factory.source, spec, seconds[0])
+    if key is not None:
+        _looked[key] = looked
+    return looked
+
+
+def construction_seconds(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> float:
+    """The seconds that making one environment takes; of a suite, the slowest. 0 for those that are
+    not Gymnasium's, which are made together."""
+    tasks = tasks_of(env)
+    if tasks is not None:
+        return max(construction_seconds(task.env, task.args(env_args)) for task in tasks)
+    args = dict(env_args or {})
+    if _is_game(env) or env == waiting.NAME or _single_jax_env(env, args) is not None:
+        return 0.0
+    return _look(gym_factory(env, args)).seconds
 
 
 def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
@@ -206,8 +287,7 @@ def spec_of(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> EnvSpec:
     jax_env = _single_jax_env(env, args)
     if jax_env is not None:
         return jax_env.spec
-    factory = gym_factory(env, args)
-    return gym_spec(factory, factory.name)
+    return _look(gym_factory(env, args)).spec
 
 
 def task_specs(tasks: Sequence[Task], env_args: Mapping[str, Any] | None) -> list[EnvSpec]:
@@ -312,14 +392,6 @@ def _unregistered(env: str, module: str = "") -> UserError:
     if not module:
         own = f"One of your own is named with the module that registers it, my_module:{env}."
     return UserError(f"`env` '{env}' is not registered{nearest(env, names()) or '.'} {own}")
-
-
-def _picklable(factory: GymFactory) -> bool:
-    try:
-        ForkingPickler.dumps(factory)
-    except Exception:
-        return False
-    return True
 
 
 def _step_seconds(factory: GymFactory, spec: EnvSpec) -> float:

@@ -7,6 +7,7 @@ Neither module imports jax, so that workers start quickly.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,8 @@ from pronk.envs.slot import Factory, Fault, Rows, Slot
 from pronk.errors import UserError
 from pronk.maths.spaces import Observations, check_actions
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep
+
+_making = threading.Lock()  # constructors are not called in several threads at once
 
 Method = Literal["step", "reset", "recover", "abandon", "state", "restore"]  # of `Slots`
 
@@ -226,33 +229,41 @@ class SlotVectorEnv:
             return
         self.close()
         log = f"; all are in {self._fault_log}" if self._fault_log is not None else ""
+        if "thread" in faults[-1].cause and threading.current_thread() != threading.main_thread():
+            log += ". If it needs a main thread, a worker process has one: `--env-workers 1`"
         raise UserError(
             f"`env` '{self.spec.name}' failed {self._num_faults} times, and `--max-env-faults` is"
             f" {self._config.max_faults}. The last fault: {faults[-1].where}:"
-            f" {faults[-1].cause}{log}"
+            f" {faults[-1].cause.rstrip('.')}{log}"
         )
 
 
 class SerialVectorEnv(SlotVectorEnv):
     """Gymnasium environments stepped one after the other in the caller's thread.
 
+    The first call makes them. All should come from one thread: some belong to that which made them.
+
     `factory` makes one environment, `spec` is its `gym_spec`. Slot i is environment
     `first_env_id + i`, which with `seed` determines all its episodes. `replayable` declares that
     the same seed and actions repeat an episode, and keeps the actions. Faults (see `Slot`) are
-    appended to `fault_log`. Raises `UserError` if an environment cannot be created, and from `step`
-    and `reset` after more than `max_faults` faults.
+    appended to `fault_log`. `step` and `reset` raise `UserError` if an environment cannot be
+    created, and after more than `max_faults` faults.
     """
 
     placement = "stepped in the actor's thread"
 
     def _start(self) -> None:
-        self._slots = Slots(self._config, self._rows, 0, self.num_envs)
+        self._slots: Slots | None = None
 
     def close(self) -> None:
         """Close the environments; safe to call twice."""
-        self._slots.close()
+        if self._slots is not None:
+            self._slots.close()
 
     def _call(self, method: Method, states: list[Any] | None = None) -> list[Any]:
+        if self._slots is None:
+            with _making:
+                self._slots = Slots(self._config, self._rows, 0, self.num_envs)
         results, faults = self._slots.call(method, states)
         self._record_faults(faults)
         return results

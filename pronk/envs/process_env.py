@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
 import signal
+import threading
 import time
 import weakref
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 
+from pronk.envs import main_module
 from pronk.envs.gym_env import Method, SlotConfig, Slots, SlotVectorEnv
 from pronk.envs.slot import WORKER, Factory, Fault, Rows
 from pronk.errors import UserError
-from pronk.storage import shared_memory
+from pronk.storage import processes, shared_memory
 from pronk.types import EnvSpec
 
 _CLOSE_SECONDS = 2.0
@@ -42,7 +44,8 @@ class _Worker:
             daemon=True,
         )
         try:
-            self._process.start()
+            with main_module.hidden_if_unguarded():
+                processes.start(self._process)
         finally:
             child_end.close()  # so that only the process holds it, and it closes with the process
 
@@ -69,7 +72,8 @@ class _Worker:
 
     def receive(self, deadline: float = math.inf) -> Any | None:
         """The result of the last request; None if the process has ended, or has been killed because
-        it did not answer before the `deadline` (`time.monotonic`)."""
+        it did not answer before the `deadline` (`time.monotonic`). Raises what the
+        environment raised of KeyboardInterrupt and UserError."""
         while True:
             before = time.monotonic()
             # The sentinel too: a child process of the environment may hold the pipe open.
@@ -89,6 +93,8 @@ class _Worker:
             except (EOFError, OSError):
                 return None
             if number == self._sent:  # others answer a request that was interrupted
+                if isinstance(result, BaseException):
+                    raise result
                 return result
 
     def disconnect(self) -> None:
@@ -96,25 +102,39 @@ class _Worker:
         self._connection.close()
 
     def end(self, deadline: float) -> None:
-        """Wait for the process until `deadline` (`time.monotonic`), then kill it."""
+        """Wait for the process until `deadline` (`time.monotonic`), then kill it, and what its
+        environments have started and not ended."""
         self._connection.close()
         self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
 
 
 def _worker_main(connection: Connection, config: SlotConfig, memory: str, lo: int, hi: int) -> None:
     """The worker process: serves requests until the other end of the pipe closes."""
     # The parent handles Ctrl-C, and a SIGTERM to the whole group, by closing the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.leave_signals_to_parent()
+    os.setsid()  # a group of its own, which the parent ends with it
+    multiprocessing.current_process().daemon = False  # environments may start processes
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     block = shared_memory.attach(memory)
     try:
         _serve(connection, config, Rows(config.spec, config.num_envs, block.buf), lo, hi)
     finally:
         with contextlib.suppress(BufferError):  # an environment kept a view; the process ends
             block.close()
+
+
+def _end_with_parent() -> None:
+    """End this process and what it has started, if the parent is gone and closing takes long."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    time.sleep(_CLOSE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _serve(connection: Connection, config: SlotConfig, rows: Rows, lo: int, hi: int) -> None:
@@ -129,10 +149,10 @@ def _serve(connection: Connection, config: SlotConfig, rows: Rows, lo: int, hi: 
         while True:
             number, method, states = connection.recv()
             try:
-                answer = slots.call(method, states)
-            except UserError as e:  # a mistake that a restart would not mend
-                answer = str(e)
-            connection.send((number, answer))
+                result: Any = slots.call(method, states)
+            except (UserError, KeyboardInterrupt) as error:  # not a fault of the environment
+                result = error
+            connection.send((number, result))
     slots.close()
 
 
@@ -183,14 +203,12 @@ class ProcessVectorEnv(SlotVectorEnv):
 
     def _start(self) -> None:
         config, n = self._config, self._num_workers
-        try:
-            ForkingPickler.dumps(config.factory)
-        except Exception as e:
+        if why := main_module.obstacle(config.factory):
             raise UserError(
-                f"the factory of `env` '{config.spec.name}' cannot be sent to a worker process "
-                f"({e}); give a function defined at the top level of a module, or"
-                " --env-workers 0 (env_workers=0 in Python)"
-            ) from e
+                f"`env` '{config.spec.name}' cannot be stepped in worker processes: {why}. Define"
+                " it at the top level of a module, or ask for no worker processes"
+                " (`--env-workers 0`, from Python env_workers=0)."
+            )
         self._processes = _Processes(config)
         self._finalizer = weakref.finalize(self, self._processes.release)
         np.copyto(self._shared.memory, self._rows.memory)
@@ -201,10 +219,10 @@ class ProcessVectorEnv(SlotVectorEnv):
             for worker in self._processes.workers:
                 if not self._has_started(worker):
                     raise UserError(
-                        f"a worker process of `env` '{config.spec.name}' ended while starting "
-                        f"(exit code {worker.exitcode}; its output is above). A script needs "
-                        "`if __name__ == '__main__':` around its top-level code; or give"
-                        " --env-workers 0 (env_workers=0 in Python)"
+                        f"a worker process of `env` '{config.spec.name}' ended while starting"
+                        f" (exit code {worker.exitcode}; its output is above). Ask for no worker"
+                        " processes (`--env-workers 0`, from Python env_workers=0), or find out why"
+                        " a new Python process cannot make the environment."
                     )
         except BaseException:
             self.close()
@@ -240,8 +258,6 @@ class ProcessVectorEnv(SlotVectorEnv):
             answer = worker.receive(deadline)
             if answer is None:
                 answer = self._replace_worker(k, method, states)
-            if isinstance(answer, str):
-                raise UserError(answer)
             results.extend(answer[0])
             self._record_faults(answer[1])
         # A copy, because memory that the caller can see must outlive `close`, and because the rows

@@ -5,8 +5,7 @@ A `Slot` writes its results into `Rows`, which may lie in shared memory.
 
 from __future__ import annotations
 
-import multiprocessing
-import threading
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -37,18 +36,6 @@ WORKER = "pronk-env"  # begins the names of worker processes
 _ALIGNMENT = 64  # bytes; a cache line, so that no two arrays of a block share one
 
 
-def _reraise_interrupt(error: BaseException) -> None:
-    """Raise a KeyboardInterrupt that is the user's.
-
-    Python raises it for Ctrl-C in the main thread alone, and worker processes ignore the signal:
-    elsewhere the environment has raised it, which is a fault like any other.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    in_worker = multiprocessing.current_process().name.startswith(WORKER)
-    if isinstance(error, KeyboardInterrupt) and is_main and not in_worker:
-        raise error
-
-
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -61,8 +48,9 @@ def construct(factory: Factory, name: str) -> gym.Env:
         raise
     except (ImportError, gym.error.DependencyNotInstalled) as e:
         raise UserError(f"`env` '{name}' needs a package that is not installed: {e}") from e
+    except KeyboardInterrupt:
+        raise
     except BaseException as e:  # also a SystemExit, which would end the run as if it were complete
-        _reraise_interrupt(e)
         if isinstance(e, TypeError) and "unexpected keyword argument" in str(e):
             raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
         raise UserError(f"`env` '{name}' cannot be created: {_described(e)}") from e
@@ -99,8 +87,9 @@ def _gives_mask(env: gym.Env, space: gym.Space, name: str) -> bool:
         given = info.get(MASK)
         if can_have and given is not None:
             as_mask(env.action_space, given)
+    except KeyboardInterrupt:
+        raise
     except BaseException as e:
-        _reraise_interrupt(e)
         raise UserError(f"`env` '{name}' failed in its first reset: {_described(e)}") from e
     return can_have and (observed or given is not None or _mask_method(env) is not None)
 
@@ -112,10 +101,9 @@ def _mask_method(env: gym.Env) -> Callable[[], Any] | None:
 
 
 def _close(env: gym.Env) -> None:
-    try:
+    """Close an environment, ignoring its exceptions."""
+    with contextlib.suppress(Exception, SystemExit):
         env.close()
-    except BaseException as e:
-        _reraise_interrupt(e)
 
 
 _RESULTS = {
@@ -243,11 +231,12 @@ class Rows:
 class Slot:
     """One Gymnasium environment, which writes row `row`.
 
-    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception, an exit or an
-    invalid result is a fault: it is appended to `faults`, the row is truncated with the last valid
-    observation and reward 0, and a new environment begins the next episode. A reset that fails is
-    repeated up to `attempts` times. `begin` and `step` raise UserError where an action mask comes
-    unexpectedly, because actions were chosen without it.
+    Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception, that of
+    `sys.exit` included, or an invalid result is a fault: it is appended to `faults`, the row is
+    truncated with the last valid observation and reward 0, and a new environment begins the next
+    episode. A reset that fails is repeated up to `attempts` times. KeyboardInterrupt is the user's,
+    and not caught. `begin` and `step` raise UserError where an action mask comes unexpectedly,
+    because actions were chosen without it.
     """
 
     def __init__(
@@ -282,7 +271,7 @@ class Slot:
             try:
                 observation, info = self._reset()
                 self._write(observation, info, ended=False)
-            except UserError:
+            except (UserError, KeyboardInterrupt):
                 raise
             except BaseException as e:
                 self._fault(e)
@@ -303,7 +292,7 @@ class Slot:
             terminated = _as_flag(terminated, "terminated")
             truncated = _as_flag(truncated, "truncated")
             self._write(observation, info, ended=terminated or truncated)
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
         except BaseException as e:
             self._fault(e)
@@ -342,8 +331,9 @@ class Slot:
                 if terminated or truncated:
                     raise ValueError("the episode ended early")
             self._write(observation, info, ended=False)
+        except KeyboardInterrupt:
+            raise
         except BaseException as e:
-            _reraise_interrupt(e)
             self.close()
             return replay_warning(self._spec.name, self._env_id, _described(e))
         saved = [state["observation"][str(i)] for i in range(len(rows.leaves))]
@@ -430,7 +420,6 @@ class Slot:
         rows.done[row] = terminated or truncated
 
     def _fault(self, error: BaseException) -> None:
-        _reraise_interrupt(error)
         where = (
             f"slot {self._row} (environment {self._env_id}), "
             f"episode {self._rows.episode[self._row]}, step {self._steps}"
@@ -441,6 +430,6 @@ class Slot:
 
     def close(self) -> None:
         """Close the environment, ignoring its exceptions; `begin` makes another."""
-        if self._env is not None:
-            _close(self._env)
-        self._env = None
+        env, self._env = self._env, None
+        if env is not None:
+            _close(env)

@@ -7,7 +7,6 @@ from it on resume, so that a workplace saves nothing but how far its members are
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -74,6 +73,12 @@ class Change(NamedTuple):
 
     member: Member
     counted: bool  # the episodes of its report made a score (or it diverged)
+
+
+class Stopped(Protocol):
+    """Whether the population should pause, saved."""
+
+    def is_set(self) -> bool: ...
 
 
 class Workplace(Protocol):
@@ -144,7 +149,7 @@ class Controller:
         seed = self.setup.member_seed(member.member)
         return {"event": "start", "member": member.member, "seed": seed, "hyper": member.hyper}
 
-    def run(self, stopped: threading.Event) -> dict[str, Any]:
+    def run(self, stopped: Stopped) -> dict[str, Any]:
         """Train until the end, a pause, or until `stopped` is set; returns the summary."""
         steps = self.workplace.begin(self.members)
         if all(m.ended for m in self.members):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +19,8 @@ from pronk.config.spec import Plan
 from pronk.errors import Diverged, UserError
 from pronk.pbt.decide import Hyper
 from pronk.run import train as training
+from pronk.run.guard import handle_signals
+from pronk.storage import processes
 from pronk.storage.checkpoint import Checkpointer
 from pronk.types import Agent, LearnerState
 
@@ -61,6 +62,8 @@ class Inheritance(NamedTuple):
             training.run(plan, env, change=self.apply)
         except UserError as error:
             return DIVERGED if isinstance(error, Diverged) else USER_ERROR, str(error)
+        except KeyboardInterrupt:  # it was asked to pause, and has saved
+            return 0, ""
         return 0, ""
 
 
@@ -89,10 +92,7 @@ class ProcessRun:
         self._log = plan.run_dir / "log.txt"
         context = multiprocessing.get_context("spawn")  # forking after jax has started deadlocks
         self.process = context.Process(target=_train, args=(plan, env, inheritance))
-        with (
-            _ignore_sigint()
-        ):  # a terminal sends Ctrl-C to all processes; the controller stops them
-            self.process.start()
+        processes.start(self.process)
 
     @property
     def finished(self) -> bool:
@@ -134,21 +134,10 @@ class Launcher:
         """Release what the launcher holds; all its runs have finished."""
 
 
-@contextlib.contextmanager
-def _ignore_sigint() -> Iterator[None]:
-    """Ignore SIGINT, also in processes that are started meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _train(plan: Plan, env: Any, inheritance: Inheritance) -> None:
     """The process of a `ProcessRun`. It pauses, saved, when its controller is gone."""
+    handle_signals()  # before they are received
+    processes.receive_signals()
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     with open(plan.run_dir / "log.txt", "ab", buffering=0) as log:
         for stream in (1, 2):

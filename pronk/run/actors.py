@@ -15,6 +15,7 @@ from pronk import envs
 from pronk.config.architectures import ARCHITECTURES
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
+from pronk.run.guard import check_signals
 from pronk.run.setup import ACTOR_KEY, build, configure_jax, key_for, unroll_spec
 from pronk.runtime.actor import Actor, Player
 from pronk.runtime.inference import CentralPlayer, InferenceServer
@@ -42,6 +43,10 @@ class ActorFactory:
 
         agent: given if it exists already, so that it is compiled once. server: acts for the actor.
         """
+        with envs.looked_at_once():
+            return self._make(agent, server)
+
+    def _make(self, agent: Agent | None, server: InferenceServer | None) -> Actor:
         config, agent_config = self.plan.run, self.plan.agent_config
         first = self.index * self.num_envs
         key = jax.random.fold_in(key_for(config.seed, ACTOR_KEY), self.salt)
@@ -114,6 +119,7 @@ class Crew(NamedTuple):
                 def make(salt: int, factory: ActorFactory = factory, name: str = name) -> Any:
                     return self._place(dataclasses.replace(factory, salt=salt), name, server)
 
+                check_signals()
                 actor = make(self.salt)
                 unfinished.callback(actor.close)
                 # A run that saves its actors' states can't continue without exactly these.

@@ -34,6 +34,8 @@ from pronk.runtime.rounds import RoundsLoop
 from pronk.runtime.source import Queue, Source
 from pronk.types import Agent, Fresh, LearnerState, Mixed
 
+SLOW_START = 2.0  # seconds of making environments of which the log speaks
+
 
 def make_runtime(
     plan: Plan,
@@ -144,6 +146,7 @@ class _Local:
         fault_log = self.plan.directory / "actor_faults.log"
         restarts = Restarts(config.max_restarts, fault_log, config.hang_after)
         crew = Crew(self.plan, self.env, self.agent, self.salt, restarts, cluster)
+        seconds = envs.construction_seconds(self.env, self.plan.env_args)
         if num_actors is None or num_envs is None:
             assert learner is not None
             picked = tuning.pick(
@@ -153,6 +156,7 @@ class _Local:
                 actors=num_actors,
                 envs=num_envs,
                 actor_cores=config.actor_cores,
+                construction=seconds,
             )
             num_actors, num_envs = picked.actors, picked.envs
             self.log(picked.why)
@@ -163,6 +167,8 @@ class _Local:
             restarts.fatal = server.failed
         # Each of several learners counts the episodes of its own actors.
         check_slots(self.env, num_actors * num_envs, config.learner_rank * num_actors * num_envs)
+        if num_actors * num_envs * seconds > SLOW_START:
+            self.log(f"making {num_actors * num_envs} environments, each in about {seconds:.2g} s")
         actors = crew.make(num_actors, num_envs, server)
         numbers = {"actors": num_actors, "envs_per_actor": num_envs}
         self.note({"runtime": "local", **numbers, "placement": actors[0].placement})

@@ -5,6 +5,7 @@ Environments are imported only if there is an ENV, so that help answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import textwrap
@@ -39,10 +40,13 @@ def usage(command: str) -> str:
     )
 
 
-def plan_of(command: str, kind: Any, args: Sequence[str]) -> tuple[Plan, Any] | None:
+def plan_of(
+    command: str, kind: Any, args: Sequence[str], stack: contextlib.ExitStack
+) -> tuple[Plan, Any] | None:
     """The plan and the arguments, of `kind`; None where only usage was asked for and printed.
 
-    Raises UserError for a mistake, and SystemExit where help was asked for and printed.
+    stack: keeps what is learnt of the environment, so that it is not made again for that. Raises
+    UserError for a mistake, and SystemExit where help was asked for and printed.
     """
     if not args or args[0] in _HELP:
         print(usage(command), end="")
@@ -60,6 +64,9 @@ def plan_of(command: str, kind: Any, args: Sequence[str]) -> tuple[Plan, Any] | 
         parser.parse(["--help"], "", {})  # there is no ENV, or a mistake in other flags
     # Once to learn which environment and preset are meant, then with that preset's defaults.
     parsed = parser.parse(rest, "", {})
+    from pronk import envs
+
+    stack.enter_context(envs.looked_at_once())
     given = parse_assignments(parsed.env_arg, "`--env-arg`")
     env_args = complete_env_args(agent, parsed.env, given)
     preset = parsed.preset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from pronk.config.run import EVAL_MAX_STEPS as MAX_STEPS
 from pronk.maths import scores
 from pronk.runtime.actor import Player
-from pronk.types import Agent, EnvSpec, Episode, Key, PyTree, VectorEnv
+from pronk.types import Agent, EnvSpec, Episode, Key, PyTree, TimeStep, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Evaluation:
     maximum: float
     mean_length: float  # agent steps
     human_normalised: float | None  # (score − random) / (human − random), where known
+    cut_off: int = 0  # episodes that did not end within `max_steps`, and count as they were then
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -33,7 +36,8 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """The numbers of a training record."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        numbers = {name: value for name, value in asdict(self).items() if value is not None}
+        return numbers if self.cut_off else {k: v for k, v in numbers.items() if k != "cut_off"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,25 @@ class SuiteEvaluation:
         returns = {f"return/{name}": one.mean_return for name, one in self.tasks.items()}
         returns["mean_return"] = float(np.mean([x.mean_return for x in self.tasks.values()]))
         return returns | {f"score/{name}": value for name, value in self.scores.items()}
+
+    def table(self) -> str:
+        """A table for people."""
+        width = max(map(len, self.tasks))
+        lines = [
+            f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'episodes':>8}  {'score':>7}"
+        ]
+        for name, found in self.tasks.items():
+            score = self.normalised.get(name)
+            shown = "–" if score is None else f"{score:.1%}"
+            lines.append(
+                f"{name:{width}}  {found.mean_return:12.4g}  {found.standard_error:9.3g}"
+                f"  {found.episodes:8}  {shown:>7}"
+            )
+        if self.scores:
+            words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
+            listed = ", ".join(f"{words[k]} {v:.1%}" for k, v in self.scores.items())
+            lines.append(f"normalised scores: {listed}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -94,11 +117,15 @@ def evaluate(
     key: Key,
     sample: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    max_steps: int = MAX_STEPS,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation | None:
     """Play `episodes` episodes in `env`, which the caller closes.
 
     Every slot plays a fixed number of them: taking those that end first would favour short ones.
-    sample: draw actions instead of taking the most likely. Returns None once `stop()` is true.
+    sample: draw actions instead of taking the most likely. max_steps: agent steps after which an
+    episode is cut off, and counts with the return so far; `log` receives a message about the first.
+    Returns None once `stop()` is true.
     """
     num_envs = env.num_envs
     quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
@@ -106,16 +133,60 @@ def evaluate(
     player = Player(agent, key, env_ids, num_envs, evaluate=not sample)
     timestep = env.reset()
     done: list[Episode] = []
+    running, cut_off = _Running(num_envs), 0
     while any(quota):
         if stop():
             return None
         timestep = env.step(player.act(behaviour, timestep).action)
+        rest = running.rest.copy()
+        late = running.update(timestep, max_steps)
         for episode in env.episodes():
-            slot = episode.env_id % num_envs
-            if quota[slot]:
-                quota[slot] -= 1
-                done.append(episode)
-    return summarise(env.spec.name, done)
+            if not rest[episode.env_id % num_envs]:
+                _count(episode, quota, done)
+        counted = sum(_count(episode, quota, done) for episode in late)
+        if counted and not cut_off:
+            log(
+                f"evaluation: an episode of `env` '{env.spec.name}' has not ended after"
+                f" {max_steps:,} steps and is cut off, as others will be that do not end"
+                " (`--eval-max-steps`, of `pronk eval` `--max-steps`)"
+            )
+        cut_off += counted
+    return dataclasses.replace(summarise(env.spec.name, done), cut_off=cut_off)
+
+
+def _count(episode: Episode, quota: list[int], done: list[Episode]) -> bool:
+    """Add an episode to those that are `done`, unless its slot has played its `quota`; whether it
+    was added."""
+    slot = episode.env_id % len(quota)
+    if not quota[slot]:
+        return False
+    quota[slot] -= 1
+    done.append(episode)
+    return True
+
+
+class _Running:
+    """The episodes that are under way, one per slot."""
+
+    def __init__(self, num_envs: int):
+        self.rest = np.zeros(num_envs, bool)  # of an episode that was cut off: it does not count
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._returns = np.zeros(num_envs, np.float64)
+
+    def update(self, timestep: TimeStep, max_steps: int) -> list[Episode]:
+        """Add a row; returns the episodes, numbered by slot, that are cut off at it."""
+        first = np.asarray(timestep.first)
+        ended = np.asarray(timestep.terminated) | np.asarray(timestep.truncated)
+        self._lengths = np.where(first, 0, self._lengths + 1)
+        self._returns = np.where(first, 0.0, self._returns + np.asarray(timestep.reward))
+        self.rest &= ~ended
+        late = np.flatnonzero((self._lengths >= max_steps) & ~ended)
+        found = [
+            Episode(float(self._returns[i]), int(self._lengths[i]), int(i), int(timestep.task[i]))
+            for i in late
+        ]
+        self.rest[late], self._lengths[late], self._returns[late] = True, 0, 0.0
+        return found
 
 
 def evaluate_all(
@@ -128,6 +199,8 @@ def evaluate_all(
     key: Key,
     sample: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    max_steps: int = MAX_STEPS,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation | SuiteEvaluation | None:
     """`evaluate` in `make_env(None)` or, for a suite, `episodes` episodes of every task k in
     `make_env(k)`; the environments are closed."""
@@ -135,7 +208,15 @@ def evaluate_all(
     for task in range(len(spec.tasks)) if spec.tasks else (None,):
         with contextlib.closing(make_env(task)) as env:
             one = evaluate(
-                agent, behaviour, env, episodes=episodes, key=key, sample=sample, stop=stop
+                agent,
+                behaviour,
+                env,
+                episodes=episodes,
+                key=key,
+                sample=sample,
+                stop=stop,
+                max_steps=max_steps,
+                log=log,
             )
         if one is None:
             return None

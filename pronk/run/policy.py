@@ -15,6 +15,7 @@ import numpy as np
 
 from pronk import envs
 from pronk.config.registry import AGENTS, AgentLike, agent_name
+from pronk.config.run import EVAL_MAX_STEPS
 from pronk.config.spec import Plan, run_of
 from pronk.envs.common_spaces import common_spaces
 from pronk.envs.suite import task_number, tasks_of
@@ -148,9 +149,13 @@ class Policy:
         seed: int = 1_000_000,
         env: Any = None,
         env_args: Mapping[str, Any] | None = None,
+        max_steps: int = EVAL_MAX_STEPS,
+        log: Callable[[str], None] = warnings.warn,
     ) -> Evaluation | SuiteEvaluation:
         """Play `episodes` whole episodes, of each task of a suite, with unclipped rewards.
 
+        max_steps: agent steps after which an episode is cut off and counts with its return so far;
+        `log` receives a message, and `Evaluation.cut_off` is their number.
         sample: draw actions instead of taking the most likely. env, env_args: another environment
         of the same spaces, and arguments that replace those of training. Raises UserError where
         the spaces differ.
@@ -184,6 +189,8 @@ class Policy:
             episodes=episodes,
             key=key_of(seed),
             sample=sample,
+            max_steps=max_steps,
+            log=log,
         )
         assert result is not None  # `stop` was not given
         return result

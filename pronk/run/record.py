@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
+import jax
 import numpy as np
 
 from pronk.envs import film
@@ -36,6 +38,8 @@ def record(
     """
     if output.suffix not in (".mp4", ".gif"):
         raise UserError(f"`--output` is '{output}'; expected a name ending in .mp4 or .gif.")
+    # So that the encoder is started without a fork, which what JAX computes may not survive.
+    os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
     filmed = film.make(policy.env, seed=seed, env_args=policy.plan.env_args, task=task)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,7 @@ def record(
                 policy.agent, key_of(seed), np.zeros(1, np.int32), 1, evaluate=not sample
             )
             timestep = filmed.env.reset()
+            jax.block_until_ready((policy.behaviour, player.carry))
             first = _resized(filmed.picture())
             video.append_data(first)
             returns: list[float] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ def configure_jax() -> None:
     directory for them that can be written.
     """
     keep_freed_memory()
+    # JAX warns of every fork. Environments fork where nothing is computed that a fork could stop
+    # (`initial_state`), and what they start does not use JAX.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = _cache_directory()
         if cache is not None:
@@ -58,8 +62,12 @@ def build(plan: Plan, env: Any) -> tuple[EnvSpec, Agent]:
 
 
 def initial_state(plan: Plan, agent: Agent) -> LearnerState:
-    """The learner's state before the first update."""
-    return jax.jit(agent.init)(key_for(plan.run.seed, INIT_KEY))
+    """The learner's state before the first update.
+
+    Waited for: orthogonal matrices are computed by OpenBLAS, and if the process forked meanwhile,
+    as Ray and some environments do, the computation would never end.
+    """
+    return jax.block_until_ready(jax.jit(agent.init)(key_for(plan.run.seed, INIT_KEY)))
 
 
 def row_spec(agent: Agent, spec: EnvSpec) -> tuple[PyTree, PyTree, dict[str, PyTree]]:

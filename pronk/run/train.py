@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ from pronk.nn.networks import describe
 from pronk.run.build import make_runtime
 from pronk.run.contract import check_agent
 from pronk.run.evaluate import Tally, evaluate_all, suite_scores
-from pronk.run.guard import catch_signals, lock_run_dir
+from pronk.run.guard import STARTING, Signals, catch_signals, check_signals, lock_run_dir
 from pronk.run.meter import Meter
 from pronk.run.monitor import LEAST_EXPLORING, Monitor
 from pronk.run.policy import load_behaviour
@@ -62,17 +61,29 @@ def train(
     environment.
 
     settings: fields of `RunConfig` (steps, seed, run_dir …) and of the agent's `Config`. Returns
-    what `summary.json` holds. The same call again resumes. Raises UserError for bad input.
+    what `summary.json` holds. The same call again resumes. Raises UserError for bad input; after
+    Ctrl-C KeyboardInterrupt, after SIGTERM and SIGHUP SystemExit, unless the program handles them
+    itself, once everything is saved.
     """
-    plan = resolve(agent, env, preset=preset, env_args=env_args, **settings)
-    return run(plan, env)
+    with catch_signals() as signals, signals.within(STARTING), envs.looked_at_once():
+        plan = resolve(agent, env, preset=preset, env_args=env_args, **settings)
+        return run(plan, env)
 
 
 def run(
     plan: Plan, env: str | Callable[[], Any] | None = None, *, change: Change | None = None
 ) -> dict[str, Any]:
-    """Carry out a plan, from its last checkpoint if there is one; returns the summary."""
-    configure_jax()
+    """Carry out a plan, from its last checkpoint if there is one; returns the summary.
+
+    Raises KeyboardInterrupt after a signal that comes before there is anything to save.
+    """
+    with catch_signals() as signals, signals.within(STARTING), envs.looked_at_once():
+        check_signals()
+        configure_jax()
+        return _start(plan, env, change, signals)
+
+
+def _start(plan: Plan, env: Any, change: Change | None, signals: Signals) -> dict[str, Any]:
     group = SINGLE_PROCESS
     if plan.run.learners > 1:
         check(plan)  # before the others are waited for
@@ -81,17 +92,20 @@ def run(
         if group.rank:  # the first one has the run; the others' logs are in directories below it
             directory = plan.run_dir / f"learner{group.rank}"
             plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
-    return _Run(plan, plan.env if env is None else env, group, change).train()
+    return _Run(plan, plan.env if env is None else env, group, signals, change).train()
 
 
 class _Run:
     """One segment of a run: from its start or a checkpoint to its end or a pause."""
 
-    def __init__(self, plan: Plan, env: Any, group: Group, change: Change | None = None):
-        self.group, self.change = group, change
+    def __init__(
+        self, plan: Plan, env: Any, group: Group, signals: Signals, change: Change | None = None
+    ):
+        self.group, self.signals, self.change = group, signals, change
         self.plan, self.env, self.config = plan, env, plan.run
         self.run_dir = plan.directory
         self.changed = plan.check_same(self.run_dir)
+        check_signals()
         self.spec, self.agent = build(plan, env)
         check_agent(plan, self.agent, self.spec)
         self.checkpointer = Checkpointer(
@@ -119,7 +133,9 @@ class _Run:
 
     def _train(self) -> dict[str, Any]:
         loaded = self.checkpointer.load()
+        check_signals()
         state = initial_state(self.plan, self.agent)
+        check_signals()
         if loaded is not None:
             state = loaded.restore("learner", state)
             try:
@@ -181,8 +197,9 @@ class _Run:
                     monitor.message(f"resumed at {self.agent_steps:,} steps from {loaded.path}")
                     for line in runtime.restore(loaded):
                         monitor.message(line)
-                with catch_signals() as signalled:
-                    return self._loop(runtime, monitor, signalled)
+                check_signals()
+                with self.signals.within(None):  # the loop looks whether one came
+                    return self._loop(runtime, monitor)
 
     def _check_group(self) -> None:
         """Raise UserError in all learners if their settings are not the same."""
@@ -211,9 +228,7 @@ class _Run:
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
 
-    def _loop(
-        self, runtime: Runtime, monitor: Monitor, signalled: threading.Event
-    ) -> dict[str, Any]:
+    def _loop(self, runtime: Runtime, monitor: Monitor) -> dict[str, Any]:
         config = self.config
         # With several learners, the first one evaluates.
         eval_every = None if self.group.rank else config.eval_every
@@ -222,9 +237,9 @@ class _Run:
         meter: Meter | None = None  # begins after the first update, which compiles
         try:
             stop = 0  # agreed on by all learners
-            while not (status := self._status(runtime, signalled, stop)):
+            while not (status := self._status(runtime, stop)):
                 update = runtime.update()
-                steps, stop = self.group.all_reduce_sum(update.steps, int(signalled.is_set()))
+                steps, stop = self.group.all_reduce_sum(update.steps, int(self.signals.is_set()))
                 self._count(update, steps)
                 for warning in update.warnings:
                     monitor.message(f"warning: {warning}")
@@ -244,7 +259,7 @@ class _Run:
                     last_line = time.perf_counter() if line else last_line
                 if next_eval is not None and runtime.drained and self.agent_steps >= next_eval:
                     with meter.paused():
-                        self._evaluate(runtime, monitor, signalled)
+                        self._evaluate(runtime, monitor)
                     next_eval = _next_multiple(self.agent_steps, eval_every)
                 if runtime.drained and time.perf_counter() - last_save >= config.checkpoint_every:
                     self._save(runtime)
@@ -263,11 +278,11 @@ class _Run:
         monitor.summary(summary)
         return summary
 
-    def _status(self, runtime: Runtime, signalled: threading.Event, stop: int) -> str:
+    def _status(self, runtime: Runtime, stop: int) -> str:
         """Why the run stops here; empty to go on."""
         if not runtime.drained:
             return ""
-        if stop or (self.group.count == 1 and signalled.is_set()):
+        if stop or (self.group.count == 1 and self.signals.is_set()):
             return "interrupted"
         if self.agent_steps >= self.config.steps:
             return "finished"
@@ -351,7 +366,7 @@ class _Run:
         _, aggregates = suite_scores(self.spec, mean_returns)
         return returns | {f"score/{name}": value for name, value in aggregates.items()}
 
-    def _evaluate(self, runtime: Runtime, monitor: Monitor, signalled: threading.Event) -> None:
+    def _evaluate(self, runtime: Runtime, monitor: Monitor) -> None:
         config = self.config
 
         def make_env(task: int | None) -> VectorEnv:
@@ -377,7 +392,9 @@ class _Run:
             self.spec,
             episodes=config.eval_episodes,
             key=key_for(config.seed, EVALUATION_KEY),
-            stop=signalled.is_set,
+            stop=self.signals.is_set,
+            max_steps=config.eval_max_steps,
+            log=monitor.message,
         )
         if result is not None:
             fields = {f"eval/{k}": v for k, v in result.metrics().items()}

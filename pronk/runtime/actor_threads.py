@@ -38,6 +38,8 @@ class ActorThreads:
             "actor",
             fail,
             pin_threads(actor_cores),
+            # In its thread: an environment may belong to the thread that made it.
+            [actor.close for actor in actors],
         )
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting, self._since, self._reported = 0, 0.0, 0  # actors without a place
@@ -60,7 +62,8 @@ class ActorThreads:
                         continue
                     if (successor := actor.abandon(seconds)) is not None:
                         self._actors[i] = successor
-                        self._workers.replace(i, functools.partial(self._work, successor))
+                        work = functools.partial(self._work, successor)
+                        self._workers.replace(i, work, successor.close)
                 self._report_places(looked)
         except UserError as error:  # too many were lost
             self._fail(error)
@@ -99,7 +102,7 @@ class ActorThreads:
             actor.stop()
 
     def close(self) -> None:
-        """Wait for the threads, and release the environments."""
+        """Wait for the threads, which release the environments; those of hanging ones, too."""
         self._workers.close()
         for actor in self._actors:
             actor.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -18,7 +17,7 @@ from pronk.runtime.columns import agent_steps
 from pronk.runtime.cpus import pin_threads
 from pronk.runtime.learner import Learner
 from pronk.runtime.source import Source
-from pronk.runtime.threads import WaitTimes
+from pronk.runtime.threads import OwnThreads, WaitTimes
 from pronk.storage.checkpoint import Loaded
 from pronk.types import LearnerState, PyTree
 
@@ -45,7 +44,7 @@ class RoundsLoop:
         self._updating = False  # also after an update that was interrupted or failed
         self._threads = None
         if not in_turns:
-            self._threads = ThreadPoolExecutor(len(actors), "actor", pin_threads(actor_cores))
+            self._threads = OwnThreads(len(actors), "actor", pin_threads(actor_cores))
 
     @property
     def drained(self) -> bool:
@@ -130,28 +129,34 @@ class RoundsLoop:
 
     def restore(self, loaded: Loaded) -> list[str]:
         """Continue with the actors and, where they could be saved, their environments."""
-        messages = []
+        messages: list[str] = []
         if self.learner.policy_lag:
             self.learner.restore_past(loaded)
-        _, behaviour = self.learner.latest
-        for i, actor in enumerate(self._actors):
-            env = loaded.tree(f"env{i}")
-            if env is None:
-                messages.append(
-                    f"actor {i}: new episodes start, because its environments were not saved:"
-                    " they can be neither saved nor replayed, or --deterministic was not given."
-                )
-                continue
-            template = actor.template(behaviour, private=self._in_turns)
-            actor.restore(loaded.restore(f"actor{i}", template), env)
-            messages.extend(actor.env.warnings())
+        for i in range(len(self._actors)):
+            if self._threads is None:
+                messages += self._restore_actor(i, loaded)
+            else:
+                messages += self._threads.call(i, self._restore_actor, i, loaded)
         # A replay's episodes continue only where the environments do.
         return messages + self._source.restore(loaded, episodes=not messages)
+
+    def _restore_actor(self, i: int, loaded: Loaded) -> list[str]:
+        actor, env = self._actors[i], loaded.tree(f"env{i}")
+        if env is None:
+            return [
+                f"actor {i}: new episodes start, because its environments were not saved:"
+                " they can be neither saved nor replayed, or --deterministic was not given."
+            ]
+        _, behaviour = self.learner.latest
+        template = actor.template(behaviour, private=self._in_turns)
+        actor.restore(loaded.restore(f"actor{i}", template), env)
+        return actor.env.warnings()
 
     def close(self) -> None:
         """Let the actors finish and release their environments."""
         if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+            list(self._threads.map(lambda actor: actor.close(), self._actors))
+            self._threads.close()
         for actor in self._actors:
             actor.close()
         self.learner.close()

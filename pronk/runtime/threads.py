@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from pronk.runtime.actor import Unroll
@@ -75,6 +76,10 @@ class Channel:
         self._closed.set()
 
 
+def _nothing() -> None:
+    pass
+
+
 class Worker(NamedTuple):
     """A thread, and whether it was abandoned."""
 
@@ -86,6 +91,7 @@ class Workers:
     """Threads that call their function again and again until they are closed.
 
     fail: receives what a function raises, and that thread ends. begin: called first in each thread.
+    ends: called last, one in each thread.
     """
 
     def __init__(
@@ -93,28 +99,34 @@ class Workers:
         functions: Sequence[Callable[[], None]],
         name: str,
         fail: Callable[[BaseException], None],
-        begin: Callable[[], None] = lambda: None,
+        begin: Callable[[], None] = _nothing,
+        ends: Sequence[Callable[[], None]] = (),
     ):
         self._name, self._fail, self._begin = name, fail, begin
         self._closed = threading.Event()
         self.dropped = 0  # results of abandoned threads
-        self._workers = [self._start(i, function) for i, function in enumerate(functions)]
+        ends = ends or [_nothing] * len(functions)
+        self._workers = [
+            self._start(i, *pair) for i, pair in enumerate(zip(functions, ends, strict=True))
+        ]
 
-    def _start(self, i: int, function: Callable[[], None]) -> Worker:
+    def _start(self, i: int, function: Callable[[], None], end: Callable[[], None]) -> Worker:
         abandoned = threading.Event()
         thread = threading.Thread(
-            target=self._run, args=(function, abandoned), name=f"{self._name}-{i}", daemon=True
+            target=self._run, args=(function, end, abandoned), name=f"{self._name}-{i}", daemon=True
         )
         thread.start()
         return Worker(thread, abandoned)
 
-    def replace(self, i: int, function: Callable[[], None]) -> None:
+    def replace(self, i: int, function: Callable[[], None], end: Callable[[], None]) -> None:
         """Abandon thread i, which hangs, and start another in its place. If it ever wakes up, it
         ends, and what it was doing is counted as dropped."""
         self._workers[i].abandoned.set()
-        self._workers[i] = self._start(i, function)
+        self._workers[i] = self._start(i, function, end)
 
-    def _run(self, function: Callable[[], None], abandoned: threading.Event) -> None:
+    def _run(
+        self, function: Callable[[], None], end: Callable[[], None], abandoned: threading.Event
+    ) -> None:
         try:
             self._begin()
             while not (self._closed.is_set() or abandoned.is_set()):
@@ -124,6 +136,8 @@ class Workers:
         except BaseException as error:
             if not abandoned.is_set():
                 self._fail(error)
+        with contextlib.suppress(Exception):
+            end()
 
     def close(self) -> None:
         """Wait until the threads have finished what they are doing, but not for ever."""
@@ -131,6 +145,29 @@ class Workers:
         deadline = time.monotonic() + CLOSING
         for worker in self._workers:
             worker.thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+
+class OwnThreads:
+    """A thread for each of `count` things, in which everything is done with it: an environment may
+    belong to the thread that made it."""
+
+    def __init__(self, count: int, name: str, begin: Callable[[], None]):
+        self._threads = [ThreadPoolExecutor(1, f"{name}-{i}", begin) for i in range(count)]
+
+    def call(self, i: int, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of a call in thread i."""
+        return self._threads[i].submit(function, *args).result()
+
+    def map(self, function: Callable[[Any], Any], things: Sequence[Any]) -> Iterator[Any]:
+        """The results of calls for all things at the same time, each in the thing's thread."""
+        pairs = zip(self._threads, things, strict=True)
+        for future in [thread.submit(function, thing) for thread, thing in pairs]:
+            yield future.result()
+
+    def close(self) -> None:
+        """Wait for the threads to finish what they are doing."""
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=True)
 
 
 class WaitTimes:

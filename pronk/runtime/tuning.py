@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pronk.config.run import DEFAULT_ACTORS, DEFAULT_ENVS
 from pronk.runtime.columns import agent_steps
 from pronk.runtime.cpus import pin_threads
 from pronk.runtime.places.supervise import Unroller
+from pronk.runtime.threads import OwnThreads
 from pronk.types import PyTree
 
 MAX_ACTORS = 64
@@ -19,6 +19,7 @@ MAX_ACTORS = 64
 IN_FLIGHT = 4
 SECONDS = 0.6  # of acting, per attempt
 PATIENCE = 4.0  # seconds after which an attempt without an improvement is the last
+SLOW = 0.1  # seconds to make an environment, with which nothing is tried
 WORTH_ENVS = 1.1  # how much faster twice the environments must be
 WORTH_ACTORS = 1.15  # and twice the actors, which need more threads
 
@@ -39,11 +40,13 @@ def pick(
     actors: int | None = None,
     envs: int | None = None,
     actor_cores: int | None = None,
+    construction: float = 0.0,
 ) -> Pick:
     """Doubles the environments, then the actors, for as long as they then act faster.
 
     make: actors by their number and that of their environments. What is given stays as it is; at
-    most IN_FLIGHT batches of `batch_size` trajectories are under way.
+    most IN_FLIGHT batches of `batch_size` trajectories are under way. construction: seconds that
+    making an environment takes, each of which would be made again for every attempt.
     """
     most = IN_FLIGHT * batch_size
     start_actors = actors or DEFAULT_ACTORS
@@ -52,6 +55,10 @@ def pick(
     more_actors = actors is None and 2 * best[0] * best[1] <= most
     if not (more_envs or more_actors):
         return Pick(*best, f"with a batch of {batch_size}, no more trajectories may be under way")
+    if construction > SLOW:
+        return Pick(
+            *best, f"other numbers are not tried: an environment takes {construction:.2g} s to make"
+        )
     start = time.perf_counter()
     settle = pin_threads(actor_cores)
     tried = {best: _steps_per_second(make, *best, behaviour, settle)}
@@ -96,9 +103,12 @@ def _steps_per_second(
                 steps += agent_steps(actor.unroll(behaviour, 0).trajectory)
             return steps
 
-        pool = stack.enter_context(ThreadPoolExecutor(actors, initializer=settle))
+        threads = OwnThreads(actors, "attempt", settle)
+        stack.callback(threads.close)
+        # Their environments may belong to the threads.
+        stack.callback(lambda: list(threads.map(lambda actor: actor.close(), made)))
         end = 0.0  # one unroll each
-        list(pool.map(act, made))
+        list(threads.map(act, made))
         start = time.perf_counter()
         end = start + SECONDS
-        return sum(pool.map(act, made)) / (time.perf_counter() - start)
+        return sum(threads.map(act, made)) / (time.perf_counter() - start)

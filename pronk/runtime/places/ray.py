@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import socket
+import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import ray
 from ray import exceptions
+from ray._private import ray_constants
+from ray._private.utils import psutil
 
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
@@ -33,6 +38,10 @@ REACH = 5.0  # seconds for reaching a cluster's head
 NODE_DIED = "its node has died"  # in Ray's message about an actor's death
 AUTHENTICATED = ("token", "k8s")  # values of RAY_AUTH_MODE, which Ray sets itself where it can
 CLOSING = 5.0  # seconds that an actor has for closing its environments
+ENDING = 3.0  # seconds that Ray's own processes have for ending themselves
+
+# Of a cluster of this machine's own, unless the user has set them: nothing is measured for others.
+_QUIET = {"RAY_enable_metrics_collection": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class Needs(NamedTuple):
@@ -68,9 +77,11 @@ class Cluster:
         self.needs = needs
         self._lock = threading.Lock()
         self._put: tuple[PyTree, Any] = (None, None)  # parameters, and where they are
+        self._started: list[Any] = []  # processes of Ray
         self._ours = not ray.is_initialized()  # otherwise the user's program has connected, or we
         if not self._ours:
             return
+        before = _children()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address == "local":
             places = max(os.cpu_count() or 1, math.ceil(actors * needs.cpus))
@@ -89,9 +100,13 @@ class Cluster:
                 " HOST:PORT that `ray start --head` printed."
             ) from None
         try:
-            with warnings.catch_warnings():
-                # Of the fork by which Ray starts other programs; nothing of JAX is used in between.
+            with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+                # Of the fork by which Ray starts other programs; nothing of JAX is used in between,
+                # and nothing is computed meanwhile.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                jax.block_until_ready(jax.live_arrays())
+                if address == "local":
+                    stack.enter_context(_private())
                 ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError, exceptions.RayError) as error:
             raise UserError(
@@ -99,6 +114,7 @@ class Cluster:
                 " machine first, and give it the token of the cluster's head, its"
                 " ~/.ray/auth_token or RAY_AUTH_TOKEN."
             ) from None
+        self._started = [process for process in _children() if process not in before]
 
     def warnings(self) -> list[str]:
         """Warnings about the cluster for the log."""
@@ -138,8 +154,64 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster, and end it if it is our own."""
         self._put = (None, None)
-        if self._ours:
-            ray.shutdown()
+        if not self._ours:
+            return
+        processes = [*self._started, *_children(self._started)]
+        ray.shutdown()
+        _, left = psutil.wait_procs(processes, ENDING)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def _children(processes: Sequence[Any] | None = None) -> list[Any]:
+    """The child processes of this one; or of others, with theirs."""
+    found = []
+    for process in [psutil.Process()] if processes is None else processes:
+        with contextlib.suppress(psutil.Error):
+            found += process.children(recursive=processes is not None)
+    return found
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """A cluster that is started within belongs to this user of this machine: it listens on the
+    loopback interface only, and only the user can read its token."""
+    _make_token()
+    given = {name: value for name, value in _QUIET.items() if name not in os.environ}
+    # Without clusters of several machines, as by default on other systems than Linux, Ray takes
+    # 127.0.0.1 for the machine's address; it has no other option for that.
+    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several
+        for name in given:
+            del os.environ[name]
+
+
+def _make_token() -> None:
+    """Make the user's token, or see to it that only the user can read it; Ray would leave that to
+    the umask."""
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o600)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the token of Ray's cluster, '{path}', cannot be kept ({error}); set HOME to a"
+            " directory of your own, or RAY_AUTH_TOKEN to 64 hexadecimal digits."
+        ) from None
 
 
 class RayActor:
