@@ -244,8 +244,8 @@ def test_integers_may_be_written_in_short() -> None:
     run, config = parsed[0].run, parsed[0].agent_config
     assert (run.steps, run.seed, run.actors, config.hidden_sizes) == (100, 10, 1, (8, 10))
     for text in ("1.5", "inf", "x", "1e400"):
+        flags = ["impala", "pronk/Catch-v0", "--steps", text]
         with pytest.raises(SystemExit):
-            flags = ["impala", "pronk/Catch-v0", "--steps", text]
             plan_of("train", TrainArguments, flags, contextlib.ExitStack())
 
 

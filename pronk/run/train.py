@@ -6,10 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,11 @@ from pronk.errors import Diverged, UserError
 from pronk.nn.networks import describe
 from pronk.run.build import make_runtime
 from pronk.run.contract import check_agent
-from pronk.run.evaluate import Tally, evaluate_all, suite_scores
+from pronk.run.episode_log import EpisodeLog
+from pronk.run.evaluate import evaluate_all
 from pronk.run.guard import STARTING, Signals, catch_signals, check_signals, lock_run_dir
 from pronk.run.meter import Meter
-from pronk.run.monitor import LEAST_EXPLORING, Monitor
+from pronk.run.monitor import Monitor
 from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
 from pronk.run.setup import EVALUATION_KEY, build, configure_jax, initial_state, key_for
@@ -39,7 +38,7 @@ from pronk.runtime.multi_learner import SINGLE_PROCESS, Group, join
 from pronk.storage.array_file import write_arrays
 from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import cannot_write, write_json_atomically
-from pronk.types import Agent, Batch, EnvSpec, LearnerState, VectorEnv
+from pronk.types import Agent, Batch, LearnerState, VectorEnv
 
 # (agent, state, notes) -> (state, notes): changes the learner's state before a segment of a run
 # starts, as PBT does; notes (JSON) are kept in the run's checkpoints.
@@ -112,10 +111,7 @@ class _Run:
             self.run_dir / "checkpoints", keep=self.config.keep_checkpoints
         )
         self.agent_steps = 0
-        self.episodes = 0
-        # Returns of each task's last episodes: of all slots, and of those that hardly explore.
-        self.recent, self.greedy = _recent_returns(self.spec), _recent_returns(self.spec)
-        self.tally = Tally.from_json({}, self.spec.num_tasks)  # of all episodes
+        self.episodes = EpisodeLog(self.spec)
         self.notes: dict[str, Any] = {}
         self.wall_seconds = 0.0  # of earlier segments
         self.lag_sum, self.lag_count = 0.0, 0
@@ -216,14 +212,7 @@ class _Run:
 
     def _resume(self, meta: Mapping[str, Any]) -> None:
         self.agent_steps = meta["agent_steps"]
-        self.episodes = meta["episodes"]
-        kept = meta["recent_returns"]
-        if not (kept and isinstance(kept[0], list)):
-            kept = [kept]  # of a population's member
-        for deques, saved in ((self.recent, kept), (self.greedy, meta.get("greedy_returns", []))):
-            for recent, returns in zip(deques, saved, strict=False):
-                recent.extend(returns)
-        self.tally = Tally.from_json(meta.get("tally", {}), self.spec.num_tasks)
+        self.episodes.restore(meta)
         self.notes = meta.get("notes", {})
         self.wall_seconds = meta["wall_seconds"]
         self.lag_sum, self.lag_count = meta["lag_sum"], meta["lag_count"]
@@ -290,16 +279,11 @@ class _Run:
         if stop_after is not None and self.agent_steps >= stop_after:
             return "paused"
         stop_after = self.config.stop_after_episodes
-        return "paused" if stop_after is not None and self.episodes >= stop_after else ""
+        return "paused" if stop_after is not None and self.episodes.count >= stop_after else ""
 
     def _count(self, update: Update, steps: int) -> None:
         self.agent_steps += steps
-        self.episodes += len(update.episodes)
-        for episode in update.episodes:
-            self.recent[episode.task].append(episode.episode_return)
-            if not episode.explores:
-                self.greedy[episode.task].append(episode.episode_return)
-            self.tally.add(episode)
+        self.episodes.add(update.episodes)
         if update.metrics:
             self.lag_sum, self.lag_count = self.lag_sum + update.policy_lag, self.lag_count + 1
 
@@ -337,34 +321,12 @@ class _Run:
         )
 
     def _counters(self) -> dict[str, Any]:
-        means = self._means(self.recent)
-        explored = {}
-        if self.agent.explores is not None and (greedy := self._means(self.greedy)):
-            explored[LEAST_EXPLORING] = float(np.mean(list(greedy.values())))
         return {
             "steps": self.agent_steps,
             "frames": self.agent_steps * self.spec.frames_per_step,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
-            "mean_return": float(np.mean(list(means.values()))) if means else math.nan,
-            **explored,
-            "episodes": self.episodes,
-            **({} if not self.spec.tasks else self._task_scores(means)),
+            **self.episodes.metrics(explores=self.agent.explores is not None),
         }
-
-    def _means(self, recent: Sequence[deque[float]]) -> dict[str, float]:
-        """The mean return of each task of which an episode has ended."""
-        names = self.spec.tasks or ("",)
-        return {
-            name: float(np.mean(returns))
-            for name, returns in zip(names, recent, strict=True)
-            if returns
-        }
-
-    def _task_scores(self, mean_returns: Mapping[str, float]) -> dict[str, float]:
-        """Of a suite: each task's mean return, and the normalised scores of all."""
-        returns = {f"return/{name}": value for name, value in mean_returns.items()}
-        _, aggregates = suite_scores(self.spec, mean_returns)
-        return returns | {f"score/{name}": value for name, value in aggregates.items()}
 
     def _evaluate(self, runtime: Runtime, monitor: Monitor) -> None:
         config = self.config
@@ -405,10 +367,7 @@ class _Run:
             return  # nothing was learnt yet; of several learners the first one saves
         meta = {
             "agent_steps": self.agent_steps,
-            "episodes": self.episodes,
-            "recent_returns": [list(returns) for returns in self.recent],
-            "greedy_returns": [list(returns) for returns in self.greedy],
-            "tally": self.tally.as_json(),
+            **self.episodes.as_json(),
             "notes": self.notes,
             "wall_seconds": self.wall_seconds + time.perf_counter() - self.started,
             "lag_sum": self.lag_sum,
@@ -430,22 +389,11 @@ class _Run:
             "frames": counters["frames"],
             "wall_seconds": counters["wall_seconds"],
             "steps_per_second": counters["steps"] / counters["wall_seconds"],
-            "mean_return": counters["mean_return"],
-            "episodes": counters["episodes"],
-            **{
-                name: value
-                for name, value in counters.items()
-                if name.startswith(("return/", "score/", LEAST_EXPLORING))
-            },
+            **self.episodes.metrics(explores=self.agent.explores is not None),
             "policy_lag": self.lag_sum / max(self.lag_count, 1),
             "bound_by": bound_by,
             "run_dir": str(self.plan.run_dir),
         }
-
-
-def _recent_returns(spec: EnvSpec) -> list[deque[float]]:
-    """Room for the last returns of each task."""
-    return [deque(maxlen=100) for _ in range(spec.num_tasks)]
 
 
 def _donated(state: LearnerState) -> bool:
