@@ -12,7 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -565,18 +564,6 @@ def test_an_exit_is_a_fault(workers):
         assert "SystemExit; restarted" in warning
     finally:
         env.close()
-
-
-def test_only_the_users_interrupt_is_one():
-    """Ctrl-C raises KeyboardInterrupt in the main thread; elsewhere an environment did."""
-    env = serial(lambda: Counting(5, "interrupt", 1), 1)
-    env.reset()
-    with pytest.raises(KeyboardInterrupt):
-        env.step([0])
-    with ThreadPoolExecutor(1) as pool:
-        env.reset()
-        assert pool.submit(env.step, [0]).result().truncated[0]
-    assert "KeyboardInterrupt; restarted" in env.warnings()[0]
 
 
 def test_numbers_outside_their_bounds_are_used_and_said_once():

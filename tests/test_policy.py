@@ -41,7 +41,7 @@ def policy(observation: gym.Space, action: gym.Space, mask: str = "", **settings
     def env() -> gym.Env:
         return Still(observation, action, mask)
 
-    plan = resolve("impala", env, hidden_sizes=(8,), **settings)
+    plan = resolve("impala", env, hidden_sizes=(8,), run_dir=Path("run"), **settings)
     spec, agent = build(plan, env)
     return Policy(plan, env, spec, agent, agent.behaviour(initial_state(plan, agent)), 0)
 
@@ -132,7 +132,7 @@ def test_environments_arguments_are_those_that_a_run_can_save(tmp_path: Path) ->
 
     good = {"a": (1, 2.5), "b": {"c": [None, True, "x"]}}
     args = {**good, "n": np.int64(3), "f": np.float32(0.5)}
-    plan = resolve("impala", env, env_args=args)
+    plan = resolve("impala", env, env_args=args, run_dir=Path("run"))
     assert plan.env_args == {**good, "n": 3, "f": 0.5}
     assert type(plan.env_args["n"]) is int
     for value, message in (
@@ -143,4 +143,4 @@ def test_environments_arguments_are_those_that_a_run_can_save(tmp_path: Path) ->
         (print, "which a run cannot save"),
     ):
         with pytest.raises(UserError, match=message):
-            resolve("impala", env, env_args={"x": value})
+            resolve("impala", env, env_args={"x": value}, run_dir=Path("run"))
