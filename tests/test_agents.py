@@ -380,7 +380,7 @@ def test_action_values_are_those_that_were_acted_on(name):
             values.append(q[0])
             return q, state
 
-    recorded = Recorded(agent.config, agent.spec, agent.network, agent.rescaling)
+    recorded = Recorded(**{f.name: getattr(agent, f.name) for f in dataclasses.fields(agent)})
 
     @jax.jit
     def act(*args):
