@@ -353,7 +353,9 @@ def benchmark(args: list[str]) -> None:
         result = bench.run(name, settings)
     if file is not None:
         write_json_atomically(file, result)
-    print(json.dumps(result, indent=2) if settings.json == "-" else bench.table(result))
+    shown = json.dumps(result, indent=2) if settings.json == "-" else bench.table(result)
+    for line in shown.splitlines():
+        _say(line)
 
 
 def reproduce(args: list[str]) -> None:
@@ -371,7 +373,8 @@ def reproduce(args: list[str]) -> None:
         raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
     from pronk.experiments import reproduce as experiments
 
-    print(experiments.run(name, settings))
+    for line in experiments.run(name, settings).splitlines():
+        _say(line)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
