@@ -269,6 +269,9 @@ def test_spaces_the_agent_cannot_handle(tmp_path: Path) -> None:
         observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
         action_space = gym.spaces.Box(0, 1, (2, 2), np.float32)
 
+        def reset(self, **_: object) -> tuple[np.ndarray, dict]:
+            return np.zeros(2, np.float32), {}
+
     with pytest.raises(UserError, match="action space"):
         library.train("impala", Matrix, run_dir=tmp_path / "b", steps=10)
 

@@ -125,7 +125,7 @@ def test_an_exported_policy_has_all_that_acting_needs(tmp_path):
     for policy in (ours, theirs):
         carry, played = policy.initial_carry(seed=3, sample=True), []
         for t in range(40):
-            observation = np.random.default_rng(t).random((10, 5, 1), np.float32)
+            observation = np.random.default_rng(t).random((10, 5), np.float32)
             action, carry = policy.act(observation, carry)
             played.append(int(action))
         actions.append(played)

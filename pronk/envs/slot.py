@@ -79,6 +79,8 @@ def gym_spec(factory: Factory, name: str) -> EnvSpec:
 def _gives_mask(env: gym.Env, space: gym.Space, name: str) -> bool:
     """Whether the environment says which actions are allowed, in one of the places where `Slot`
     looks; `space` is its observations'. Raises UserError if its first reset is none."""
+    if not isinstance(env.action_space, LEAVES):  # which is refused elsewhere
+        return False
     observed = has_mask(space, env.action_space, name)
     can_have = mask_size(env.action_space) > 0
     try:
