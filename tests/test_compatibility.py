@@ -87,6 +87,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "vmapped: init_from": (vmapped(init_from=Path("a")), "`--init-from` is a, which a vmapped"),
     "vmapped: eval_every": (vmapped(eval_every=5), "`--eval-every` is 5, which a vmapped"),
     "vmapped: eval_episodes": (vmapped(eval_episodes=5), "`--eval-episodes` is 5, which a"),
+    "vmapped: eval_max_steps": (vmapped(eval_max_steps=5), "`--eval-max-steps` is 5, which a"),
     "vmapped: log_every": (vmapped(log_every=9.0), "`--log-every` is 9.0, which a vmapped"),
     "learners: meeting": ({"learners": 2}, "`--coordinator` None; expected a rank from 0 to 1"),
     "learners: runtime": (LEARNERS | fused(), "with `--runtime` fused: the fused runtime"),
@@ -145,6 +146,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "jax environment: env_workers": ({"jax_env": True, "env_workers": 1}, "is written in JAX"),
     "jax environment: max_env_faults": ({"jax_env": True, "max_env_faults": 1}, "has no faults"),
     "no evaluation: eval_episodes": ({"eval_episodes": 3}, "no evaluations without"),
+    "no evaluation: eval_max_steps": ({"eval_max_steps": 3}, "no evaluations without"),
     "in turns: max_restarts": (SYNC | {"max_restarts": 3}, "are not restarted"),
     "deterministic: actor_cores": (
         {"deterministic": True, "actor_cores": 1},

@@ -8,6 +8,7 @@ on one unroll at a time, so that as many are under way as there are actors.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import secrets
@@ -25,12 +26,13 @@ import jax
 import ray
 from ray import exceptions
 from ray._private import ray_constants
-from ray._private.utils import psutil
 
 from pronk.errors import UserError
 from pronk.runtime.actor import Actor, Unroll
 from pronk.runtime.places.supervise import ActorLost, NodeLost
 from pronk.types import PyTree
+
+psutil: Any = importlib.import_module("psutil")  # Ray brings it along
 
 POLL = 0.5  # seconds between looks at whether a wait for another machine is still wanted
 NODE_DEATH = 60.0  # seconds that the cluster may take to notice that a machine is gone
