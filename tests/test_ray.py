@@ -331,7 +331,7 @@ found = {
 }
 cluster.close()
 found["left"] = [p.pid for p in started if p.is_running() and p.status() != "zombie"]
-found["variables"] = [x for x in os.environ if x.startswith("RAY_") and x != "RAY_AUTH_MODE"]
+found["variables"] = [x for x in os.environ if x.endswith(("_collection", "_ENABLED"))]
 print(json.dumps(found))
 """
 

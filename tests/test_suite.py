@@ -258,7 +258,7 @@ def test_each_slot_steps_its_task(env):
                 ours = [np.ravel(x[i]) for x in jax.tree.leaves(row.observation)]
                 total = sum(float(np.sum(x, dtype=np.float64)) for x in ours)
                 assert total == pytest.approx(float(np.sum(seen, dtype=np.float64)), abs=1e-4)
-    assert sorted(map(tuple, episodes)) == sorted(theirs_ended)
+    assert sorted(episode[:4] for episode in episodes) == sorted(theirs_ended)
     # Mountain cars and acrobats take longer than this to end.
     assert {e.task for e in episodes} == ({0} if env == CLASSIC else {0, 1, 2})
     whole.close()
