@@ -12,6 +12,7 @@ from gymnasium import spaces
 from pronk import envs
 from pronk.envs.atari import AtariEnvs, atari_ids
 from pronk.errors import UserError
+from pronk.types import Episode
 
 FIRE = 1
 
@@ -138,7 +139,7 @@ def test_a_reward_on_the_row_after_a_lost_life_counts_for_the_game_alone(monkeyp
         (0, False, True),  # the dummy, whatever the lives
         (0, False, False),
     ]
-    assert env.episodes() == [(8.0, 4, 0, 0)]
+    assert env.episodes() == [Episode(8.0, 4, 0)]
 
 
 def test_evaluation_plays_whole_games():
