@@ -339,7 +339,7 @@ def benchmark(args: list[str]) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and not 0 < value < math.inf:
             flag = field.name.replace("_", "-")
-            raise UserError(f"`--{flag}` is {value}; expected a number above zero.")
+            raise UserError(f"`--{flag}` is {value}; expected a finite number above zero.")
     from pronk.experiments import bench
     from pronk.storage.files import cannot_write, write_json_atomically
 
@@ -370,7 +370,7 @@ def reproduce(args: list[str]) -> None:
         if getattr(settings, field, 1) < 1:
             raise UserError(f"`--{field}` is {getattr(settings, field)}; expected at least 1.")
     if not 0 < getattr(settings, "scale", 1.0) < math.inf:
-        raise UserError(f"`--scale` is {settings.scale}; expected a number above zero.")
+        raise UserError(f"`--scale` is {settings.scale}; expected a finite number above zero.")
     from pronk.experiments import reproduce as experiments
 
     for line in experiments.run(name, settings).splitlines():

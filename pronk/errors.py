@@ -60,7 +60,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: what cannot be encoded in other characters."""
+    """An error handler for `codecs`: replaces characters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]

@@ -93,8 +93,8 @@ class LearnerState(NamedTuple):
     opt_state: PyTree
     hyper: dict[str, Array]  # numeric hyperparameters as float32 scalars: changed, not recompiled
     updates: Array  # int32 [], calls of `Agent.learn`, however many gradient steps each takes
-    # uint32 [], transitions learnt from, no dummies; of a mixed batch the fresh. In pronk's own
-    # agents uint32 [2], the low word first, where a schedule lasts 2^31 of them or more.
+    # uint32 [], real transitions learnt from; of a mixed batch, only the fresh ones count. pronk's
+    # own agents use uint32 [2], low word first, for schedules of 2^31 transitions or more.
     steps: Array
     skipped: Array  # int32 [], calls of `learn` that changed nothing: a gradient was not finite
     key: Key

@@ -117,7 +117,10 @@ def test_tables() -> None:
     ("args", "message"),
     [
         (["lerner"], "did you mean 'learner'"),
-        (["learner", "--batch-size", "0"], "`--batch-size` is 0; expected a number above zero"),
+        (
+            ["learner", "--batch-size", "0"],
+            "`--batch-size` is 0; expected a finite number above zero",
+        ),
         (["architectures", "--architectures", "asinc"], "did you mean 'async'"),
         (["architectures", "--tasks", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
         (["throughput", "--env", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),

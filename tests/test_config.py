@@ -251,7 +251,7 @@ def test_an_old_name_gives_a_hint(
 
 def test_another_agents_name_is_no_hint() -> None:
     """`--exploration` was R2D2's."""
-    with pytest.raises(UserError, match="`exploration` is no setting of impala"):
+    with pytest.raises(UserError, match="`exploration` is not a setting of impala"):
         resolve("impala", "pronk/Catch-v0", exploration=1)
     with pytest.raises(UserError, match="use `--epsilon-greedy`"):
         resolve("r2d2", "pronk/Catch-v0", exploration=1)
@@ -384,7 +384,7 @@ WRONG_AGENTS = {
     "nothing": ("", ["`make(config, spec, *, horizon) -> Agent` is missing", "`Config`, a frozen"]),
     "thawed": (
         AGENT.replace("(frozen=True)", ""),
-        ["module 'thawed' is no agent: `Config` is not frozen."],
+        ["module 'thawed' is not an agent: `Config` is not frozen."],
     ),
     "no_unroll": (
         AGENT.replace("    unroll: int = number(5, above=0)\n", "    size: int\n"),

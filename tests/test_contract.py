@@ -41,11 +41,11 @@ WRONG: dict[str, tuple[Callable[[Agent], Any], str]] = {
     ),
     "updates": (
         after("init", lambda s: s._replace(updates=jnp.zeros(()))),
-        r"`init\(\).updates` is float32\[\]; expected a int32",
+        r"`init\(\).updates` is float32\[\]; expected int32\[\]",
     ),
     "hyper": (
         after("init", lambda s: s._replace(hyper={"learning_rate": jnp.zeros(2)})),
-        r"`init\(\).hyper\['learning_rate'\]` is float32\[2\]; expected a float32",
+        r"`init\(\).hyper\['learning_rate'\]` is float32\[2\]; expected float32\[\]",
     ),
     "carry": (
         after("initial_carry", lambda c: None),
@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[Callable[[Agent], Any], str]] = {
     ),
     "carry rows": (
         after("initial_carry", lambda c: c._replace(core=jnp.zeros(7))),
-        r"`initial_carry` is float32\[7\]; expected arrays \[B, ...\], B = 3",
+        r"`initial_carry` is float32\[7\]; expected arrays \[B, ...\] \(here B = 3\)",
     ),
     "act": (after("act", lambda a: a[0]), r"`act` is int32\[3\]; expected the tuple"),
     "action": (

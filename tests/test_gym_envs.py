@@ -1030,7 +1030,10 @@ def test_state_needs_a_declaration_and_restore_the_same_number():
             "first reset: ValueError: the action mask is .1., expected 2 booleans",
         ),
         ({"env": lambda: Counting(trouble="reset")}, "first reset: RuntimeError: no reset today"),
-        ({"env": lambda: Counting(), "workers": 1}, "cannot be sent.*top level.*--env-workers 0"),
+        (
+            {"env": lambda: Counting(), "workers": 1},
+            "cannot be pickled.*top level.*--env-workers 0",
+        ),
         ({"env": lambda: Shapes(spaces.Text(3)), "workers": 0}, "not supported"),
     ],
 )

@@ -99,7 +99,7 @@ def test_lines_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UnreadableJSON, match="a line of more than 5 bytes"):
         list(json_files.read_lines(path))
     monkeypatch.setattr(json_files, "MAX_FILE", 5)
-    with pytest.raises(UnreadableJSON, match="more than 5 bytes, which is too much"):
+    with pytest.raises(UnreadableJSON, match="more than 5 bytes, the most that pronk reads"):
         list(json_files.read_lines(path))
 
 

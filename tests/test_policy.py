@@ -139,7 +139,7 @@ def test_environments_arguments_are_those_that_a_run_can_save(tmp_path: Path) ->
         (object(), "has x=<object object.*a run cannot save.*inside the environment's function"),
         (np.arange(3), "a ndarray, which a run cannot save.*give a list"),
         ([1, {2: 3}], r"has x\[1\]=\{2: 3\}, a dict"),
-        (tmp_path, "give a text"),
+        (tmp_path, "give a string"),
         (print, "which a run cannot save"),
     ):
         with pytest.raises(UserError, match=message):

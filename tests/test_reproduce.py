@@ -155,7 +155,7 @@ def test_each_ablation_changes_one_part_and_resumes(tmp_path, monkeypatch, capsy
         (["popart-atari", "--episodes", "0"], "`--episodes` is 0; expected at least 1"),
         (["pbt", "--population", "0"], "`--population` is 0; expected at least 1"),
         (["td-lambda", "--results", "/dev/null"], "or choose another `--results`"),
-        (["policy-lag", "--scale", "0"], "`--scale` is 0.0; expected a number above zero"),
+        (["policy-lag", "--scale", "0"], "`--scale` is 0.0; expected a finite number above zero"),
         (["policy-lag", "--tasks", "deep see"], "`--tasks` has 'deep see'; known are 'delayed"),
         (["vtrace-ablation", "--tasks", "deep see"], "'deep see'; did you mean 'deep sea'?"),
     ],

@@ -42,8 +42,8 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
 
 
 def _check_torso(config: Any, spec: EnvSpec) -> None:
-    """Refuse a torso of images that was asked for in vain. An agent's default may serve vectors,
-    too, whose leaves it never sees."""
+    """Raise UserError if the user chose a torso for images and the observations have none. An
+    agent's default torso is allowed, because it stays unused then."""
     from pronk.nn import networks  # slow to import
 
     torso = getattr(config, "torso", None)

@@ -11,7 +11,7 @@ import optax
 
 from pronk.types import Array, Key, LearnerState, PyTree
 
-_LONG = 1 << 31  # agent steps; 32 bits count twice as many
+_LONG = 1 << 31  # agent steps; longer schedules count in 64 bits, well before 32 overflow
 
 
 def hyperparameters(config: Any, names: Iterable[str]) -> dict[str, Array]:
@@ -44,8 +44,8 @@ def new_state(
     extra: PyTree = (),
     horizon: int = 0,
 ) -> LearnerState:
-    """The state before the first update; `kind` is `optimiser`'s. horizon: agent steps that its
-    schedules last."""
+    """The state before the first update. kind: of the `optimiser`. horizon: agent steps at which
+    schedules end."""
     return LearnerState(
         params=params,
         opt_state=optimiser(kind, hyper).init(params),

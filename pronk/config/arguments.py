@@ -54,7 +54,7 @@ class EvalArguments:
     episodes: int = number(30, at_least=1, limit=10**12)
     """Episodes to play."""
     max_steps: int = number(EVAL_MAX_STEPS, at_least=1)
-    """Agent steps after which an episode is cut off, and counts as it is then."""
+    """Agent steps after which an episode is cut off and counts with its return so far."""
     sample: bool = False
     """Draw actions from the policy instead of taking the likeliest."""
     seed: int = number(1_000_000, at_least=0, at_most=2**63 - 1)
@@ -64,7 +64,7 @@ class EvalArguments:
     env_arg: UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE, an argument of the environment instead of the run's own."""
     agent: str | None = None
-    """For an exported file of an agent that is not pronk's: its module, which you trust."""
+    """Module of the agent, for a file exported from an agent outside pronk; it is imported."""
     json: bool = False
     """Print JSON."""
 
@@ -88,7 +88,7 @@ class RecordArguments:
     task: str | None = None
     """Task of a suite."""
     agent: str | None = None
-    """For an exported file of an agent that is not pronk's: its module, which you trust."""
+    """Module of the agent, for a file exported from an agent outside pronk; it is imported."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,8 @@ def parse(
 ) -> Any:
     """The arguments of a command; raises UserError for those out of their ranges.
 
-    marks: of settings, by their type, where values come from that are not their fields' defaults.
+    marks: by the type of settings, the source that `--help` shows for values other than the
+    fields' defaults.
     """
     registry = constructors.ConstructorRegistry()
     registry.primitive_rule(_integer)

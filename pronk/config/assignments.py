@@ -31,9 +31,9 @@ def parse_assignments(pairs: Iterable[str], source: str) -> dict[str, Any]:
 def saveable(value: Any, name: str) -> Any:
     """An argument of an environment as `config.json` can hold it: NumPy's numbers become Python's.
 
-    name: of the argument, for the message. Raises UserError for what would not come back the same,
-    such as arrays and objects: a resumed run, `pronk eval` and `pronk record` make the environment
-    from what was saved.
+    name: of the argument, for the message. Raises UserError for values that JSON cannot hold, such
+    as arrays and objects: `pronk eval` and `pronk record` make the environment from what was saved,
+    and a resumed run is compared with it.
     """
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
         value = value.item()
@@ -46,8 +46,8 @@ def saveable(value: Any, name: str) -> Any:
         return value
     hint = "make it inside the environment's function"
     if isinstance(value, Path) or hasattr(value, "tolist"):
-        hint = "give a text" if isinstance(value, Path) else "give a list"
+        hint = "give a string" if isinstance(value, Path) else "give a list"
     raise UserError(
         f"`env_args` has {name}={value!r}, a {type(value).__name__}, which a run cannot save;"
-        f" expected numbers, texts, and lists or dicts (with texts as keys) of them: {hint}."
+        f" expected numbers, strings, and lists or dicts (with strings as keys) of them: {hint}."
     )

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from pronk.errors import UserError, nearest, printable
 
 _KEY = "pronk"  # of a field's metadata
-_MANY = 1e6  # the limit of a number whose field has none of its own: beyond is a slip
-_TINIEST = 2.0**-126  # of float32, in which settings are computed with
+_MANY = 1e6  # the default of `Rule.limit`
+_TINIEST = 2.0**-126  # float32's smallest normal number; smaller settings would become 0
 
 
 class Rule(NamedTuple):
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
     tune: bool | tuple[float, float] = False  # whether PBT adapts it by default, and from where
     near_one: bool = False  # whether PBT perturbs 1 − x instead of x
     not_empty: bool = False  # of several values
-    limit: float = _MANY  # beyond which a value is absurd; infinity where that is a value, too
+    limit: float = _MANY  # the largest absolute value; infinity allows infinity, too
 
     def allows(self, value: float) -> bool:
         """Whether `value` is in the range; NaN is in none."""
@@ -59,7 +59,8 @@ class Rule(NamedTuple):
         """What is expected instead of `value`, in words."""
         if self._is_sane(value) or value != value or self.at_most is not None:
             return self.range
-        size = f"at most {self.limit:g}" if abs(value) > 1 else f"at least {_TINIEST:.2g}, or zero"
+        or_zero = ", or zero" if self.allows(0) else ""
+        size = f"at most {self.limit:g}" if abs(value) > 1 else f"at least {_TINIEST:.2g}{or_zero}"
         return f"{self.range} and {size}" if self.range else f"a number of {size}"
 
     @property
@@ -96,8 +97,8 @@ def number(
     source: paper and equation or table of the default. tune: whether PBT adapts it unless told
     otherwise; a tuple is the range from which first values are drawn log-uniformly, True begins
     with the run's own value. near_one: PBT draws and multiplies 1 − x, for numbers such as γ, so
-    that the horizon 1 / (1 − γ) changes by the factor. limit: the largest size that is
-    not taken for a slip.
+    that the horizon 1 / (1 − γ) changes by the factor. limit: the largest absolute value;
+    larger ones are refused as typing errors.
     """
     rule = Rule(above, at_least, below, at_most, source, tune, near_one, limit=limit)
     return dataclasses.field(default=default, metadata={_KEY: rule})
@@ -171,8 +172,8 @@ def check(config: Any) -> None:
 
 
 def plain(config: Any) -> Any:
-    """Settings with Python's numbers and tuples in place of NumPy's, or another library's, and of
-    lists; and with integers in place of whole floats, such as 3e5, where integers are meant."""
+    """The settings with NumPy's numbers as Python's, arrays and lists as tuples and, in fields for
+    integers, whole floats such as 3e5 as integers."""
     changes = plainer(config)
     return dataclasses.replace(config, **changes) if changes else config
 
@@ -210,7 +211,7 @@ def integer(text: str) -> int:
     except ValueError:
         value = float(text)
         if not (value.is_integer() and abs(value) < 2**53):
-            raise ValueError(f"'{text}' is no integer") from None
+            raise ValueError(f"'{text}' is not an integer below 2^53") from None
         return int(value)
 
 

@@ -18,11 +18,11 @@ from pronk.errors import UserError
 MAX_BYTES = 2**24  # of one object, or of a line
 MAX_FILE = 2**33  # bytes of a file of lines
 MAX_DEPTH = 64
-MAX_DIGITS = 300  # of an integer, so that it is a float, too
+MAX_DIGITS = 300  # of an integer, so that a float can hold it
 
 
 class UnreadableJSON(UserError):
-    """A file, or a text, that is not the JSON that it should be."""
+    """A file or a string does not hold the JSON object that was expected."""
 
 
 class MissingJSON(UnreadableJSON):
@@ -58,7 +58,10 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | ValueError]
     """
     with _open(path) as file:
         if os.fstat(file.fileno()).st_size > MAX_FILE:
-            raise UnreadableJSON(f"`{path}` has more than {MAX_FILE:,} bytes, which is too much.")
+            raise UnreadableJSON(
+                f"`{path}` has more than {MAX_FILE:,} bytes, the most that pronk reads; move it"
+                " away, or put back a copy of it."
+            )
         while True:
             try:
                 line = file.readline(MAX_BYTES + 1)
@@ -67,7 +70,10 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | ValueError]
             if not line.endswith(b"\n"):
                 if len(line) <= MAX_BYTES:
                     return
-                raise UnreadableJSON(f"`{path}` has a line of more than {MAX_BYTES:,} bytes.")
+                raise UnreadableJSON(
+                    f"`{path}` has a line of more than {MAX_BYTES:,} bytes; it was damaged, or"
+                    " written by another program: put back a copy of it."
+                )
             try:
                 yield line, _parsed(line)
             except ValueError as error:
@@ -89,7 +95,7 @@ def _open(path: Path) -> Any:
         raise _cannot_read(path, error) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise UnreadableJSON(f"`{path}` is not a regular file.")
+        raise UnreadableJSON(f"`{path}` is not a regular file; put back a copy of that file.")
     return file
 
 

@@ -12,9 +12,9 @@ from pronk.errors import UserError
 
 
 def search_here() -> None:
-    """Look for modules in the current directory, too, after all other places, for good.
+    """Append the current directory to `sys.path`, permanently.
 
-    As it is called now: an environment may change it, and worker processes have another one.
+    As an absolute path, because an environment may change the current directory.
     """
     try:
         here = os.getcwd()
@@ -62,6 +62,6 @@ def load(name: str, of: str) -> ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"{of}: module '{name}' can't be imported: {type(error).__name__}: {error}. Mend the"
-            " module, or install what it needs."
+            f"{of}: module '{name}' can't be imported: {type(error).__name__}: {error}. Correct"
+            " the module, or install what it needs."
         ) from error

@@ -15,7 +15,7 @@ It may offer
   game, or for continuous actions. Without it: the defaults.
 - `RUN_DEFAULTS`: a dict of `RunConfig` settings that the agent wants unless the user gives others.
 - `ATARI_DEFAULTS`: a dict of arguments of Atari games that the agent wants unless given.
-- `CAPABILITIES`: a dict of texts, shown by `pronk list`.
+- `CAPABILITIES`: a dict of strings, shown by `pronk list`.
 
 One of pronk's own is a name in `AGENTS`, and its settings are in a module of their own beside it,
 which imports neither jax nor an environment, so that `pronk train AGENT --help` answers at once.
@@ -151,8 +151,8 @@ def _checked(name: str, module: ModuleType) -> AgentModule:
     wrong = wrong or _wrong_settings(offers)
     if wrong:
         raise UserError(
-            f"module '{module.__name__}' is no agent: {'; '.join(wrong)}. What an agent's module"
-            " must offer is in docs/extending.md."
+            f"module '{module.__name__}' is not an agent: {'; '.join(wrong)}. What an agent's"
+            " module must offer is in docs/extending.md."
         )
     presets, preset_for = offers["PRESETS"], offers["preset_for"]
     if preset_for is None:

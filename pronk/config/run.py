@@ -110,8 +110,8 @@ class RunConfig:
     eval_episodes: int = number(10, above=0)
     """Episodes per evaluation."""
     eval_max_steps: int = number(EVAL_MAX_STEPS, above=0)
-    """Agent steps after which an episode of an evaluation is cut off, and counts as it is then; a
-    message says so."""
+    """Agent steps after which an episode of an evaluation is cut off and counts with its return so
+    far; a message says so."""
     policy_lag: int = number(0, at_least=0)
     """Act with parameters that are this many updates old, to study policy lag; exact where actors
     wait for the learner, or act in the same program."""

@@ -1,8 +1,8 @@
-"""What the names of a run's agent and environments stand for: the source of their modules.
+"""Digests of the source of the modules that define a run's agent and environments.
 
-A run without a directory of its own is found again by names. An id is a name that its author keeps,
-and a module's name means what is in its file; a function without such a name can't be told from
-another one. Imports neither jax nor an environment.
+Without `run_dir`, names say which run to resume. An id stands for one environment, and a module's
+name for the source in its file; a function that no module has by its name could be any function.
+Imports neither jax nor an environment.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pronk.errors import UserError
 
 
 def check_named(env: Any) -> None:
-    """Raise UserError for a function or class that another one could have the name of: one that is
-    not what its own name imports, or that is the program's, whose names differ by its arguments."""
+    """Raise UserError for a function or class whose name does not identify it: its name does not
+    import it, or it is defined in the program's main module."""
     module, name = getattr(env, "__module__", None), getattr(env, "__qualname__", None)
     found = None
     if isinstance(module, str) and isinstance(name, str) and module != "__main__":
@@ -63,8 +63,8 @@ def refuse_changed(directory: Path, modules: list[str]) -> None:
     if modules:
         raise UserError(
             f"'{directory}' holds a run of this name, but the source of {', '.join(modules)} has"
-            f" changed since. Give `--run-dir {directory}` to go on with that run, or another"
-            " --run-dir to start anew; nothing was changed."
+            f" changed since. Give `--run-dir {directory}` to continue that run, or another"
+            " --run-dir to start a new one; nothing was changed."
         )
 
 

@@ -44,7 +44,7 @@ class Plan:
     agent_config: Any
     env_args: Mapping[str, Any] = field(default_factory=dict)
     preset: str = ""  # of which `agent_config` was made; "" where that is not known
-    # The directory that relative paths begin in, whatever an environment makes the current one.
+    # Relative paths start from this directory, also if an environment changes the current one.
     home: str = field(default_factory=here, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,10 +118,10 @@ class Plan:
             check_format(saved, source)
             for name in ("agent", "env"):
                 if not isinstance(saved[name], str):
-                    raise TypeError(f"its {name} is no name")
+                    raise TypeError(f"its {name} is not a string")
             preset = saved.get("preset", "")
             if not isinstance(preset, str):
-                raise TypeError("its preset is no name")
+                raise TypeError("its preset is not a string")
             if trusted is not None and saved["agent"] not in trusted:
                 raise UserError(
                     f"`{source}` asks to import the module of its agent, '{saved['agent']}',"
@@ -147,18 +147,18 @@ class Plan:
             why = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(
                 f"{source} can't be read as a run's configuration ({why}); it was damaged, or"
-                " written by another version of pronk."
+                " written by another version of pronk: put back a copy of it, or use that version."
             ) from None
 
     def described(self) -> dict[str, Any]:
-        """The content of `config.json`: the settings, and what they were carried out with."""
+        """The content of `config.json`: the settings, the versions of packages and the sources."""
         return {**self.as_json(), "versions": versions(), "sources": sources(self.agent, self.env)}
 
     def check_same(self, run_dir: Path) -> list[str]:
         """Raise UserError if `run_dir` holds a run that learns something else, or a population.
 
-        Returns the modules of its agent and environment whose source has changed since; also
-        refused if the plan names no directory, since then they are what names the run.
+        Returns the modules of its agent and environment whose source has changed since. If there
+        are any, raises UserError unless the plan names the directory.
         """
         if holds(run_dir, "pbt.json"):
             raise UserError(
@@ -181,7 +181,7 @@ def _agent_of(name: str, source: str) -> AgentModule:
     try:
         return agent_module(name)
     except UserError as error:
-        raise UserError(f"{source} was made with an agent that is not to be had: {error}") from None
+        raise UserError(f"`{source}` needs an agent that can't be used: {error}") from None
 
 
 def check_format(saved: Mapping[str, Any], source: str) -> None:

@@ -224,8 +224,8 @@ _looking_lock = threading.Lock()
 
 @contextlib.contextmanager
 def looked_at_once() -> Iterator[None]:
-    """Within, spaces and speed of an environment are found out once, however often they are needed:
-    its constructor may take long."""
+    """Within this context, the spaces and the speed of an environment are determined once and then
+    reused, because its constructor may take long."""
     global _looking
     with _looking_lock:
         _looking += 1
@@ -390,7 +390,7 @@ def names() -> list[str]:
 def _unregistered(env: str, module: str = "") -> UserError:
     own = f"The module '{module}' was imported, and does not register it."
     if not module:
-        own = f"One of your own is named with the module that registers it, my_module:{env}."
+        own = f"For your own, name the module that registers it, too: my_module:{env}."
     return UserError(f"`env` '{env}' is not registered{nearest(env, names()) or '.'} {own}")
 
 

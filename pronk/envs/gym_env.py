@@ -241,7 +241,8 @@ class SlotVectorEnv:
 class SerialVectorEnv(SlotVectorEnv):
     """Gymnasium environments stepped one after the other in the caller's thread.
 
-    The first call makes them. All should come from one thread: some belong to that which made them.
+    The first call makes them. Make all calls from one thread: some environments work only in the
+    thread that made them.
 
     `factory` makes one environment, `spec` is its `gym_spec`. Slot i is environment
     `first_env_id + i`, which with `seed` determines all its episodes. `replayable` declares that

@@ -23,7 +23,7 @@ def obstacle(factory: Any) -> str:
     try:
         pickled = bytes(ForkingPickler.dumps(factory))
     except Exception as error:
-        return f"its factory cannot be sent to one ({error})"
+        return f"the function that makes it cannot be pickled ({error})"
     if b"__main__" not in pickled:
         return ""
     path = _path()
@@ -39,10 +39,10 @@ def obstacle(factory: Any) -> str:
 
 @contextlib.contextmanager
 def hidden_if_unguarded() -> Iterator[None]:
-    """Processes that are started within do not import a main module that would run again, or
-    fail, as for "<stdin>".
+    """Processes that are started within this context do not import the main module if that would
+    run it again, or fail because it has no file.
 
-    `obstacle` says whether they need it.
+    `obstacle` says whether they need the main module.
     """
     path = _path()
     if path is not None and _is_guarded(path):
@@ -66,7 +66,7 @@ def _path() -> Path | None:
 
 
 def _is_guarded(path: Path) -> bool:
-    """Whether what the main module is executing is not executed when it is imported."""
+    """Whether importing the main module would not execute the statement that it executes now."""
     main = sys.modules["__main__"]
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     line = 0

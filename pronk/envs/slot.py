@@ -236,9 +236,9 @@ class Slot:
     Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception, that of
     `sys.exit` included, or an invalid result is a fault: it is appended to `faults`, the row is
     truncated with the last valid observation and reward 0, and a new environment begins the next
-    episode. A reset that fails is repeated up to `attempts` times. KeyboardInterrupt is the user's,
-    and not caught. `begin` and `step` raise UserError where an action mask comes unexpectedly,
-    because actions were chosen without it.
+    episode. A reset that fails is repeated up to `attempts` times. KeyboardInterrupt, which comes
+    from the user, is not caught. `begin` and `step` raise UserError for an action mask of an
+    environment whose first reset had none, because actions were chosen without it.
     """
 
     def __init__(

@@ -230,11 +230,10 @@ class DiagonalGaussian:
 
     `params` `[..., 2 k]` are means and pre-softplus standard deviations (softplus(x + offset), the
     offset making x = 0 mean `initial_std`). Raw actions `[..., k]` are on a scale where −1 and 1
-    are the bounds `low` and `high` (both `[k]`); dimensions with an infinite bound are not scaled,
-    and never squashed: there 0 is 0, or the bound that is nearest to it. `action` clips or squashes
-    them. Log-probabilities are densities on that
-    scale, of the squashed variable where it is squashed; otherwise the density is that of the raw
-    sample.
+    are the bounds `low` and `high` (both `[k]`); dimensions with an infinite bound are not scaled
+    or squashed: there a raw action is added to 0, or to the bound nearest to 0. `action` clips or
+    squashes. Log-probabilities are densities on the scale where −1 and 1 are the bounds: of the
+    squashed variable in squashed dimensions, of the raw sample in others.
     """
 
     low: tuple[float, ...]
@@ -301,7 +300,8 @@ class DiagonalGaussian:
         bounded = self._bounded
         safe_low, safe_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         scaled = safe_low + 0.5 * (self._unit(raw) + 1.0) * (safe_high - safe_low)
-        # From 0, or the bound that is nearest to it: from beyond a bound all samples would be one.
+        # Start from 0, or the bound nearest to 0: if 0 is beyond a bound, clipping would make all
+        # samples equal.
         free = jnp.clip(np.clip(np.float32(0), low, high) + raw, low, high)
         return jnp.where(bounded, jnp.clip(scaled, safe_low, safe_high), free)
 

@@ -19,7 +19,7 @@ from pronk.types import Array, PyTree
 
 LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)
 MASK = "action_mask"  # its name in an `info` and in a dict of observations
-UNBOUNDED = 1e18  # an action's bound from here on is none: float32 cannot hold its square
+UNBOUNDED = 1e18  # larger bounds of actions count as none: float32 cannot hold their squares
 _INT32 = np.iinfo(np.int32)  # JAX's integers have 32 bits
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -70,7 +70,8 @@ def leaf_values(space: gym.Space, value: Any, name: str = "observation") -> list
     """
     if isinstance(space, spaces.Dict):
         if not isinstance(value, Mapping) or not all(key in value for key in space):
-            found = list(value) if isinstance(value, Mapping) else f"a {type(value).__name__}"
+            is_dict = isinstance(value, Mapping)
+            found = f"a dict of {list(value)}" if is_dict else f"a {type(value).__name__}"
             raise ValueError(f"{name} is {found}, expected a dict of {_keys(space)}")
         return [
             leaf
@@ -142,7 +143,7 @@ def _stop(space: Any) -> Any:
 
 
 class Observations:
-    """Turns an environment's observations into the agent's; the one way in.
+    """Checks and converts an environment's observations; every one passes through it.
 
     space: the agent's, of `agent_space`.
     """
@@ -180,7 +181,7 @@ def _element(space: gym.Space, value: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError:  # a list of lists of several lengths
-        raise ValueError(f"{name} is no array, expected shape {space.shape}") from None
+        raise ValueError(f"{name} is not an array; expected shape {space.shape}") from None
     if array.shape != space.shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {space.shape}")
     if array.dtype.kind not in "biuf":
@@ -201,7 +202,7 @@ def _element(space: gym.Space, value: Any, name: str) -> np.ndarray:
     if not isinstance(space, spaces.Box):
         start = getattr(space, "start", 0)
         if not ((cast >= start) & (cast < _stop(space))).all():
-            raise ValueError(f"{name} is {value!r}, which is no element of {space}")
+            raise ValueError(f"{name} is {value!r}, which is not an element of {space}")
     return cast
 
 

@@ -34,7 +34,7 @@ from pronk.runtime.rounds import RoundsLoop
 from pronk.runtime.source import Queue, Source
 from pronk.types import Agent, Fresh, LearnerState, Mixed
 
-SLOW_START = 2.0  # seconds of making environments of which the log speaks
+SLOW_START = 2.0  # if making the environments takes more seconds, the log says so
 
 
 def make_runtime(

@@ -153,5 +153,5 @@ def _check_names(command: str, args: Sequence[str], kinds: Sequence[Any]) -> Non
         meant = nearest(flag(name), map(flag, sorted(known))) or "."
         raise UserError(
             names.hint(name, known)
-            or f"`{flag(name)}` is no flag of `{command}`{meant} `{command} --help` lists them."
+            or f"`{flag(name)}` is not a flag of `{command}`{meant} `{command} --help` lists them."
         )

@@ -43,9 +43,9 @@ def check_agent(plan: Plan, agent: Agent, spec: EnvSpec) -> None:
     _expect(isinstance(state, LearnerState), plan, "init", state, "a `LearnerState`")
     for name, dtype in (("updates", jnp.int32), ("steps", jnp.uint32), ("skipped", jnp.int32)):
         counter = getattr(state, name)
-        _expect(_is(counter, (), dtype), plan, f"init().{name}", counter, f"a {dtype.__name__}")
+        _expect(_is(counter, (), dtype), plan, f"init().{name}", counter, f"{dtype.__name__}[]")
     for name, value in dict(state.hyper).items():
-        _expect(_is(value, (), jnp.float32), plan, f"init().hyper['{name}']", value, "a float32")
+        _expect(_is(value, (), jnp.float32), plan, f"init().hyper['{name}']", value, "float32[]")
     if agent.explores is not None:
         explores = np.asarray(agent.explores(np.arange(ENVS), ENVS))
         fits = _is(explores, (ENVS,), bool)
@@ -116,7 +116,7 @@ def _expect(condition: bool, plan: Plan, what: str, found: Any, expected: str) -
 def _expect_rows(plan: Plan, what: str, tree: PyTree, expected: str = "arrays [B, ...]") -> None:
     """Every leaf has an axis of environments."""
     for leaf in jax.tree.leaves(tree):
-        _expect(leaf.shape[:1] == (ENVS,), plan, what, leaf, f"{expected}, B = {ENVS}")
+        _expect(leaf.shape[:1] == (ENVS,), plan, what, leaf, f"{expected} (here B = {ENVS})")
 
 
 def _expect_same(plan: Plan, what: str, found: PyTree, like: PyTree, which: str) -> None:

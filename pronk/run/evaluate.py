@@ -28,7 +28,7 @@ class Evaluation:
     maximum: float
     mean_length: float  # agent steps
     human_normalised: float | None  # (score − random) / (human − random), where known
-    cut_off: int = 0  # episodes that did not end within `max_steps`, and count as they were then
+    cut_off: int = 0  # episodes that did not end within `max_steps`; their return so far counts
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -147,8 +147,8 @@ def evaluate(
         if counted and not cut_off:
             log(
                 f"evaluation: an episode of `env` '{env.spec.name}' has not ended after"
-                f" {max_steps:,} steps and is cut off, as others will be that do not end"
-                " (`--eval-max-steps`, of `pronk eval` `--max-steps`)"
+                f" {max_steps:,} steps and is cut off; later ones are cut off without a message"
+                " (the limit is `--eval-max-steps`, or `--max-steps` of `pronk eval`)"
             )
         cut_off += counted
     return dataclasses.replace(summarise(env.spec.name, done), cut_off=cut_off)

@@ -48,8 +48,9 @@ class Signals:
     KeyboardInterrupt in the main thread; None: never. A second SIGINT raises it in any case.
 
     An exception raised by a handler can get lost, in a callback of the garbage collector for
-    example, or end the process, in code of JAX that expects none. Therefore a start is asked
-    between its steps (`check`), and raises on its own only if it has not been for a while.
+    example, or end the process, in code of JAX that expects none. Therefore the code that starts a
+    run calls `check` between its steps; only if it has not for `patience` seconds is
+    KeyboardInterrupt raised without it.
     """
 
     def __init__(self, patience: float | None = None):
@@ -172,8 +173,8 @@ def catch_signals() -> Iterator[Signals]:
     """Hold back signals within the context; then the program's own handlers get the one that came,
     by default as KeyboardInterrupt or SystemExit.
 
-    In a command, and in another such context, the signals are that one's. In threads other than the
-    main one, signals are left alone.
+    Within a command, or within another such context, that one handles the signals. In threads other
+    than the main one, signals are left alone.
     """
     global _active
     if threading.current_thread() is not threading.main_thread():
@@ -203,8 +204,8 @@ def catch_signals() -> Iterator[Signals]:
 def run_command(run: Callable[[], None], *, saves: bool, own_process: bool) -> None:
     """Call `run`; KeyboardInterrupt becomes a message and an exit status.
 
-    saves: it has something to save after a signal; otherwise it ends at once. own_process: it is
-    all that this process does, whose signals are handled until the end.
+    saves: whether `run` saves after a signal; otherwise it ends at once. own_process: whether the
+    process does nothing else, so that its signals are handled until it ends.
     """
     signals = handle_signals() if own_process else Signals()
     try:
@@ -231,7 +232,7 @@ def _exit_now(status: int) -> NoReturn:
 
 
 def check_signals() -> None:
-    """Raise KeyboardInterrupt if a signal has come: a start asks between its steps, when there is
-    nothing to save yet."""
+    """Raise KeyboardInterrupt if a signal has come. Called between the steps of a start, while
+    there is nothing to save."""
     if _active is not None and threading.current_thread() is threading.main_thread():
         _active.check()

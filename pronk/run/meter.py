@@ -37,8 +37,8 @@ class Meter:
         return time.perf_counter() - self._since
 
     def is_due(self, run: RunConfig, steps: int) -> bool:
-        """Whether to record between two lines, after `steps` agent steps: at each hundredth of the
-        run, so that a fast one has a curve, too."""
+        """Whether a record is due after `steps` agent steps although no line is: after each
+        hundredth of the run, so that a short run has a curve, too."""
         part = max(1, run.steps // RECORDS)
         return self.seconds() >= SHORTEST and steps // part > self._steps // part
 

@@ -278,7 +278,7 @@ class Monitor:
     def _average_speed(self, record: Mapping[str, Any]) -> float | None:
         """Agent steps per second since the first record, in which evaluation and saving count.
 
-        None before that says much: the speed of the first seconds is not that of a run.
+        None at first, because the speed of the first seconds differs from that of the run.
         """
         first = self._first_record
         if first is None or "wall_seconds" not in first or "wall_seconds" not in record:

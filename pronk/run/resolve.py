@@ -62,7 +62,7 @@ def resolve(
         if name not in known:
             raise UserError(
                 names.hint(name, known)
-                or f"`{name}` is no setting of {module.name}{nearest(name, known) or '.'}"
+                or f"`{name}` is not a setting of {module.name}{nearest(name, known) or '.'}"
             )
     if callable(env) and settings.get("run_dir") is None:
         check_named(env)

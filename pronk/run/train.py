@@ -168,7 +168,7 @@ class _Run:
             for warning in loaded.warnings if loaded is not None else ():
                 monitor.message(f"warning: {warning}")
             for module in self.changed:
-                monitor.message(f"warning: the source of {module} has changed since this run began")
+                monitor.message(f"warning: the source of {module} has changed since the last start")
             if self.agent_steps >= self.config.steps:
                 directory = self.plan.run_dir
                 monitor.message(f"already trained for {self.agent_steps:,} steps: {directory}")

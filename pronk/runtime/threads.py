@@ -148,8 +148,8 @@ class Workers:
 
 
 class OwnThreads:
-    """A thread for each of `count` things, in which everything is done with it: an environment may
-    belong to the thread that made it."""
+    """One thread for each of `count` objects; all calls for an object run in its thread, because an
+    environment may work only in the thread that made it."""
 
     def __init__(self, count: int, name: str, begin: Callable[[], None]):
         self._threads = [ThreadPoolExecutor(1, f"{name}-{i}", begin) for i in range(count)]

@@ -174,7 +174,7 @@ def _read(path: Path) -> Loaded:
         if f"{manifest['steps']:012d}" != path.stem:
             raise UnreadableFile(path, f"is misnamed: it is of step {manifest['steps']}")
         if not isinstance(manifest["meta"], dict):
-            raise TypeError("its counters are no object")
+            raise TypeError("its counters are not a JSON object")
         return Loaded(path, manifest["steps"], manifest["meta"], [], file)
     except UnreadableJSON as error:
         raise UnreadableFile(path, f"is not a checkpoint of pronk: {error}") from None

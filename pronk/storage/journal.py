@@ -112,7 +112,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if isinstance(event, ValueError):
             raise _damaged(path, number, event) from None
         if not isinstance(event.get("event"), str):
-            raise _damaged(path, number, "its event is not a name")
+            raise _damaged(path, number, "its 'event' is not a string")
         events.append(event)
     return events
 

@@ -1,4 +1,4 @@
-"""Starting processes of the program's own, which end when it says so and not by a signal."""
+"""Starts child processes that end when the program tells them to, and not by a signal."""
 
 from __future__ import annotations
 

@@ -211,8 +211,8 @@ def _make_token() -> None:
             path.chmod(0o600)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"the token of Ray's cluster, '{path}', cannot be kept ({error}); set HOME to a"
-            " directory of your own, or RAY_AUTH_TOKEN to 64 hexadecimal digits."
+            f"the token of Ray's cluster, '{path}', cannot be created, or made private ({error});"
+            " set HOME to a directory of your own, or RAY_AUTH_TOKEN to 64 hexadecimal digits."
         ) from None
 
 
