@@ -37,12 +37,33 @@ settings.load_profile("pronk")
 SPREAD = {"test_train", "test_pbt", "test_checkpoint", "test_reproduce", "test_faults"}
 
 
+# Further cases of tests with many parameters that take long, marked `extended`: one node id a line.
+FURTHER_CASES = Path(__file__).with_name("extended.txt")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests of a file, where they are not grouped otherwise."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests of a file, where they are not grouped otherwise; mark the further cases."""
+    further = set(FURTHER_CASES.read_text().splitlines())
+    for item in items:
+        if item.nodeid in further:
+            item.add_marker(pytest.mark.extended)
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        _check_further_cases(further, {item.nodeid for item in items})
     for item in items:
         if item.path.stem not in SPREAD and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _check_further_cases(further: set[str], collected: set[str]) -> None:
+    """Raise UsageError for a further case that is not there, or of a test that has no other."""
+    functions = {node.partition("[")[0] for node in collected - further}
+    alone = sorted(node for node in further if node.partition("[")[0] not in functions)
+    if missing := sorted(further - collected) or alone:
+        raise pytest.UsageError(
+            f"tests/{FURTHER_CASES.name} names {missing[0]}: there is no such test, or all of its"
+            " cases are named; remove the line, or mark the test itself."
+        )
 
 
 class _Counter:

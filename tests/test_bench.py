@@ -31,6 +31,7 @@ def test_learner(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < share < 1
 
 
+@pytest.mark.extended
 def test_throughput(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--envs-per-actor", 4, "--batch-size", 4, "--unroll", 5, "--seconds", 0.6]
     result = run(capsys, "throughput", "--env", "CartPole-v1", *flags)
@@ -53,6 +54,7 @@ def test_replay(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     assert result["bytes_per_observation"] < 40_000  # stacks would be more than 28,224
 
 
+@pytest.mark.extended
 def test_fused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,8 @@ def test_several_learner_devices_update_as_one(agent) -> None:
     subprocess.run(command, env=FOUR, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("agent", ["impala", pytest.param("r2d2", marks=pytest.mark.extended)])
+@pytest.mark.parametrize("agent", ["impala", "r2d2"])
+@pytest.mark.extended
 def test_training_on_several_learner_devices(agent, tmp_path: Path) -> None:
     """The run is saved as any other, and continues on one device."""
     flags = [

@@ -118,6 +118,7 @@ def test_the_environment() -> None:
         vector.close()
 
 
+@pytest.mark.extended
 def test_the_environment_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mean_return = custom_environment.main(steps=500, run_dir=tmp_path)
     assert -3.2 <= mean_return <= 1

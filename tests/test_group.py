@@ -146,6 +146,7 @@ def two_learners(run_dir: Path, *args: str) -> Any:
         yield first, second
 
 
+@pytest.mark.extended
 def test_two_learners_stop_and_resume_together(tmp_path):
     """Whichever of them is interrupted; the run directory is that of the first."""
     with two_learners(tmp_path, "--checkpoint-every", "1000") as both:

@@ -227,6 +227,7 @@ def test_a_member_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.extended
 def test_another_agent_in_one_program(tmp_path: Path) -> None:
     """With a replay and a target network."""
     small: dict[str, Any] = {
@@ -251,6 +252,7 @@ def test_another_agent_in_one_program(tmp_path: Path) -> None:
     check_journal(tmp_path)
 
 
+@pytest.mark.extended
 def test_vmapped_or_in_turn_members_do_the_same(tmp_path: Path) -> None:
     """To rounding: on accelerators they are vmapped."""
     plan = plan_in(tmp_path)
@@ -394,6 +396,7 @@ def test_a_population_on_the_command_line(
     assert "a population without a best member" in capsys.readouterr().err
 
 
+@pytest.mark.extended
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "pbt.md").read_text()
@@ -476,6 +479,7 @@ def test_what_the_experiment_says_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
     assert row in table
 
 
+@pytest.mark.extended
 def test_the_benchmark(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

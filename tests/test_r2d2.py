@@ -437,6 +437,7 @@ def test_segments_that_are_not_needed_are_deleted(tmp_path):
     assert len(tree["segments"]) <= files < int(tree["next_segment"])
 
 
+@pytest.mark.extended
 def test_kill_9_at_any_time(tmp_path):
     """Again and again, in the middle of saves: what a checkpoint names is there and whole."""
     flags = ["--checkpoint-every", "0.01", "--steps", "1000000"]
@@ -517,6 +518,7 @@ def test_central_inference_acts_too(tmp_path):
     assert counted["inserted"] > 100
 
 
+@pytest.mark.extended
 def test_the_parameters_stay_finite_arrays(tmp_path):
     train(tmp_path, 1500, returns="retrace", rescaling="log", recurrent_core="gru")
     learner = Checkpointer(tmp_path / "checkpoints").load().tree("learner")

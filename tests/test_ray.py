@@ -189,6 +189,7 @@ OF_R2D2 = (
 
 
 @pytest.mark.faults
+@pytest.mark.extended
 def test_training_survives_the_loss_of_a_machine(raylets, tmp_path):
     """With an agent that learns from replay; IMPALA is in `pronk bench faults`."""
     nodes = [raylets.add_node(num_cpus=1) for _ in range(2)]

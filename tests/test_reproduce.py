@@ -83,6 +83,7 @@ def test_stored_states_of_an_unchanged_network_have_no_error(recent_episodes):
     assert delta["zero state"][0] > delta["zero state"][1]
 
 
+@pytest.mark.extended
 def test_an_interrupted_study_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "EVERY", 5)
     monkeypatch.setattr(study, "FORGET", (1, 500))
@@ -170,6 +171,7 @@ def test_bad_input(args, message, capsys):
 # Fused runs side by side, and the experiments made of them.
 
 
+@pytest.mark.extended
 def test_members_equal_single_runs():
     """With their own seeds and hyperparameters, independently of the others."""
     plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=1600, batch_size=2, unroll=5,
@@ -201,6 +203,7 @@ def test_members_equal_single_runs():
     assert np.all(np.abs(curves.final) < 1)
 
 
+@pytest.mark.extended
 def test_the_final_parameters_are_evaluated():
     """Neither those of so many updates before, nor any learnt during the evaluation."""
     plan = resolve("impala", "pronk/Catch-v0", preset="small", steps=60_000, batch_size=16,

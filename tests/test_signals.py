@@ -28,6 +28,11 @@ def handlers() -> Iterator[None]:
     """Those of a Python program, and afterwards those from before."""
     before = {n: signal.getsignal(n) for n in ENDS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # Ray handles the former, nohup ignores the latter
+        signal.signal(number, signal.SIG_DFL)
     hook = sys.unraisablehook
     yield
     assert sys.unraisablehook is hook

@@ -133,7 +133,8 @@ class Signals:
     def _insist(self, seconds: float) -> None:
         time.sleep(seconds)
         if self.patience is not None and not self._noticed:
-            _thread.interrupt_main()  # as a second SIGINT
+            # As a second SIGINT, which also ends a wait, as `_thread.interrupt_main` does not.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _unraisable(self, unraisable: Any) -> None:
         """Repeat a KeyboardInterrupt that was lost."""
