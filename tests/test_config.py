@@ -421,7 +421,7 @@ def test_a_module_that_is_no_agent(
 def test_a_run_whose_agent_is_gone_is_named(there: Path, tmp_path: Path) -> None:
     saved = json.loads((there / "run" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(saved | {"agent": "gone.agent"}))
-    with pytest.raises(UserError, match=r"config.json was made with .*'gone.agent' is unknown"):
+    with pytest.raises(UserError, match=r"config.json. needs an agent .*'gone.agent' is unknown"):
         Plan.load(tmp_path)
 
 
