@@ -48,8 +48,8 @@ def episodic_agent(rows: int) -> Agent:
         embedding = jnp.tanh(jnp.tanh(timestep.observation @ weights["embed"]) @ weights["decide"])
         memory, position = carry.private["memory"], carry.private["position"]
         slot = jnp.arange(len(position))
-        # Written first: XLA copies an array that is read and then written, unless what is written
-        # depends on what was read.
+        # The write comes before the read. In the other order XLA would copy the whole memory,
+        # unless the written values were computed from those read.
         memory = memory.at[slot, position % rows].set(embedding)
         oldest = memory[slot, (position + 1) % rows]
         action = jnp.argmax(embedding + oldest, axis=-1).astype(jnp.int32)

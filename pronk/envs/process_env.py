@@ -18,7 +18,7 @@ import numpy as np
 
 from pronk.envs import main_module
 from pronk.envs.gym_env import Method, SlotConfig, Slots, SlotVectorEnv
-from pronk.envs.slot import WORKER, Factory, Fault, Rows
+from pronk.envs.slot import Factory, Fault, Rows
 from pronk.errors import UserError
 from pronk.storage import processes, shared_memory
 from pronk.types import EnvSpec
@@ -40,7 +40,7 @@ class _Worker:
         self._process = context.Process(
             target=_worker_main,
             args=(child_end, config, memory, lo, hi),
-            name=f"{WORKER}-{lo}",
+            name=f"pronk-env-{lo}",
             daemon=True,
         )
         try:

@@ -32,7 +32,6 @@ from pronk.types import Array, EnvSpec, PyTree, TimeStep
 
 Factory = Callable[[], gym.Env]
 
-WORKER = "pronk-env"  # begins the names of worker processes
 _ALIGNMENT = 64  # bytes; a cache line, so that no two arrays of a block share one
 
 
