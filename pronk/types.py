@@ -137,7 +137,14 @@ class Sequences(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """Batches consist of the newest trajectories, each used once."""
+    """Batches consist of the newest trajectories, each used once.
+
+    on_policy: row T of an unroll is decided when the next unroll begins, by the behaviour that acts
+    in it, so that one behaviour decides all of a batch's transitions. In row T, `action` and
+    `extras` then repeat those of the row before, and mean nothing.
+    """
+
+    on_policy: bool = False
 
 
 class Replayed(NamedTuple):

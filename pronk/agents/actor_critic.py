@@ -134,15 +134,22 @@ def make(
     num_values: int = 1,
     zero_values: bool = False,
     pixel_control: networks.PixelControl | None = None,
+    value_sizes: tuple[int, ...] | None = None,
+    policy_gain: float = 0.01,
+    constant_std: bool = False,
 ) -> ActorCritic:
     """The network and distribution for an environment's spaces.
 
     config: has IMPALA's fields about network, rewards and actions. zero_values: the value head
-    starts at zero. Raises UserError where a space can't be handled.
+    starts at zero. value_sizes: layer widths of a separate value network, if others than the
+    policy's. policy_gain: scale of the policy head's first weights. constant_std: the deviations of
+    continuous actions do not depend on the observation. Raises UserError where a space can't be
+    handled.
     """
     distribution = distributions.for_space(
         spec.action_space, squash=config.squash_actions, initial_std=config.initial_std
     )
+    constant_std = constant_std and distribution.continuous
     network = networks.ActorCritic(
         space=spec.observation_space,
         num_params=distribution.num_params,
@@ -155,5 +162,8 @@ def make(
         num_values=num_values,
         zero_values=zero_values,
         pixel_control=pixel_control,
+        value_sizes=value_sizes,
+        policy_gain=policy_gain,
+        constant_params=distribution.num_params // 2 if constant_std else 0,
     )
     return ActorCritic(config, spec, distribution, network)

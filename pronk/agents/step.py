@@ -85,6 +85,33 @@ def descend(
     ), norm
 
 
+def adam(
+    params: PyTree, opt_state: PyTree, hyper: dict[str, Array], grads: PyTree, rate: Array
+) -> tuple[PyTree, PyTree]:
+    """Parameters and optimiser state after one step of Adam at the learning rate `rate`."""
+    updates, opt_state = optimiser("adam", hyper).update(grads, opt_state)
+    params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+    return params, opt_state
+
+
+def finish(old: LearnerState, new: LearnerState, finite: Array, steps: Array) -> LearnerState:
+    """The state after a `learn` of several steps, which began at `old`, made `new` and learnt from
+    `steps` transitions. Where a gradient was not finite, nothing changes but the counters."""
+    kept = jax.tree.map(
+        lambda a, b: jnp.where(finite, a, b),
+        (new.params, new.opt_state, new.extra),
+        (old.params, old.opt_state, old.extra),
+    )
+    return old._replace(
+        params=kept[0],
+        opt_state=kept[1],
+        extra=kept[2],
+        updates=old.updates + 1,
+        steps=_add(old.steps, steps.astype(jnp.uint32)),
+        skipped=old.skipped + (~finite).astype(jnp.int32),
+    )
+
+
 def _add(count: Array, steps: Array) -> Array:
     """The sum of a count of one or two words and a number of steps."""
     if not count.ndim:

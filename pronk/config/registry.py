@@ -41,6 +41,11 @@ from pronk.errors import UserError, nearest
 AGENTS = {
     "impala": "pronk.agents.impala",
     "r2d2": "pronk.agents.r2d2",
+    "reinforce": "pronk.agents.reinforce",
+    "npg": "pronk.agents.npg",
+    "tnpg": "pronk.agents.tnpg",
+    "trpo": "pronk.agents.trpo",
+    "ppo": "pronk.agents.ppo",
 }
 
 AgentLike: TypeAlias = str | ModuleType  # a name in `AGENTS`, a module's name, or a module

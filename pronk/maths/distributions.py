@@ -48,6 +48,8 @@ class Distribution(Protocol):
     def log_prob(self, params: Array, raw: Array) -> Array: ...
     def entropy(self, params: Array, key: Key) -> Array: ...
     def kl(self, params: Array, other: Array) -> Array: ...  # KL(params ‖ other), [...]
+    # M t, where M is the Fisher information with respect to `params`, [..., P]
+    def fisher_product(self, params: Array, tangent: Array) -> Array: ...
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array: ...
     def action(self, raw: Array) -> Array: ...
     def features(self, raw: Array) -> Array: ...
@@ -104,6 +106,12 @@ class Categorical:
         _batch_shape(self, params=params, other=other)
         log_p = jax.nn.log_softmax(params)
         return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(other)), axis=-1)
+
+    def fisher_product(self, params: Array, tangent: Array) -> Array:
+        """(diag(p) − p pᵀ) t, of the logits' Fisher information."""
+        _batch_shape(self, params=params, tangent=tangent)
+        p = jax.nn.softmax(params)
+        return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
         """Parameters of π_ρ̄ ∝ min(ρ̄ μ, π), the policy that V-trace evaluates (Espeholt et al.
@@ -202,12 +210,21 @@ class MultiCategorical:
         _batch_shape(self, params=params, other=other)
         return self._sum(Categorical.kl, self._split(params), self._split(other))
 
+    def fisher_product(self, params: Array, tangent: Array) -> Array:
+        """That of each categorical: they are independent."""
+        return self._joined_columns(Categorical.fisher_product, params, tangent)
+
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
         """π_ρ̄ of each categorical with its own ratio: π_ρ̄ of their product is not a product."""
-        batch = _batch_shape(self, params=params, behaviour=behaviour)
+        return self._joined_columns(lambda d, p, q: d.implied(p, q, rho_bar), params, behaviour)
+
+    def _joined_columns(self, method: Callable[..., Array], params: Array, other: Array) -> Array:
+        """What `method` of each group's distribution makes of its part of the arrays, side by side
+        as these are, `[..., num_params]`."""
+        batch = _batch_shape(self, params=params, other=other)
         groups = self._groups()
-        pairs = zip(groups, self._split(params), self._split(behaviour), strict=True)
-        parts = [group.distribution.implied(p, q, rho_bar) for group, p, q in pairs]
+        pairs = zip(groups, self._split(params), self._split(other), strict=True)
+        parts = [method(group.distribution, p, q) for group, p, q in pairs]
         flat = jnp.concatenate([part.reshape(*batch, -1) for part in parts], axis=-1)
         return _permuted(flat, [group.columns.reshape(-1) for group in groups])
 
@@ -289,6 +306,15 @@ class DiagonalGaussian:
         (mean, std), (mean_o, std_o) = self._mean_std(params), self._mean_std(other)
         spread = (jnp.square(std) + jnp.square(mean - mean_o)) / (2.0 * jnp.square(std_o))
         return jnp.sum(jnp.log(std_o / std) + spread - 0.5, axis=-1)
+
+    def fisher_product(self, params: Array, tangent: Array) -> Array:
+        """With respect to the mean M = 1 / σ², to log σ M = 2, both through the maps from `params`.
+        Squashing changes nothing: it is a bijection."""
+        _batch_shape(self, params=params, tangent=tangent)
+        (_, std), pullback = jax.vjp(self._mean_std, params)
+        _, (d_mean, d_std) = jax.jvp(self._mean_std, (params,), (tangent,))
+        (product,) = pullback((d_mean / jnp.square(std), 2.0 * d_std / jnp.square(std)))
+        return product
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
         """The behaviour itself: π_ρ̄ is not a Gaussian, but close to μ where π is far from it."""

@@ -296,6 +296,9 @@ class ActorCritic(nn.Module):
     num_values: int = 1
     zero_values: bool = False  # initial values are zero
     pixel_control: PixelControl | None = None
+    value_sizes: tuple[int, ...] | None = None  # widths of the value's own encoder, if others
+    policy_gain: float = 0.01
+    constant_params: int = 0  # the last of the distribution's, if they do not depend on inputs
 
     @nn.compact
     def __call__(
@@ -321,17 +324,35 @@ class ActorCritic(nn.Module):
         if self.core is not None:
             features, state = self.core(_core_inputs(features, reward, last_action), first, state)
         # Small policy weights make the first policy nearly uniform.
-        small = nn.initializers.orthogonal(0.01)
-        policy = nn.Dense(self.num_params, kernel_init=small, name="policy")(features)
+        small = nn.initializers.orthogonal(self.policy_gain)
+        dependent = self.num_params - self.constant_params
+        policy = nn.Dense(dependent, kernel_init=small, name="policy")(features)
+        if self.constant_params:
+            constant = self.param("constant", nn.initializers.zeros, (self.constant_params,))
+            shape = (*policy.shape[:-1], self.constant_params)
+            policy = jnp.concatenate([policy, jnp.broadcast_to(constant, shape)], axis=-1)
         pixel_values = None
         if pixel and self.pixel_control is not None:
             pixel_values = self.pixel_control(features.reshape(steps * batch, -1))
             pixel_values = pixel_values.reshape(steps, batch, *pixel_values.shape[1:])
         if self.separate_value:
+            encoder["hidden_sizes"] = self.value_sizes or self.hidden_sizes
             features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
         kernel = nn.initializers.zeros if self.zero_values else nn.initializers.orthogonal(1.0)
         values = nn.Dense(self.num_values, kernel_init=kernel, name="value")(features)
         return Output(policy, values, state, pixel_values)
+
+
+def split_value(params: PyTree) -> tuple[PyTree, PyTree]:
+    """The parameters of an `ActorCritic` with `separate_value`: the policy's, and the value's."""
+    named = params["params"]
+    value = {k: v for k, v in named.items() if k.startswith("value")}
+    return {k: v for k, v in named.items() if k not in value}, value
+
+
+def join_value(policy: PyTree, value: PyTree) -> PyTree:
+    """The inverse of `split_value`."""
+    return {"params": policy | value}
 
 
 class DuelingQ(nn.Module):

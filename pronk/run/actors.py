@@ -20,7 +20,7 @@ from pronk.run.setup import ACTOR_KEY, build, configure_jax, key_for, unroll_spe
 from pronk.runtime.actor import Actor, Player
 from pronk.runtime.inference import CentralPlayer, InferenceServer
 from pronk.runtime.places.supervise import Restarts, Supervised
-from pronk.types import Agent, Replayed
+from pronk.types import Agent, Fresh, Replayed
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,17 @@ class ActorFactory:
             player = Player(agent, key, env_ids, num_envs)
         else:
             player = CentralPlayer(server, agent, key, env_ids, num_envs)
-        sequences = agent.source.sequences if isinstance(agent.source, Replayed) else None
+        source = agent.source
+        on_policy = isinstance(source, Fresh) and source.on_policy
+        sequences = source.sequences if isinstance(source, Replayed) else None
         explores = None if agent.explores is None else agent.explores(env_ids, num_envs)
         return Actor(
-            player, env, unroll=agent_config.unroll, sequences=sequences, explores=explores
+            player,
+            env,
+            unroll=agent_config.unroll,
+            on_policy=on_policy,
+            sequences=sequences,
+            explores=explores,
         )
 
 

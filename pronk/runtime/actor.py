@@ -162,9 +162,10 @@ class StartRecorder:
 class Actor:
     """Unrolls a player in a vector environment, one behaviour per unroll.
 
-    Row T of an unroll is executed next and returned again as row 0 of the following one.
-    sequences: of a replay whose sequences start within unrolls, and which wants the recurrent state
-    at each start. explores: bool `[B]`, the slots that `Agent.explores` names.
+    Row T of an unroll is executed next and returned again as row 0 of the following one. on_policy:
+    see `Fresh`; row T is decided by the following unroll's behaviour. sequences: of a replay whose
+    sequences start within unrolls, and which wants the recurrent state at each start. explores:
+    bool `[B]`, the slots that `Agent.explores` names.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Actor:
         env: VectorEnv,
         *,
         unroll: int,
+        on_policy: bool = False,
         sequences: Sequences | None = None,
         explores: Array | None = None,
     ):
@@ -180,6 +182,7 @@ class Actor:
         self.placement = env.placement
         self._player = player
         self._unroll = unroll
+        self._on_policy = on_policy
         self._explores = np.zeros(env.num_envs, bool) if explores is None else explores
         self._row: Row | None = None  # row T of the previous unroll
         self._starts = None if sequences is None else StartRecorder(sequences, env.num_envs)
@@ -191,6 +194,8 @@ class Actor:
         row = self._row
         if row is None:
             row = self._act(behaviour, self.env.reset())
+        elif self._on_policy:
+            row = self._act(behaviour, row.timestep)
         core = jax.tree.map(np.asarray, row.core)
         buffers = jax.tree.map(
             lambda x: np.empty((self._unroll + 1, *np.shape(x)), np.asarray(x).dtype),
@@ -203,7 +208,10 @@ class Actor:
             stepped = time.perf_counter()
             if self._starts is not None:
                 self._starts.record(t - 1, row.core)
-            row = self._act(behaviour, timestep)
+            if self._on_policy and t == self._unroll:
+                row = Row(timestep, row.action, row.extras, self._player.carry.core)
+            else:
+                row = self._act(behaviour, timestep)
             _write(buffers, t, (row.timestep, row.action, row.extras))
             self.rows_acted += 1
             env_seconds += stepped - start

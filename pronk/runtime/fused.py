@@ -35,6 +35,7 @@ from pronk.types import (
     Mixed,
     PyTree,
     Sequences,
+    TimeStep,
     Trajectory,
 )
 
@@ -84,6 +85,11 @@ class Program:
     policy_lag: int
 
     @property
+    def on_policy(self) -> bool:
+        """Whether row T is decided by the behaviour of the following unroll; see `Fresh`."""
+        return isinstance(self.agent.source, Fresh) and self.agent.source.on_policy
+
+    @property
     def sequences(self) -> Sequences | None:
         """What the replay holds, if there is one."""
         source = self.agent.source
@@ -116,6 +122,15 @@ class Program:
         if sequences is not None:
             next_core = run.row.core
 
+        def decide(carry: Carry, timestep: TimeStep, count: Array) -> tuple[Row, Carry, Array]:
+            key = jax.random.fold_in(run.act_key, count)
+            action, after, extras = self.agent.act(behaviour, carry, timestep, key)
+            return Row(timestep, action, extras, carry.core), after, count + 1
+
+        if self.on_policy:
+            row, carry, count = decide(run.carry, run.row.timestep, run.count)
+            run = run._replace(row=row, carry=carry, count=count)
+
         def step(
             run_state: tuple[PyTree, Carry, Row, Array, PyTree], t: Array
         ) -> tuple[tuple[PyTree, Carry, Row, Array, PyTree], tuple[PyTree, ...]]:
@@ -126,16 +141,21 @@ class Program:
                 next_core = jax.tree.map(
                     lambda old, new: jnp.where(here, new, old), next_core, carry.core
                 )
-            key = jax.random.fold_in(run.act_key, count)
-            action, after, extras = self.agent.act(behaviour, carry, timestep, key)
-            row = Row(timestep, action, extras, carry.core)
-            return (state, after, row, count + 1, next_core), ((timestep, action, extras), ended)
+            row, after, count = decide(carry, timestep, count)
+            return (state, after, row, count, next_core), (row[:3], ended)
 
+        decided = self.unroll - 1 if self.on_policy else self.unroll
         (state, carry, row, count, next_core), (rows, ended) = jax.lax.scan(
             step,
             (run.slots, run.carry, run.row, run.count, next_core),
-            jnp.arange(1, self.unroll + 1),
+            jnp.arange(1, decided + 1),
         )
+        if self.on_policy:  # row T, which is not decided yet
+            state, timestep, last = self.stepper.advance(state, row.action)
+            row = Row(timestep, row.action, row.extras, carry.core)
+            rows, ended = jax.tree.map(
+                lambda xs, x: jnp.concatenate([xs, x[None]]), (rows, ended), (row[:3], last)
+            )
         first = (run.row.timestep, run.row.action, run.row.extras)
         rows = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rows)
         version = jnp.full((self.num_envs,), run.learner.updates - lag)
