@@ -21,14 +21,14 @@ from gymnasium import spaces
 
 from examples import custom_agent
 from pronk import agents, envs
-from pronk.agents import impala, r2d2, step
+from pronk.agents import impala, on_policy, r2d2, step
 from pronk.agents.impala_config import Config
 from pronk.config.registry import agent_module
 from pronk.runtime.actor import Actor, Player, act_and_keep, act_in_place
 from pronk.runtime.columns import columns
 from pronk.runtime.learner import compiled
 from pronk.storage.checkpoint import Checkpointer
-from pronk.types import Agent, Batch, EnvSpec, LearnerState, Replayed, TimeStep, Trajectory
+from pronk.types import Agent, Batch, EnvSpec, Fresh, LearnerState, Replayed, TimeStep, Trajectory
 
 UNROLL, NUM_ENVS, HORIZON = 6, 3, 10_000
 KEY = jax.random.key(0)
@@ -58,12 +58,19 @@ REPLAYED = {
 }
 
 
+REGRESSED = {"value_hidden_sizes": (6,), "value_minibatch_size": UNROLL, "value_passes": 2}
+ON_POLICY = {
+    "ppo": {"value_hidden_sizes": (6,), "minibatch_size": UNROLL, "passes": 2},
+    **dict.fromkeys(("reinforce", "npg", "tnpg", "trpo"), REGRESSED),
+}
+
+
 def variant(observation, action, mask=False, agent="impala", tasks=(), **settings) -> Variant:
     references = (None,) * len(tasks)
     spec = EnvSpec(
         "test", observation, action, has_action_mask=mask, tasks=tasks, references=references
     )
-    small = SMALL | (REPLAYED if agent == "r2d2" else {})
+    small = SMALL | (REPLAYED if agent == "r2d2" else ON_POLICY.get(agent, {}))
     return Variant(agent, agent_module(agent).config(**(small | settings)), spec)
 
 
@@ -134,6 +141,53 @@ VARIANTS = {
         rescaling="none",
         reward_clip=1.0,
     ),
+    "reinforce": variant(VECTOR, DISCRETE, agent="reinforce"),
+    "reinforce_complete": variant(
+        MIXED, BOX, agent="reinforce", episodes="complete", baseline="linear"
+    ),
+    "npg": variant(VECTOR, spaces.MultiDiscrete([2, 3]), agent="npg"),
+    "tnpg": variant(VECTOR, BOX, agent="tnpg", state_dependent_std=True, damping=1e-3),
+    "tnpg_masked": variant(
+        VECTOR, spaces.Discrete(4, start=1), mask=True, agent="tnpg", reject=False, fisher_every=2
+    ),
+    "trpo": variant(MIXED, DISCRETE, agent="trpo", value_normalisation="running"),
+    "trpo_lstm": variant(
+        VECTOR, spaces.Box(-2, 2, (2,)), agent="trpo", recurrent_core="lstm", squash_actions=True
+    ),
+    "trpo_linear": variant(VECTOR, BOX, agent="trpo", baseline="linear"),
+    "trpo_pixels": variant(PIXELS, DISCRETE, agent="trpo", torso="shallow"),
+    "ppo": variant(VECTOR, BOX, agent="ppo"),
+    "ppo_study": variant(
+        MIXED,
+        spaces.Box(-2, 2, (2,)),
+        agent="ppo",
+        squash_actions=True,
+        reciprocal_clip=True,
+        recompute_advantages=True,
+        advantage_normalisation="none",
+        value_normalisation="running",
+        reward_normalisation=False,
+    ),
+    "ppo_lstm": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="ppo",
+        recurrent_core="lstm",
+        objective="adaptive-kl",
+        value_clip=0.2,
+        stop_early=2.0,
+    ),
+    "ppo_shared": variant(
+        PIXELS,
+        spaces.MultiDiscrete([2, 3]),
+        agent="ppo",
+        separate_value=False,
+        objective="fixed-kl",
+        tasks=("a", "b"),
+        advantage_normalisation="batch",
+        entropy_cost=0.01,
+    ),
     # An agent from outside the package.
     "example": Variant(
         "examples.custom_agent",
@@ -152,13 +206,15 @@ def variants(*names: str) -> Any:
 
 every_variant = variants(*VARIANTS)
 every_impala = variants(*(k for k, v in VARIANTS.items() if v.agent == "impala"))
+every_on_policy = variants(*(k for k, v in VARIANTS.items() if v.agent in ON_POLICY))
 every_r2d2 = variants(*(k for k, v in VARIANTS.items() if v.agent == "r2d2"))
 # Those whose update is one gradient step, of sums over transitions.
 with_gradients = variants(
     *(
         k
         for k, v in VARIANTS.items()
-        if v.agent != "r2d2" and getattr(v.config, "value_normalisation", "none") == "none"
+        if v.agent not in ("r2d2", *ON_POLICY)
+        and getattr(v.config, "value_normalisation", "none") == "none"
     )
 )
 
@@ -234,7 +290,8 @@ def player(agent: Agent, num_envs: int) -> Player:
 
 
 def actor(agent: Agent, env: Any, unroll: int = UNROLL) -> Actor:
-    return Actor(player(agent, env.num_envs), env, unroll=unroll)
+    on_policy = isinstance(agent.source, Fresh) and agent.source.on_policy
+    return Actor(player(agent, env.num_envs), env, unroll=unroll, on_policy=on_policy)
 
 
 class Made(NamedTuple):
@@ -406,6 +463,36 @@ def test_action_values_are_those_that_were_acted_on(name):
         np.testing.assert_allclose(
             np.stack(unrolled)[v.config.burn_in :], expected, rtol=1e-4, atol=1e-5
         )
+
+
+@every_on_policy
+def test_the_first_ratio_is_one(name):
+    """Before the first gradient step, π is the policy that acted, after boundaries of all kinds,
+    with standardised observations: acting and learning agree on every transition, row 0 included,
+    and the divergence is 0."""
+    m, v = made(name), VARIANTS[name]
+    linear = getattr(v.config, "baseline", "") == "linear"
+    shared = on_policy.make(v.config, v.spec, horizon=HORIZON, linear=linear)
+    state = m.learn(
+        m.state, Batch(m.trajectories[0])
+    ).state  # the statistics are not the first ones
+    unroller = actor(m.agent, RandomEnv(v.spec, NUM_ENVS, seed=1))
+    unroller.unroll(m.agent.behaviour(m.state), 0)
+    trajectory = unroller.unroll(m.agent.behaviour(state), 1).trajectory
+
+    @jax.jit
+    def ratio_and_kl(state, batch):
+        data = shared.data(state.extra["statistics"], state.hyper, batch)
+        model, samples = shared.model, data.samples
+        output = model.forward(state.params, samples.rows, samples.last_action, samples.core)
+        kl = model.distribution.kl(samples.policy, output.policy)
+        return shared.log_ratio(samples, output.policy), kl * samples.weight
+
+    log_ratio, kl = ratio_and_kl(state, Batch(trajectory))
+    np.testing.assert_allclose(log_ratio, 0.0, atol=2e-5)
+    np.testing.assert_allclose(kl, 0.0, atol=1e-6)
+    old = m.learn(m.state, Batch(m.trajectories[1])).state
+    assert np.abs(ratio_and_kl(old, Batch(trajectory))[0]).max() > 1e-3  # of another policy
 
 
 class Masked(gym.Env):
@@ -637,7 +724,11 @@ def test_row_T_is_executed_next_and_is_row_0_of_the_next_unroll(name):
             jax.tree.map(lambda x, i=i: x[i], (t.timestep, t.action, t.extras))
             for t, i in ((before, -1), (after, 0))
         )
-        equal(last, first)
+        if m.agent.source == Fresh(on_policy=True):  # decided by the next unroll's behaviour
+            equal(last[0], first[0])
+            equal(last[1:], jax.tree.map(lambda x: x[-2], (before.action, before.extras)))
+        else:
+            equal(last, first)
     for t in m.trajectories:
         executed.extend(t.action[:-1])
         assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(t))

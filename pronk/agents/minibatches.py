@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from pronk.agents.on_policy import Estimates, Samples
+from pronk.agents.rollout import Estimates, Samples
 from pronk.types import Array, Key
 
 

@@ -11,14 +11,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 
 from pronk.agents import actor_critic, normalisation, step
 from pronk.agents.actor_critic import ActorCritic
 from pronk.agents.normalisation import Statistics
-from pronk.maths import linear_baseline, returns
-from pronk.maths.returns import Transitions
+from pronk.agents.rollout import Data, Estimates, Samples
+from pronk.maths import linear_baseline, returns, weighted
 from pronk.maths.spaces import as_vector, leaf_spaces
 from pronk.nn import cores
 from pronk.types import (
@@ -47,40 +48,8 @@ class Core(NamedTuple):
     """What is remembered within an episode, `[B, ...]`."""
 
     network: actor_critic.Core
-    reward_sum: Array  # float32 [B], discounted sum of rewards so far; not of the last reward
+    reward_sum: Array  # float32 [B], discounted sum of the rewards so far
     age: Array  # int32 [B], steps since the episode began
-
-
-class Samples(NamedTuple):
-    """The T transitions of a batch, leaves `[T, B, ...]`, and the memory before them."""
-
-    rows: TimeStep  # standardised, of the states where the actions were taken
-    last_action: Array  # [T, B, A]
-    raw_action: Array
-    log_prob: Array  # of the behaviour
-    policy: Array  # [T, B, P], the behaviour's distribution
-    weight: Array  # 0 for dummies
-    task: Array  # int32, whose value function
-    core: PyTree  # [B, ...], recurrent state before the first row
-
-
-class Data(NamedTuple):
-    """A batch as the network sees it."""
-
-    rows: TimeStep  # [T + 1, B, ...], standardised
-    last_action: Array  # [T + 1, B, A]
-    core: PyTree  # [B, ...]
-    transitions: Transitions  # [T, B], rewards scaled
-    samples: Samples
-    features: Array | None  # [T + 1, B, F], of the linear baseline
-
-
-class Estimates(NamedTuple):
-    """Of the value function, `[T, B]`, without gradients."""
-
-    value: Array  # in units of scaled rewards
-    target: Array  # of the value, in these units
-    advantage: Array  # standardised over the batch if the configuration says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +75,7 @@ class OnPolicy:
             "statistics": normalisation.init(self.config, self.spec.observation_space)
         }
         if self.linear:
-            size = sum(map(_flat_size, leaf_spaces(self.spec.observation_space)))
+            size = sum(map(gym.spaces.flatdim, leaf_spaces(self.spec.observation_space)))
             extra["baseline"] = jnp.zeros(linear_baseline.num_features(size))
         return step.new_state("adam", params, hyper, key, extra, self.horizon)
 
@@ -174,8 +143,9 @@ class OnPolicy:
         )
         features = None
         if self.linear:
-            # In row T, which is not decided yet, the age is the one before.
-            age = extras["age"].at[-1].set(jnp.where(rows.first[-1], 0, extras["age"][-2] + 1))
+            # Of rows that were not decided, or decided in vain, `extras` says nothing.
+            later = jnp.where(rows.first[1:], 0, extras["age"][:-1] + 1)
+            age = jnp.concatenate([extras["age"][:1], later])
             features = linear_baseline.features(self._vectors(rows.observation), age)
         return Data(rows, last_action, core, transitions, samples, features)
 
@@ -203,7 +173,7 @@ class OnPolicy:
         advantage = returns.gae(values, t.reward, t.discount, t.continuation, hyper["gae_lambda"])
         target = advantage + values[:-1]
         if self.config.advantage_normalisation == "batch":
-            advantage = standardise(advantage, t.weight)
+            advantage = weighted.standardise(advantage, t.weight)
         return jax.lax.stop_gradient(Estimates(value[:-1], target, advantage))
 
     def log_ratio(self, samples: Samples, policy: Array) -> Array:
@@ -213,13 +183,12 @@ class OnPolicy:
 
     def before(self, state: LearnerState, batch: Batch) -> LearnerState:
         """The state after merging a batch's rewards; what comes before its update."""
-        rows, statistics = batch.trajectory.timestep, state.extra["statistics"]
+        trajectory, statistics = batch.trajectory, state.extra["statistics"]
         if self.config.reward_normalisation:
-            # Row T is not decided yet: its sum is of the row before.
-            sums = batch.trajectory.extras["reward_sum"][:-1]
-            statistics = normalisation.merge(
-                statistics, "reward", sums, 1.0 - rows.first[:-1].astype(jnp.float32)
-            )
+            before = trajectory.extras["reward_sum"][:-1]
+            sums = self.config.discount * before + trajectory.timestep.reward[1:]
+            real = 1.0 - trajectory.timestep.first[1:].astype(jnp.float32)
+            statistics = normalisation.merge(statistics, "reward", sums, real)
         return state._replace(extra=state.extra | {"statistics": statistics})
 
     def after(self, statistics: Statistics, batch: Batch) -> Statistics:
@@ -230,11 +199,11 @@ class OnPolicy:
     def metrics(self, data: Data, estimates: Estimates) -> dict[str, Array]:
         """Of the batch before it was learnt from, as scalars."""
         weight = data.transitions.weight
-        error = standard_deviation(estimates.target - estimates.value, weight)
-        spread = standard_deviation(estimates.target, weight)
+        error = weighted.deviation(estimates.target - estimates.value, weight)
+        spread = weighted.deviation(estimates.target, weight)
         return {
             "steps": jnp.sum(weight),
-            "value_mean": weighted_mean(estimates.value, weight),
+            "value_mean": weighted.mean(estimates.value, weight),
             "explained_variance": 1.0 - jnp.square(error / jnp.maximum(spread, 1e-8)),
         }
 
@@ -267,24 +236,3 @@ def make(config: Any, spec: EnvSpec, *, horizon: int, linear: bool = False) -> O
         constant_std=not config.state_dependent_std,
     )
     return OnPolicy(config, spec, model, horizon, linear)
-
-
-def standardise(x: Array, weight: Array) -> Array:
-    """(x − mean) / deviation over the elements of weight 1; zeros where all are equal."""
-    return (x - weighted_mean(x, weight)) / (standard_deviation(x, weight) + 1e-8)
-
-
-def standard_deviation(x: Array, weight: Array) -> Array:
-    """That of the elements of weight 1; 0 without any."""
-    return jnp.sqrt(weighted_mean(jnp.square(x - weighted_mean(x, weight)), weight))
-
-
-def weighted_mean(x: Array, weight: Array) -> Array:
-    """The mean over elements of weight 1; 0 without any."""
-    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
-
-
-def _flat_size(space: Any) -> int:
-    import gymnasium as gym  # slow to import
-
-    return gym.spaces.flatdim(space)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from pronk.agents import minibatches, normalisation, on_policy, step
-from pronk.agents.on_policy import Estimates, OnPolicy, Samples
+from pronk.agents.on_policy import OnPolicy
 from pronk.agents.ppo_config import Config
-from pronk.maths import losses
+from pronk.agents.rollout import Estimates, Samples
+from pronk.maths import losses, weighted
 from pronk.types import Agent, Array, Batch, EnvSpec, Hyper, Key, LearnerState, Learnt, PyTree
 
 
@@ -99,7 +100,7 @@ class PPO:
         log_ratio = self.shared.log_ratio(samples, output.policy)
         advantage = estimates.advantage
         if config.advantage_normalisation == "minibatch":
-            advantage = on_policy.standardise(advantage, samples.weight)
+            advantage = weighted.standardise(advantage, samples.weight)
         if config.objective == "clip":
             policy_loss = losses.clipped_surrogate(
                 log_ratio, advantage, hyper["clip"], reciprocal=config.reciprocal_clip
@@ -116,7 +117,7 @@ class PPO:
             "importance_ratio": jnp.exp(log_ratio),
             "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > hyper["clip"]).astype(jnp.float32),
         }
-        means = {k: on_policy.weighted_mean(v, samples.weight) for k, v in terms.items()}
+        means = {k: weighted.mean(v, samples.weight) for k, v in terms.items()}
         objective = means["loss/policy"] + hyper["value_cost"] * means["loss/value"]
         objective -= hyper["entropy_cost"] * means["loss/entropy"]
         if config.objective in ("fixed-kl", "adaptive-kl"):

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pronk.agents import normalisation, on_policy, step
+from pronk.agents import normalisation, step
 from pronk.agents.minibatches import Minibatches
-from pronk.agents.on_policy import Data, Estimates, OnPolicy
-from pronk.maths import linear_baseline, losses
+from pronk.agents.on_policy import OnPolicy
+from pronk.agents.rollout import Data, Estimates
+from pronk.maths import linear_baseline, losses, weighted
 from pronk.nn import networks
 from pronk.types import Array, LearnerState, PyTree
 
@@ -32,7 +33,7 @@ def fit(
     if shared.linear:
         assert data.features is not None
         error = estimates.target - estimates.value
-        loss = 0.5 * on_policy.weighted_mean(jnp.square(error), data.samples.weight)
+        loss = 0.5 * weighted.mean(jnp.square(error), data.samples.weight)
         x = data.features[:-1]
         flat = x.reshape(-1, x.shape[-1]), estimates.target.reshape(-1)
         coefficients = linear_baseline.fit(*flat, data.samples.weight.reshape(-1))
@@ -57,7 +58,7 @@ def _fit_network(
         output = shared.model.forward(params, samples.rows, samples.last_action, samples.core)
         values = shared.model.select_value(output.values, samples.task)
         target = (estimates.target - mean) / deviation
-        return on_policy.weighted_mean(losses.squared_error(values, target), samples.weight)
+        return weighted.mean(losses.squared_error(values, target), samples.weight)
 
     def one(carry: tuple[PyTree, PyTree], index: Array) -> tuple[tuple[PyTree, PyTree], Array]:
         value, opt_state = carry

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from pronk.agents import on_policy, regression, step
-from pronk.agents.on_policy import Data, Estimates, OnPolicy
+from pronk.agents.on_policy import OnPolicy
 from pronk.agents.reinforce_config import Config
-from pronk.maths import losses
+from pronk.agents.rollout import Data, Estimates
+from pronk.maths import losses, weighted
 from pronk.nn import networks
 from pronk.types import Agent, Array, Batch, EnvSpec, Hyper, Key, LearnerState, Learnt, PyTree
 
@@ -42,6 +43,7 @@ class Reinforce:
         shared, old = self.shared, state
         state = shared.before(state, batch)
         data = shared.data(state.extra["statistics"], state.hyper, batch)
+        steps = jnp.sum(data.samples.weight)
         if self.config.episodes == "complete":
             data = _completed(data)
         estimates = shared.estimate(state.params, state.extra, state.hyper, data)
@@ -59,11 +61,11 @@ class Reinforce:
         )
         state, value_loss, finite = regression.fit(self.config, shared, state, data, estimates)
         metrics |= shared.metrics(data, estimates)
-        metrics |= {"loss/value": value_loss, "gradient_norm": norm}
+        metrics |= {"loss/value": value_loss, "gradient_norm": norm, "steps": steps}
         statistics = shared.after(state.extra["statistics"], batch)
         state = state._replace(extra=state.extra | {"statistics": statistics})
         finite &= jnp.isfinite(norm)
-        return Learnt(step.finish(old, state, finite, metrics["steps"]), metrics)
+        return Learnt(step.finish(old, state, finite, steps), metrics)
 
     def loss(
         self,
@@ -85,7 +87,7 @@ class Reinforce:
             "loss/policy": losses.policy_gradient(log_prob, estimates.advantage),
             "loss/entropy": model.distribution.entropy(output.policy, key),
         }
-        means = {k: on_policy.weighted_mean(v, samples.weight) for k, v in terms.items()}
+        means = {k: weighted.mean(v, samples.weight) for k, v in terms.items()}
         return means["loss/policy"] - hyper["entropy_cost"] * means["loss/entropy"], means
 
 

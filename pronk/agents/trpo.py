@@ -2,8 +2,8 @@
 
 Schulman et al. 2015, "Trust Region Policy Optimization"; the constants are in
 `pronk.agents.trpo_config`. The surrogate (eq. 14) is maximised subject to a mean KL(π_old ‖ π) of
-at most δ: along x = F⁻¹ g, from the step √(2 δ / xᵀ F x), the first shrunken step is taken that keeps
-the KL within δ and improves the surrogate, both on the whole batch (appendix C).
+at most δ: along x = F⁻¹ g, from the step √(2 δ / xᵀ F x), the first shrunken step is taken that
+keeps the KL within δ and improves the surrogate, both on the whole batch (appendix C).
 """
 
 from __future__ import annotations

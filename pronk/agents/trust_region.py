@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from pronk.agents import on_policy, regression, step
-from pronk.agents.on_policy import Data, Estimates, OnPolicy
-from pronk.maths import losses, natural_gradient
+from pronk.agents.on_policy import OnPolicy
+from pronk.agents.rollout import Data, Estimates
+from pronk.maths import losses, natural_gradient, weighted
 from pronk.maths.natural_gradient import Search
 from pronk.nn import networks
 from pronk.types import Agent, Array, Batch, EnvSpec, Hyper, Key, LearnerState, Learnt, PyTree
@@ -89,7 +90,7 @@ class NaturalGradient:
             log_ratio = self.shared.log_ratio(samples, after)
             loss = losses.importance_weighted(log_ratio, estimates.advantage)
             kl = model.distribution.kl(before, after)
-            return -on_policy.weighted_mean(loss, weight), on_policy.weighted_mean(kl, weight)
+            return -weighted.mean(loss, weight), weighted.mean(kl, weight)
 
         (objective, _), gradient = jax.value_and_grad(surrogate, has_aux=True)(policy)
         part = self._thinned(data)
@@ -104,7 +105,7 @@ class NaturalGradient:
         entropy = model.distribution.entropy(before, jax.random.fold_in(state.key, state.updates))
         return found, {
             "loss/policy": -objective,
-            "loss/entropy": on_policy.weighted_mean(entropy, weight),
+            "loss/entropy": weighted.mean(entropy, weight),
             "kl": found.divergence,
             "improvement": found.improvement,
             "accepted": found.accepted.astype(jnp.float32),

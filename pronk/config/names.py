@@ -54,7 +54,6 @@ ALIASES = {
     "entropy_coeff": "entropy_cost",
     "vf_loss_coeff": "value_cost",
     "grad_clip": "max_gradient_norm",
-    "gae_lambda": "trace_lambda",
     "net_arch": "hidden_sizes",
     "fcnet_hiddens": "hidden_sizes",
     "num_env_runners": "actors",

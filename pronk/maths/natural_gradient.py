@@ -33,16 +33,20 @@ def fisher_vector_product(
 
     F = Σ w Jᵀ M J / Σ w, where J is the Jacobian of the distribution's parameters and M the
     distribution's own Fisher information (`Distribution.fisher_product`). It is the Hessian of the
-    mean KL(π_old ‖ π) at π_old (Schulman et al. 2015, appendix C.1) in the Gauss-Newton form: one
-    forward and one reverse derivative, and positive semidefinite also in rounded arithmetic.
+    mean KL(π_old ‖ π) at π_old (Schulman et al. 2015, appendix C.1) in the Gauss-Newton form: no
+    second derivative, and positive semidefinite by construction. J v is computed as the transpose
+    of Jᵀ u, because functions with a gradient of their own, such as convolutions on CPUs, have no
+    forward derivative. The network is evaluated once, not once per product.
 
     policy: parameters to the distribution's parameters `[..., P]`. weight: `[...]`. damping: ζ.
     """
     outputs, pullback = jax.vjp(policy, params)
+    # Linear in u, so that its own pullback, wherever it is taken, is v -> J v.
+    _, pushforward = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(outputs))
     share = (weight / jnp.maximum(jnp.sum(weight), 1.0))[..., None]
 
     def product(vector: PyTree) -> PyTree:
-        _, tangent = jax.jvp(policy, (params,), (vector,))
+        (tangent,) = pushforward(vector)
         (result,) = pullback(share * distribution.fisher_product(outputs, tangent))
         return jax.tree.map(lambda x, v: x + damping * v, result, vector)
 
