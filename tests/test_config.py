@@ -430,7 +430,7 @@ def test_what_is_given_as_an_agent() -> None:
         agent_module("nowhere.my_agent")
     with pytest.raises(UserError, match=r"a file's name; give the module's, own.my_agent,"):
         agent_module("./own/my_agent.py")
-    with pytest.raises(UserError, match="expected one of impala, r2d2, .*, or a module"):
+    with pytest.raises(UserError, match=r"expected one of impala, r2d2, .*, or a module"):
         agent_module(3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the program itself"):
         agent_module(sys.modules["__main__"])

@@ -69,6 +69,16 @@ class TDLambda(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NaturalGradient(Experiment):
+    """The natural gradient's invariance, and the greedy policy as its limit, on random MDPs."""
+
+    seeds: int = 20
+    """Random MDPs."""
+    quick: bool = False
+    """A fifth of the MDPs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VTraceAnalysis(Experiment):
     """V-trace's operator on random MDPs: its fixed points, its speed, and what c̄ costs."""
 
@@ -146,6 +156,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "r2d2-ablations": Ablations,
     "r2d2-staleness": Staleness,
     "td-lambda": TDLambda,
+    "natural-gradient": NaturalGradient,
     "vtrace-ablation": VTraceAblation,
     "vtrace-analysis": VTraceAnalysis,
 }

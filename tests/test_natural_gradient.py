@@ -1,0 +1,264 @@
+"""Fisher-vector products, conjugate gradients, the search, and two facts about the natural gradient
+that are exact: invariance under a linear change of parameters, and the greedy policy as its limit.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pronk.experiments.reproduce.natural_gradient import METHODS, greediness, invariance
+from pronk.maths import distributions, tabular, tabular_policy
+from pronk.maths.distributions import MASKED
+from pronk.maths.natural_gradient import (
+    conjugate_gradient,
+    fisher_vector_product,
+    line_search,
+    trust_region_scale,
+)
+
+ROWS, INPUTS = 7, 3
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+KINDS = {
+    "categorical": (gym.spaces.Discrete(4), {}),
+    "multi_categorical": (gym.spaces.MultiDiscrete([2, 3, 2]), {}),
+    "gaussian": (gym.spaces.Box(-1, 1, (2,)), {}),
+    "squashed": (gym.spaces.Box(-1, 1, (2,)), {"squash": True, "initial_std": 0.5}),
+}
+
+
+def problem(kind: str, seed: int = 0, masked: bool = False):
+    """A policy of two layers, its parameters, distribution and weights, some of them zero."""
+    space, settings = KINDS[kind]
+    distribution = distributions.for_space(space, **settings)
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(ROWS, INPUTS))
+    params = {
+        "hidden": rng.normal(size=(INPUTS, 3)),
+        "head": rng.normal(size=(3, distribution.num_params)),
+    }
+    mask = np.ones((ROWS, distribution.num_params), bool)
+    if masked:
+        mask = rng.uniform(size=mask.shape) < 0.5
+        mask[:, [0, -1]] = True
+
+    def policy(params):
+        return jnp.where(mask, jnp.tanh(x @ params["hidden"]) @ params["head"], MASKED)
+
+    weight = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    return policy, jax.tree.map(jnp.asarray, params), distribution, jnp.asarray(weight)
+
+
+def dense(policy, params, distribution, weight):
+    """The Hessian of the mean KL from the policy, at the policy, as a matrix of flat parameters."""
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    before = policy(params)
+
+    def mean_kl(flat):
+        kl = distribution.kl(before, policy(unravel(flat)))
+        return jnp.sum(weight * kl) / jnp.sum(weight)
+
+    return jax.hessian(mean_kl)(flat), flat, unravel
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fisher_products_are_those_of_the_dense_matrix(kind, masked):
+    if masked and kind in ("gaussian", "squashed"):
+        pytest.skip("continuous actions have no masks")
+    policy, params, distribution, weight = problem(kind, masked=masked)
+    matrix, flat, unravel = dense(policy, params, distribution, weight)
+    product = fisher_vector_product(policy, params, distribution, weight, damping=0.25)
+    columns = [jax.flatten_util.ravel_pytree(product(unravel(e)))[0] for e in jnp.eye(len(flat))]
+    expected = matrix + 0.25 * np.eye(len(flat))
+    np.testing.assert_allclose(np.stack(columns), expected, rtol=1e-8, atol=1e-10)
+    assert np.linalg.eigvalsh(matrix).min() > -1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fisher_matrix_is_the_mean_square_of_the_scores(kind):
+    """F = E[∇log π ∇log πᵀ] over the policy's own actions, here of many samples."""
+    policy, params, distribution, _ = problem(kind, seed=3)
+    out = policy(params)[:1]
+    many = 200_000
+    raw = distribution.sample(jnp.repeat(out, many, 0), jax.random.key(0))
+    gradient = jax.vmap(jax.grad(lambda p, r: distribution.log_prob(p, r)), (None, 0))(out[0], raw)
+    sampled = gradient.T @ gradient / many
+    exact = jnp.stack([distribution.fisher_product(out[0], e) for e in jnp.eye(out.shape[-1])])
+    np.testing.assert_allclose(sampled, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+def test_a_dummy_has_no_part_in_the_product():
+    policy, params, distribution, weight = problem("gaussian")
+    vector = jax.tree.map(jnp.ones_like, params)
+
+    def product(scale):
+        def other(p):
+            rows = policy(p)
+            return jnp.where(weight[:, None] > 0, rows, scale * rows)
+
+        return fisher_vector_product(other, params, distribution, weight)(vector)
+
+    for a, b in zip(jax.tree.leaves(product(1.0)), jax.tree.leaves(product(3.0)), strict=True):
+        np.testing.assert_allclose(a, b)
+
+
+@given(st.integers(1, 8), st.integers(0, 10_000))
+def test_conjugate_gradients_solve_the_system(n, seed):
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(n, n))
+    matrix = jnp.asarray(a @ a.T + 0.1 * np.eye(n))
+    b = jnp.asarray(rng.normal(size=n))
+    found = conjugate_gradient(lambda v: matrix @ v, b, iterations=4 * n, tolerance=1e-10)
+    np.testing.assert_allclose(found.x, np.linalg.solve(matrix, b), rtol=1e-5, atol=1e-7)
+    assert found.residual < 1e-6
+    # In other units of b it is the same computation.
+    scaled = conjugate_gradient(lambda v: matrix @ v, 1024 * b, iterations=4 * n, tolerance=1e-10)
+    assert scaled.iterations == found.iterations
+    np.testing.assert_allclose(scaled.x, 1024 * found.x)
+
+
+def test_conjugate_gradients_without_a_gradient_or_curvature():
+    zero = conjugate_gradient(lambda v: v, jnp.zeros(3), iterations=5)
+    np.testing.assert_array_equal(zero.x, 0.0)
+    assert (zero.iterations, zero.residual) == (0, 0.0)
+    singular = jnp.diag(jnp.array([1.0, 0.0]))
+    inside = conjugate_gradient(lambda v: singular @ v, jnp.array([2.0, 0.0]), iterations=5)
+    np.testing.assert_allclose(inside.x, [2.0, 0.0])
+    outside = conjugate_gradient(lambda v: singular @ v, jnp.array([0.0, 1.0]), iterations=5)
+    assert np.isfinite(outside.x).all()
+    assert trust_region_scale(jnp.zeros(2), jnp.zeros(2), 0.01) == 0.0
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_the_step_has_the_divergence_that_was_asked_for(scale):
+    """Whatever the units of the parameters: √(δ / xᵀ F x) would have half of it, and √(2 δ / xᵀ
+    F⁻¹ x) another one for each scale."""
+    policy, params, distribution, weight = problem("gaussian", seed=5)
+    params = jax.tree.map(lambda p: p / scale, params)
+
+    def scaled(p):
+        return policy(jax.tree.map(lambda x: x * scale, p))
+
+    product = fisher_vector_product(scaled, params, distribution, weight)
+    gradient = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    x = conjugate_gradient(lambda v: product(v), product(gradient), iterations=60).x
+    delta = 1e-6
+    step = trust_region_scale(x, product(x), delta)
+    moved = jax.tree.map(lambda p, v: p + step * v, params, x)
+    kl = distribution.kl(scaled(params), scaled(moved))
+    np.testing.assert_allclose(jnp.sum(weight * kl) / jnp.sum(weight), delta, rtol=0.01)
+
+
+def test_the_search_takes_the_first_step_that_is_good_enough():
+    def evaluate(p):
+        return -jnp.square(p - 1.0), jnp.square(p) / 2.0  # objective, divergence from 0
+
+    start, delta = jnp.float64(0.0), 0.02
+    found = line_search(evaluate, start, jnp.float64(1.0), delta, shrink=0.5, trials=10)
+    assert found.params == 0.125  # of 1, 0.5, 0.25, whose divergence is above 0.02
+    assert found.accepted
+    assert found.trials == 4
+    assert found.divergence <= delta
+    np.testing.assert_allclose(found.improvement, evaluate(0.125)[0] - evaluate(0.0)[0])
+
+
+@pytest.mark.parametrize("what", ["worse", "far", "nan"])
+def test_without_a_good_step_the_parameters_stay_bit_for_bit(what):
+    def evaluate(p):
+        objective = jnp.sum(p) if what != "worse" else -jnp.abs(jnp.sum(p - start))
+        divergence = jnp.where(
+            jnp.all(p == start), 0.0, {"far": 1.0, "worse": 0.0}.get(what, jnp.nan)
+        )
+        return objective, divergence
+
+    start = jnp.array([0.1, -0.0, 3e-39])
+    found = line_search(evaluate, start, jnp.ones(3), 0.01, shrink=0.5, trials=6)
+    assert not found.accepted
+    assert found.trials == 6
+    assert found.params.tobytes() == start.tobytes()
+    assert (found.divergence, found.improvement) == (0.0, 0.0)
+
+
+@given(st.sampled_from(sorted(KINDS)), st.integers(0, 1000))
+def test_an_accepted_step_improves_and_stays_in_the_region(kind, seed):
+    """Measured anew on the same data, for random policies and advantages."""
+    policy, params, distribution, weight = problem(kind, seed=seed)
+    before = policy(params)
+    raw = distribution.sample(before, jax.random.key(seed))
+    advantage = jax.random.normal(jax.random.key(seed + 1), (ROWS,))
+    old = distribution.log_prob(before, raw)
+    delta = 0.01
+
+    def evaluate(p):
+        after = policy(p)
+        ratio = jnp.exp(distribution.log_prob(after, raw) - old)
+        kl = jnp.sum(weight * distribution.kl(before, after)) / jnp.sum(weight)
+        return jnp.sum(weight * ratio * advantage), kl
+
+    gradient = jax.grad(lambda p: evaluate(p)[0])(params)
+    product = fisher_vector_product(policy, params, distribution, weight, damping=1e-3)
+    x = conjugate_gradient(product, gradient, iterations=10).x
+    step = jax.tree.map(lambda v: trust_region_scale(x, product(x), delta) * v, x)
+    found = line_search(evaluate, params, step, delta, shrink=0.5, trials=10)
+    objective, kl = evaluate(found.params)
+    if found.accepted:
+        assert kl <= delta
+        assert objective > evaluate(params)[0]
+    else:
+        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_natural_gradient_makes_the_same_policies_in_other_coordinates(seed):
+    plain, natural = (invariance(method, seed, updates=50) for method in METHODS)
+    assert natural.distance.max() < 1e-9
+    assert plain.distance[-1] > 1e-3
+    assert natural.value[-1] > natural.value[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_natural_step_of_a_tabular_policy_is_greedy(seed):
+    """Kakade 2001, theorem 3: the policy after it takes the best action everywhere."""
+    natural = METHODS[1]
+    assert greediness(natural, seed, 3000.0) < 1e-6
+    assert greediness(natural, seed, 1e-3) > 1e-2  # it is not greedy before
+
+
+def test_the_natural_gradient_of_a_tabular_policy_is_its_advantages():
+    """Up to a constant per state, which changes no softmax: F⁻¹ g = A / (1 − γ)."""
+    rng = np.random.default_rng(0)
+    mdp = tabular.random_mdp(rng, 4, 3, 0.8)
+    features, theta = tabular_policy.indicators(4, 3), rng.normal(size=12)
+    found = tabular_policy.policy_gradient(mdp, features, theta, np.full(4, 0.25))
+    natural = found.natural.reshape(4, 3)
+    policy = tabular_policy.softmax(features, theta)
+    centred = natural - (policy * natural).sum(1, keepdims=True)
+    np.testing.assert_allclose(centred, found.advantage / (1 - 0.8), rtol=1e-8, atol=1e-10)
+
+
+def test_the_exact_policy_gradient_is_the_derivative_of_the_value():
+    rng = np.random.default_rng(1)
+    mdp, start = tabular.random_mdp(rng, 4, 3, 0.8), rng.dirichlet(np.ones(4))
+    features, theta = rng.normal(size=(4, 3, 5)), rng.normal(size=5)
+    found = tabular_policy.policy_gradient(mdp, features, theta, start)
+
+    def value(params):
+        return start @ mdp.value(tabular_policy.softmax(features, params))
+
+    differences = [(value(theta + e) - value(theta - e)) / 2e-6 for e in 1e-6 * np.eye(5)]
+    np.testing.assert_allclose(found.gradient, differences, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.value, value(theta))
