@@ -26,7 +26,7 @@ class PolicyGradient(NamedTuple):
     @property
     def natural(self) -> Array:
         """F⁻¹ g, `[P]`; the shortest solution where F is singular."""
-        return np.linalg.lstsq(self.fisher, self.gradient, rcond=1e-10)[0]
+        return np.linalg.lstsq(self.fisher, self.gradient, rcond=1e-13)[0]
 
 
 def softmax(features: Array, params: Array) -> Array:

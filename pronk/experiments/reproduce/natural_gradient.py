@@ -113,7 +113,7 @@ def draw(results: Path) -> Path:
     _lines(axes[2], greedy, "length", "not_best", "one step of a tabular policy")
     axes[2].set_ylabel("probability of a worse action")
     axes[2].set_xscale("log")
-    mdps = same[0]["mdps"]
+    mdps = int(same[0]["mdps"])
     note = f"left and right: largest of {mdps} random MDPs; middle: mean. float64"
     return common.save(figure, results / "natural-gradient.png", note, columns=2)
 
