@@ -68,7 +68,7 @@ def canvas(height: int = 240, width: int = 480) -> np.ndarray:
 
 def draw(
     picture: np.ndarray,
-    points: Sequence[tuple[float, float]] | np.ndarray,
+    points: Sequence[Sequence[float] | np.ndarray] | np.ndarray,
     scale: float,
     centre: tuple[float, float],
     colour: tuple[int, int, int],
