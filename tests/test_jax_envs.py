@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import jax
@@ -14,11 +14,15 @@ from gymnasium import spaces
 
 import pronk.envs
 from pronk.envs import (
+    acrobot,
     breakout,
     cartpole,
+    cartpole_force,
     catch,
     deep_sea,
+    double_pendulum,
     memory_cue,
+    mountain_car,
     orchard,
     space_invaders,
 )
@@ -91,10 +95,11 @@ def ends(timestep: TimeStep) -> np.ndarray:
 
 
 def random_actions(env: JaxEnv, num_steps: int, num_envs: int, seed: int = 0) -> np.ndarray:
-    space = env.spec.action_space
+    space, rng, shape = env.spec.action_space, np.random.default_rng(seed), (num_steps, num_envs)
+    if isinstance(space, spaces.Box):
+        return rng.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
     assert isinstance(space, spaces.Discrete)
-    shape = (num_steps, num_envs)
-    return np.random.default_rng(seed).integers(space.n, size=shape, dtype=np.int32)
+    return rng.integers(space.n, size=shape, dtype=np.int32)
 
 
 ENVS = {
@@ -107,6 +112,11 @@ ENVS = {
     "orchard": orchard.make(rows=3, columns=3, seen=1, lives=2, falls=4),
     "breakout": breakout.make(max_steps=12),
     "space_invaders": space_invaders.make(max_steps=12),
+    "balance": cartpole_force.make_balance(max_steps=12),
+    "swing_up": cartpole_force.make_swing_up(max_steps=12),
+    "mountain_car": mountain_car.make(max_steps=12),
+    "acrobot": acrobot.make(max_steps=12),
+    "double_pendulum": double_pendulum.make(max_steps=12),
 }
 every_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS.keys())
 
@@ -136,8 +146,11 @@ def test_the_action_of_the_dummy_step_is_ignored(env: JaxEnv):
     actions = random_actions(env, 60, 5)
     key = jax.random.key(2)
     _, timestep = unroll(env, key, range(5), actions)
-    others = (actions + 1) % env.spec.action_space.n  # type: ignore[attr-defined]
-    changed = np.where(timestep.first[1:], others, actions)
+    space: Any = env.spec.action_space
+    continuous = isinstance(space, spaces.Box)
+    others = -actions if continuous else (actions + 1) % space.n
+    ignored = timestep.first[1:]
+    changed = np.where(ignored[..., None] if continuous else ignored, others, actions)
     assert (changed != actions).any()
     _, again = unroll(env, key, range(5), changed)
     jax.tree.map(np.testing.assert_array_equal, timestep, again)
@@ -181,7 +194,7 @@ def test_running_statistics(env: JaxEnv):
                 total, length, episode = 0.0, 0, episode + 1
             else:
                 total, length = total + timestep.reward[t, b], length + 1
-            assert slots.episode_return[t, b] == total
+            assert slots.episode_return[t, b] == pytest.approx(total, rel=1e-6)
             assert slots.episode_length[t, b] == length
             assert slots.episode[t, b] == episode
     np.testing.assert_array_equal(slots.done, ends(timestep))
@@ -246,9 +259,13 @@ def test_vector_env_agrees_with_the_fused_functions(env: JaxEnv):
     actual = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
 
-    reported = envs.episodes()
+    reported, noted = envs.episodes(), episodes_of(actual, first_env_id=20)
     assert envs.episodes() == []
-    assert reported == episodes_of(actual, first_env_id=20)
+    expected_returns = [episode.episode_return for episode in noted]
+    assert [episode.episode_return for episode in reported] == pytest.approx(expected_returns)
+    assert [e._replace(episode_return=0) for e in reported] == [
+        e._replace(episode_return=0) for e in noted
+    ]
     envs.close()
     envs.close()
 
@@ -631,6 +648,11 @@ def test_cartpole_without_velocities():
         (orchard.make, {"life_loss": "rol"}),
         (orchard.make, {"life_loss": 1}),
         (cartpole.make, {"max_steps": 0}),
+        (cartpole_force.make_balance, {"max_steps": 0}),
+        (cartpole_force.make_swing_up, {"max_steps": -1}),
+        (mountain_car.make, {"max_steps": 0}),
+        (acrobot.make, {"max_steps": 0}),
+        (double_pendulum.make, {"max_steps": 0}),
         (breakout.make, {"sticky": -0.1}),
         (breakout.make, {"max_steps": 0}),
         (space_invaders.make, {"sticky": 1.1}),
@@ -657,7 +679,7 @@ def test_each_id_makes_its_environment(name: str):
     made.reset()
     pictures = [np.asarray(env.render(made.first_state()))]
     while not made.episodes():  # also of the terminal state
-        made.step(np.zeros(1, np.int32))
+        made.step(np.zeros((1, *(env.spec.action_space.shape or ())), np.int32))
         pictures.append(np.asarray(env.render(made.first_state())))
     assert {(p.dtype, p.ndim, p.shape[2]) for p in pictures} == {(np.dtype(np.uint8), 3, 3)}
     assert len({p.shape for p in pictures}) == 1

@@ -37,14 +37,19 @@ if TYPE_CHECKING:  # jax must not be imported by worker processes
 
 EnvLike = str | Callable[..., gym.Env]
 
-_JAX = {
-    "pronk/Breakout-v0": "breakout",
-    "pronk/CartPole-v1": "cartpole",
-    "pronk/Catch-v0": "catch",
-    "pronk/DeepSea-v0": "deep_sea",
-    "pronk/MemoryCue-v0": "memory_cue",
-    "pronk/Orchard-v0": "orchard",
-    "pronk/SpaceInvaders-v0": "space_invaders",
+_JAX = {  # module and function
+    "pronk/Acrobot-v0": ("acrobot", "make"),
+    "pronk/Breakout-v0": ("breakout", "make"),
+    "pronk/CartPole-v1": ("cartpole", "make"),
+    "pronk/CartPoleBalance-v0": ("cartpole_force", "make_balance"),
+    "pronk/CartPoleSwingUp-v0": ("cartpole_force", "make_swing_up"),
+    "pronk/Catch-v0": ("catch", "make"),
+    "pronk/DeepSea-v0": ("deep_sea", "make"),
+    "pronk/DoublePendulum-v0": ("double_pendulum", "make"),
+    "pronk/MemoryCue-v0": ("memory_cue", "make"),
+    "pronk/MountainCar-v0": ("mountain_car", "make"),
+    "pronk/Orchard-v0": ("orchard", "make"),
+    "pronk/SpaceInvaders-v0": ("space_invaders", "make"),
 }
 _PROBE_STEPS = 40
 _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it
@@ -338,8 +343,9 @@ def _single_jax_env(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> 
         return None
     if env not in _JAX:
         raise _unregistered(env)
-    module = importlib.import_module(f"pronk.envs.{_JAX[env]}")
-    return _call_with_args(env, module.make, **(env_args or {}))
+    module, function = _JAX[env]
+    make = getattr(importlib.import_module(f"pronk.envs.{module}"), function)
+    return _call_with_args(env, make, **(env_args or {}))
 
 
 def _call_with_args(env: str, make: Callable[..., Any], *args: Any, **env_args: Any) -> Any:

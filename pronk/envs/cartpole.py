@@ -59,7 +59,7 @@ def make(hide_velocities: bool = False, max_steps: int = 500) -> JaxEnv:
         terminated = (jnp.abs(physics[0]) > X_LIMIT) | (jnp.abs(physics[2]) > THETA_LIMIT)
         return state, physics[visible], jnp.float32(1), terminated, state.t >= max_steps
 
-    return JaxEnv(spec, reset, step, render=_render)
+    return JaxEnv(spec, reset, step, render=_render, frames_per_second=1 / TAU)
 
 
 def _euler(physics: Array, force: Array) -> Array:

@@ -57,7 +57,7 @@ def make(
         render = own.render
         if render is None:
             raise UserError(f"`env` '{env}' cannot be filmed: it has no render function.")
-        return Film(vector, lambda: np.asarray(render(vector.first_state())), 8)
+        return Film(vector, lambda: np.asarray(render(vector.first_state())), own.frames_per_second)
     return _gymnasium(env, seed, args)
 
 

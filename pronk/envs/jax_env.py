@@ -35,6 +35,7 @@ class JaxEnv(NamedTuple):
     action_mask: Callable[[PyTree], Array] | None = None  # (state) -> bool [actions]
     stochastic: bool = False
     render: Callable[[PyTree], Array] | None = None  # (state) -> uint8 [H, W, 3]
+    frames_per_second: float = 8  # of a film of the episode
     # (state) -> bool []: the step that led here cost a life. As in `AtariEnvs` it ends nothing
     # (False), the return and the recurrent state (True), or the return alone ("roll").
     life_lost: Callable[[PyTree], Array] | None = None

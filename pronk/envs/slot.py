@@ -32,6 +32,7 @@ from pronk.types import Array, EnvSpec, PyTree, TimeStep
 
 Factory = Callable[[], gym.Env]
 
+_EXTRAS = {"mujoco": "MuJoCo"}  # packages that an extra of pronk's installs, and their names
 _ALIGNMENT = 64  # bytes; a cache line, so that no two arrays of a block share one
 
 
@@ -46,6 +47,12 @@ def construct(factory: Factory, name: str) -> gym.Env:
     except UserError:
         raise
     except (ImportError, gym.error.DependencyNotInstalled) as e:
+        missing = getattr(e if isinstance(e, ImportError) else e.__cause__, "name", None)
+        if missing in _EXTRAS:
+            raise UserError(
+                f"`env` '{name}' needs {_EXTRAS[missing]}, which is not installed:"
+                f" pip install 'pronk[{missing}]'."
+            ) from e
         raise UserError(f"`env` '{name}' needs a package that is not installed: {e}") from e
     except KeyboardInterrupt:
         raise
