@@ -92,14 +92,28 @@ class ActorCritic:
             output = output._replace(policy=masked)
         return output
 
-    def decide(self, params: PyTree, carry: Carry, timestep: TimeStep, key: Key) -> Action:
-        """Sample an action for each slot, or take the likeliest where the slot is greedy."""
+    def decide(
+        self,
+        params: PyTree,
+        carry: Carry,
+        timestep: TimeStep,
+        key: Key,
+        noise: Array | None = None,
+    ) -> Action:
+        """Sample an action for each slot, or take the likeliest where the slot is greedy.
+
+        noise: `[B, k]`, standard normal, to sample continuous actions with; otherwise it is drawn.
+        """
         core = Core(carry.core.state, cores.reset(carry.core.last_action, timestep.first))
         row = jax.tree.map(lambda x: x[None], timestep)
         output = self.forward(params, row, core.last_action[None], core.state)
         policy, state = output.policy[0], output.state
         greedy = carry.private["greedy"]
-        sampled = self.distribution.sample(policy, key)
+        if noise is None:
+            sampled = self.distribution.sample(policy, key)
+        else:
+            assert isinstance(self.distribution, distributions.DiagonalGaussian)
+            sampled = self.distribution.shift(policy, noise)
         mode = self.distribution.mode(policy)
         raw = jnp.where(greedy.reshape(greedy.shape + (1,) * (mode.ndim - 1)), mode, sampled)
         log_prob = self.distribution.log_prob(policy, raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pronk.agents.rollout import Estimates, Samples
 from pronk.types import Array, Key
@@ -21,6 +22,7 @@ class Minibatches:
         self._recurrent = config.recurrent_core != "none"
         self._length = config.unroll if self._recurrent else 1  # transitions of a unit
         self._count = config.batch_size if self._recurrent else config.unroll * config.batch_size
+        samples, estimates = jax.tree.map(jnp.asarray, (samples, estimates))
         self._core, parts = samples.core, (samples._replace(core=()), estimates)
         if not self._recurrent:
             parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)

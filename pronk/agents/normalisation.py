@@ -16,7 +16,7 @@ import numpy as np
 
 from pronk.maths import running
 from pronk.maths.running import Running
-from pronk.maths.spaces import is_image, leaf_spaces
+from pronk.maths.spaces import as_vector, is_image, leaf_spaces
 from pronk.types import Array, PyTree
 
 Statistics = dict[str, Any]  # `observation`: of each leaf that is standardised; `reward`; `value`
@@ -54,6 +54,15 @@ def standardise(statistics: Statistics, observation: PyTree, clip: float) -> PyT
             for seen, x in zip(statistics["observation"], leaves, strict=True)
         ]
     )
+
+
+def vectors(space: gym.Space, observation: PyTree) -> Array:
+    """Observations `[T, B, ...]` as numbers `[T, B, D]`, those of all leaves side by side."""
+    flat = []
+    for leaf, x in zip(leaf_spaces(space), jax.tree.leaves(observation), strict=True):
+        rows = as_vector(leaf, x.reshape(-1, *x.shape[2:]), jnp)
+        flat.append(rows.reshape(*x.shape[:2], -1))
+    return jnp.concatenate(flat, axis=-1)
 
 
 def observe(statistics: Statistics, observation: PyTree) -> Statistics:

@@ -15,12 +15,12 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 
-from pronk.agents import actor_critic, normalisation, step
+from pronk.agents import actor_critic, exploration, normalisation, step
 from pronk.agents.actor_critic import ActorCritic
 from pronk.agents.normalisation import Statistics
 from pronk.agents.rollout import Data, Estimates, Samples
 from pronk.maths import linear_baseline, returns, weighted
-from pronk.maths.spaces import as_vector, leaf_spaces
+from pronk.maths.spaces import leaf_spaces
 from pronk.nn import cores
 from pronk.types import (
     Agent,
@@ -50,6 +50,7 @@ class Core(NamedTuple):
     network: actor_critic.Core
     reward_sum: Array  # float32 [B], discounted sum of the rewards so far
     age: Array  # int32 [B], steps since the episode began
+    noise: PyTree = ()  # [B, k], of the last continuous action, if it is correlated with the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,13 @@ class OnPolicy:
         """`Agent.initial_carry`: slots of an evaluation take the likeliest action."""
         carry = self.model.initial_carry(key, env_ids, num_envs, evaluate)
         batch = env_ids.shape[0]
-        return carry._replace(core=Core(carry.core, jnp.zeros(batch), jnp.zeros(batch, jnp.int32)))
+        noise = jnp.zeros((batch, self.model.distribution.num_features)) if self._correlated else ()
+        age = jnp.zeros(batch, jnp.int32)
+        return carry._replace(core=Core(carry.core, jnp.zeros(batch), age, noise))
+
+    @property
+    def _correlated(self) -> bool:
+        return self.model.distribution.continuous and self.config.noise_correlation > 0
 
     def act(
         self, behaviour: Behaviour, carry: Carry, timestep: TimeStep, key: Key
@@ -103,7 +110,12 @@ class OnPolicy:
         age, reward_sum = cores.reset((core.age, core.reward_sum), timestep.first)
         reward_sum = config.discount * reward_sum + timestep.reward
         row = self._standardised(behaviour.statistics, timestep)
-        decided = self.model.decide(behaviour.params, Carry(core.network, carry.private), row, key)
+        noise, given = core.noise, None
+        if self._correlated:
+            rho = config.noise_correlation
+            noise = given = exploration.correlated_noise(core.noise, timestep.first, key, rho)
+        network = Carry(core.network, carry.private)
+        decided = self.model.decide(behaviour.params, network, row, key, given)
         extras = {"log_prob": decided.log_prob, "policy": decided.policy}
         if distribution.continuous:
             extras["raw_action"] = decided.raw
@@ -111,7 +123,7 @@ class OnPolicy:
             extras["reward_sum"] = reward_sum
         if self.linear:
             extras["age"] = age
-        carry = Carry(Core(decided.core, reward_sum, age + 1), carry.private)
+        carry = Carry(Core(decided.core, reward_sum, age + 1, noise), carry.private)
         return distribution.action(decided.raw), carry, extras
 
     def _standardised(self, statistics: Statistics, timestep: TimeStep) -> TimeStep:
@@ -143,22 +155,15 @@ class OnPolicy:
         )
         features = None
         if self.linear:
+            # Not standardised: coefficients fitted to one batch are used in the next one.
+            raw = batch.trajectory.timestep.observation
             # Of rows that were not decided, or decided in vain, `extras` says nothing.
             later = jnp.where(rows.first[1:], 0, extras["age"][:-1] + 1)
             age = jnp.concatenate([extras["age"][:1], later])
-            features = linear_baseline.features(self._vectors(rows.observation), age)
+            features = linear_baseline.features(
+                normalisation.vectors(self.spec.observation_space, raw), age
+            )
         return Data(rows, last_action, core, transitions, samples, features)
-
-    def _vectors(self, observation: PyTree) -> Array:
-        """Observations `[T, B, ...]` as numbers `[T, B, D]`."""
-        leaves = jax.tree.leaves(observation)
-        lead = leaves[0].shape[:2]
-        spaces = leaf_spaces(self.spec.observation_space)
-        flat = [
-            as_vector(space, x.reshape(lead[0] * lead[1], *x.shape[2:]), jnp)
-            for space, x in zip(spaces, leaves, strict=True)
-        ]
-        return jnp.concatenate(flat, axis=-1).reshape(*lead, -1)
 
     def estimate(self, params: PyTree, extra: PyTree, hyper: Hyper, data: Data) -> Estimates:
         """Values under these parameters, and the advantages and targets that follow (GAE)."""
@@ -224,8 +229,10 @@ class OnPolicy:
 def make(config: Any, spec: EnvSpec, *, horizon: int, linear: bool = False) -> OnPolicy:
     """What the agents share, for environments of this `spec`; linear: see `OnPolicy`.
 
-    Raises UserError where a space of the environment can't be handled.
+    Raises UserError for settings that do not go together, and where a space of the environment
+    can't be handled.
     """
+    config.check()
     if linear:  # the network's own value is not used: its head is all that there is of it
         config = dataclasses.replace(config, separate_value=False)
     model = actor_critic.make(

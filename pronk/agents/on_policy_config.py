@@ -4,6 +4,8 @@ Sources: [S17] Schulman et al. 2017, "Proximal Policy Optimization Algorithms", 
 [OAI] its code, OpenAI Baselines' ppo2. [A21] Andrychowicz et al. 2021, "What Matters for On-Policy
 Deep Actor-Critic Methods? A Large-Scale Study". [D16] Duan et al. 2016, "Benchmarking Deep
 Reinforcement Learning for Continuous Control", and its code. [BL] OpenAI Baselines' trpo_mpi.
+[H24] Hollenstein et al. 2024, "Colored Noise in PPO: Improved Exploration and Performance through
+Correlated Action Sampling", whose noise is coloured; here it is a first-order autoregression.
 """
 
 from __future__ import annotations
@@ -83,6 +85,9 @@ class Config:
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
     squash_actions: bool = choice(False, source="A21: True")
     """Squash continuous actions into their bounds by tanh, instead of clipping them."""
+    noise_correlation: float = number(0.0, at_least=0, below=1, source="H24")
+    """Correlation of the noise of consecutive continuous actions. Each is distributed as without;
+    together they explore further, which slow systems need."""
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which convolutions and dense layers before the core compute. bfloat16 is for
     accelerators."""
@@ -93,6 +98,9 @@ class Config:
             *("optimiser_epsilon", "max_gradient_norm"),
             *("discount", "gae_lambda"),
         )
+
+    def check(self) -> None:
+        """Raise UserError for settings that do not go together."""
 
     def check_minibatches(self, flag: str, size: int) -> None:
         """Raise UserError unless minibatches of `size` transitions, the setting `flag`, divide the
@@ -121,7 +129,7 @@ class RegressionConfig(Config):
     value_minibatch_size: int = number(64, above=0, source="BL")
     """Transitions per gradient step of the value network."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Raise UserError for settings that do not go together."""
         if not self.separate_value and self.baseline == "network":
             raise UserError(

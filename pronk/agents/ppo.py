@@ -186,7 +186,8 @@ class PPO:
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """PPO for environments of this `spec`; schedules end after `horizon` agent steps.
 
-    Raises UserError where a space of the environment can't be handled.
+    Raises UserError for settings that do not go together, and where a space of the environment
+    can't be handled.
     """
     ppo = PPO(config, on_policy.make(config, spec, horizon=horizon))
     return ppo.shared.as_agent(ppo.learn)._replace(init=ppo.init)

@@ -54,7 +54,7 @@ class Config(on_policy_config.Config):
     recompute_advantages: bool = choice(False, source="A21: True")
     """Estimate advantages anew before each pass."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Raise UserError for minibatches that do not fit."""
         self.check_minibatches("--minibatch-size", self.minibatch_size)
         if self.minibatch_size == 1 and self.advantage_normalisation == "minibatch":
@@ -128,6 +128,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "continuous": {
         "unroll": 256,
         "batch_size": 8,
+        "noise_correlation": 0.5,
         "value_normalisation": "running",
         "reward_normalisation": False,
         "reward_clip": 0.0,

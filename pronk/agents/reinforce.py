@@ -113,7 +113,8 @@ def _completed(data: Data) -> Data:
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """REINFORCE for environments of this `spec`; schedules end after `horizon` agent steps.
 
-    Raises UserError where a space of the environment can't be handled.
+    Raises UserError for settings that do not go together, and where a space of the environment
+    can't be handled.
     """
     linear = config.baseline == "linear"
     agent = Reinforce(config, on_policy.make(config, spec, horizon=horizon, linear=linear))

@@ -20,7 +20,8 @@ from pronk.types import Agent, EnvSpec
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """TNPG for environments of this `spec`; schedules end after `horizon` agent steps.
 
-    Raises UserError where a space of the environment can't be handled.
+    Raises UserError for settings that do not go together, and where a space of the environment
+    can't be handled.
     """
 
     def step(direction: Direction) -> Search:

@@ -36,9 +36,9 @@ class Config(RegressionConfig):
     fisher_every: int = number(1, above=0, source="S15, appendix C.1: 10; BL: 5")
     """Average the Fisher information over one of so many transitions; KL and surrogate over all."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Raise UserError for settings that do not go together."""
-        super().__post_init__()
+        super().check()
         if self.fisher_every > 1 and self.recurrent_core != "none":
             raise UserError(
                 f"`--fisher-every` is {self.fisher_every}, and a recurrent core needs whole"

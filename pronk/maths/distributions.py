@@ -277,8 +277,13 @@ class DiagonalGaussian:
         return mean, jax.nn.softplus(x + offset) + self.min_std
 
     def sample(self, params: Array, key: Key) -> Array:
+        noise = jax.random.normal(key, (*params.shape[:-1], len(self.low)), params.dtype)
+        return self.shift(params, noise)
+
+    def shift(self, params: Array, noise: Array) -> Array:
+        """mean + std · noise, `[..., k]`: a sample where `noise` is standard normal."""
         mean, std = self._mean_std(params)
-        return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + std * noise
 
     def mode(self, params: Array) -> Array:
         return self._mean_std(params)[0]
