@@ -1,4 +1,4 @@
-"""Learning results on the small problems, with five seeds each; prints the worst.
+"""Learning results on the small problems, with several seeds each; prints the worst.
 
     python benchmarks/learning.py [NAME ...] [--runs DIR] [--seeds 5]
 
@@ -77,6 +77,18 @@ CLAIMS = {
         "pronk/MemoryCue-v0", 400_000, "chance, 0.25", NONE, 1000, agent="r2d2",
         variant="feed-forward",
     ),
+    "ppo-cartpole": Claim("CartPole-v1", 100_000, "≥ 475", agent="ppo"),
+    "ppo-acrobot": Claim("Acrobot-v1", 300_000, "≥ −80", agent="ppo"),
+    "ppo-pendulum": Claim("Pendulum-v1", 300_000, "≥ −170", agent="ppo"),
+    "ppo-mountain-car": Claim("MountainCarContinuous-v0", 200_000, "≥ 90", agent="ppo"),
+    **{
+        f"{agent}-cartpole": Claim("pronk/CartPole-v1", 200_000, "≥ 475", agent=agent)
+        for agent in ("reinforce", "npg", "tnpg", "trpo")
+    },
+    **{
+        f"{agent}-pendulum": Claim("Pendulum-v1", 300_000, "≥ −250", agent=agent)
+        for agent in ("reinforce", "npg", "tnpg", "trpo")
+    },
 }  # fmt: skip
 
 

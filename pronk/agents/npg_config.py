@@ -14,6 +14,7 @@ from pronk.config.fields import number
 
 RUN_DEFAULTS = on_policy_config.RUN_DEFAULTS
 CAPABILITIES = on_policy_config.CAPABILITIES
+preset_for = on_policy_config.preset_for
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Small problems.
     "small": on_policy_config.SMALL,
 }
-
-
-def preset_for(*, atari: bool, continuous: bool) -> str:
-    """The preset that `--preset auto` selects for an environment of this kind."""
-    del continuous
-    return "atari" if atari else "small"

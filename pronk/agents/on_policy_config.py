@@ -153,6 +153,12 @@ class RegressionConfig(Config):
         return (*super().hyper_names(), "value_learning_rate")
 
 
+def preset_for(*, atari: bool, continuous: bool) -> str:
+    """The preset that `--preset auto` selects for an environment of this kind."""
+    del continuous
+    return "atari" if atari else "small"
+
+
 # Differences from the defaults of agents with a `RegressionConfig`.
 # As PPO's for Atari [S17, table 5], but that the value has a network of its own.
 ATARI: dict[str, Any] = {
@@ -164,7 +170,6 @@ ATARI: dict[str, Any] = {
     "value_hidden_sizes": (512,),
     "activation": "relu",
     "observation_normalisation": False,
-    "reward_normalisation": False,
     "reward_clip": 1.0,
 }
 # Small problems.
@@ -182,8 +187,5 @@ DUAN: dict[str, Any] = {
     "gae_lambda": 1.0,
     "hidden_sizes": (100, 50, 25),
     "observation_normalisation": False,
-    "reward_normalisation": False,
-    "reward_clip": 0.0,
-    "advantage_normalisation": "batch",
     "value_minibatch_size": 1250,
 }
