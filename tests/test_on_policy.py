@@ -456,7 +456,6 @@ def test_one_behaviour_decides_a_whole_fused_batch(core):
         ("trpo", {"damping": -1.0}, "`--damping` is -1.0; expected zero or more"),
         ("trpo", {"fisher_every": 2, "recurrent_core": "gru"}, "`--fisher-every` is 2"),
         ("reinforce", {"advantage_normalisation": "minibatch"}, "expected batch or none"),
-        ("reinforce", {"baseline": "linear", "value_normalisation": "running"}, "units of reward"),
     ],
 )
 def test_settings_that_do_not_fit(agent, wrong, message):

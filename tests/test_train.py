@@ -56,6 +56,7 @@ GRU, LSTM = ({"recurrent_core": core, "recurrent_units": 8} for core in ("gru", 
 LASER = {"replay_fraction": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
 POPART = {"value_normalisation": "popart", "popart_beta": 0.1}
 SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
+FITTED = {"value_minibatch_size": 10, "value_passes": 2}
 ATARI = {"envs_per_actor": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # Agent, environment, settings, steps. Every agent under every runtime, so that each setting meets
 # each other one that it goes together with. Add each new agent.
@@ -68,6 +69,13 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         {**LSTM, **LASER, "envs_per_actor": 1, "env_workers": 1},
         1000,
     ),
+    "ppo": (
+        "ppo",
+        "Pendulum-v1",
+        {**LSTM, "minibatch_size": 10, "passes": 2, "noise_correlation": 0.5},
+        600,
+    ),
+    "trpo-fused": ("trpo", "pronk/CartPole-v1", {**FUSED, **FITTED}, 1000),
     "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
     "r2d2-suite-workers": (
         "r2d2",
@@ -86,6 +94,11 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
         {**ATARI, "replay_compress": True, "env_args": {"life_loss": True}},
         400,
     ),
+    "ppo-fused": ("ppo", "pronk/Catch-v0", {**FUSED, "minibatch_size": 5}, 1000),
+    "ppo-suite": ("ppo", SUITE, {**FUSED, "minibatch_size": 5, "objective": "adaptive-kl"}, 1000),
+    "tnpg": ("tnpg", "CartPole-v1,Acrobot-v1", FITTED, 1000),
+    "npg-gru": ("npg", "CartPole-v1", {**GRU, **FITTED}, 1000),
+    "reinforce": ("reinforce", "Pendulum-v1", {**FITTED, "baseline": "linear"}, 600),
     "impala-fused": ("impala", "pronk/Catch-v0", FUSED, 1000),
     "impala-local": ("impala", "pronk/Catch-v0", LOCAL, 1000),
     "impala-gru": ("impala", "CartPole-v1", GRU, 1000),

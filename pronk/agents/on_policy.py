@@ -234,7 +234,7 @@ def make(config: Any, spec: EnvSpec, *, horizon: int, linear: bool = False) -> O
     """
     config.check()
     if linear:  # the network's own value is not used: its head is all that there is of it
-        config = dataclasses.replace(config, separate_value=False)
+        config = dataclasses.replace(config, separate_value=False, value_normalisation="none")
     model = actor_critic.make(
         config,
         spec,

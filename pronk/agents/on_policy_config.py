@@ -52,7 +52,8 @@ class Config:
     reward_scale: float = number(1.0, above=0, limit=1e15)
     """Factor of rewards, before clipping."""
     value_normalisation: Literal["none", "running"] = choice("none", source="A21: running")
-    """running: learn values in units of the running mean and deviation of their targets."""
+    """running: the value network learns in units of the running mean and deviation of its
+    targets."""
     advantage_normalisation: Literal["none", "batch", "minibatch"] = choice(
         "minibatch", source="OAI"
     )
@@ -135,11 +136,6 @@ class RegressionConfig(Config):
             raise UserError(
                 "`--no-separate-value` is given, and this agent's policy takes steps that the value"
                 " function must not change: leave it out, or use `--baseline linear`."
-            )
-        if self.baseline == "linear" and self.value_normalisation != "none":
-            raise UserError(
-                f"`--value-normalisation` is {self.value_normalisation} with `--baseline linear`,"
-                " which is fitted in units of reward: leave one of the two out."
             )
         if self.advantage_normalisation == "minibatch":
             raise UserError(

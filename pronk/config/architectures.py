@@ -63,6 +63,11 @@ def actors_and_envs(plan: Plan, source: Fresh | Replayed | Mixed) -> tuple[int |
     return run.actors or DEFAULT_ACTORS, envs_per_actor(plan, source)
 
 
+def known_actors(run: RunConfig) -> int:
+    """Actors of the local runtime, where they are not measured."""
+    return run.actors or (1 if ARCHITECTURES[run.architecture].single else DEFAULT_ACTORS)
+
+
 def envs_per_actor(plan: Plan, source: Fresh | Replayed | Mixed) -> int:
     """Environments of each of the local runtime's actors, where they are not measured."""
     run, batch_size = plan.run, plan.agent_config.batch_size
@@ -73,7 +78,7 @@ def envs_per_actor(plan: Plan, source: Fresh | Replayed | Mixed) -> int:
         return batch_size
     if architecture.synchronous or run.policy_lag:
         fresh = batch_size - drawn_columns(source, batch_size)
-        return max(fresh // (run.actors or DEFAULT_ACTORS), 1)
+        return max(fresh // known_actors(run), 1)
     return DEFAULT_ENVS
 
 
@@ -188,7 +193,7 @@ class Case:
     @property
     def actors(self) -> int:
         """Actors of the local runtime where they must be known."""
-        return self.run.actors or DEFAULT_ACTORS
+        return known_actors(self.run)
 
     @property
     def envs(self) -> int:
