@@ -76,7 +76,7 @@ AGENT57: dict[str, tuple[float, float]] = {
     "FishingDerby": (-91.7, -38.7),
     "TimePilot": (3568.0, 5229.2),
 }
-# Those of DQN Zoo (Quan and Ostrovski 2020), `atari_data.py`: in Video Pinball another random player.
+# Those of DQN Zoo (Quan and Ostrovski 2020), which has another random player in Video Pinball.
 DQN_ZOO: dict[str, tuple[float, float]] = {
     **AGENT57,
     "KungFuMaster": (258.5, 22736.3),

@@ -16,7 +16,7 @@ from pronk.report.statistics import Scores, arrays
 
 REPEATS = 50_000
 LEVEL = 0.95
-_CHUNK = 2**19  # numbers drawn at a time, which a core's cache holds
+_CHUNK = 2**19  # numbers drawn at a time, so that little memory is needed
 
 
 def distribution(
@@ -24,11 +24,12 @@ def distribution(
 ) -> np.ndarray:
     """`statistic(*groups)` of resampled groups, `[repeats, ...]`.
 
-    The function receives, for each group, arrays `[repeats, runs]`, one per task, and returns an
-    array `[repeats, ...]`. seed: whatever `numpy.random.SeedSequence` takes.
+    The scores of a task are an array `[runs, ...]`. The function receives, for each group, arrays
+    `[repeats, runs, ...]`, one per task, and returns an array `[repeats, ...]`. seed: whatever
+    `numpy.random.SeedSequence` takes.
     """
     tasks = [arrays(group) for group in groups]
-    drawn = sum(one.shape[-1] for group in tasks for one in group)
+    drawn = sum(one.size for group in tasks for one in group)
     chunk = max(1, _CHUNK // max(drawn, 1))
     generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(groups))]
     parts = []
@@ -52,11 +53,11 @@ def interval(
 
     NaN where no task has more than one run, of which nothing can be drawn but itself.
     """
+    if all(len(one) < 2 for group in groups for one in arrays(group)):
+        one = distribution(statistic, *groups, repeats=1, seed=seed)
+        return np.full((2, *one.shape[1:]), math.nan)
     found = distribution(statistic, *groups, repeats=repeats, seed=seed)
-    ends = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    if all(one.shape[-1] < 2 for group in groups for one in arrays(group)):
-        ends = np.full_like(ends, math.nan)
-    return ends
+    return np.quantile(found, [0.5 - level / 2, 0.5 + level / 2], axis=0)
 
 
 def _sizes(total: int, chunk: int) -> Iterator[int]:
@@ -67,7 +68,7 @@ def _sizes(total: int, chunk: int) -> Iterator[int]:
 def _resample(
     tasks: Sequence[np.ndarray], repeats: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """Arrays `[repeats, runs]`: for each task as many of its runs as it has."""
+    """Arrays `[repeats, runs, ...]`: for each task as many of its runs as it has."""
     return [
         one[generator.integers(0, len(one), (repeats, len(one)), dtype=np.int32)] for one in tasks
     ]

@@ -169,8 +169,7 @@ def _rows(
     suffix = "mean_return" if task is None else f"return/{task}"
     for record in records:
         step, total = int(record["steps"]), None if task else _whole(record, "episodes")
-        seconds = record.get("wall_seconds")
-        seconds = float(seconds) if is_number(seconds) else None
+        seconds = _number(record, "wall_seconds")
         if (value := record.get(suffix)) is not None:
             window = None if total is None else min(total, WINDOW)
             score = _score(path, step, suffix, value)
@@ -182,9 +181,15 @@ def _rows(
             yield Row(step, EVALUATION, _score(path, step, key, record[key]), seconds, episodes)
 
 
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    value: Any = record.get(name)
+    return float(value) if is_number(value) else None
+
+
 def _whole(record: Mapping[str, Any], name: str) -> int | None:
-    value = record.get(name)
-    return int(value) if is_number(value) and value > 0 else None
+    """A number of episodes; None where there were none, or where it is not known."""
+    value = _number(record, name)
+    return int(value) if value is not None and value >= 1 else None
 
 
 def _score(path: Path, step: int, key: str, value: Any) -> float:
