@@ -60,7 +60,7 @@ def check(name: str, runs: Sequence[Run]) -> None:
     known = {key.rpartition(".")[2] for run in runs for key in run.settings} | {*_FIELDS}
     if name not in known:
         raise UserError(
-            f"`--by` is '{name}', which is no setting of any of these runs{nearest(name, known)}"
+            f"`--by` is '{name}', which is no setting of any of these runs{nearest(name, known) or '.'}"
             " Expected agent, a name in their config.json, or a column of the CSV; several with"
             " commas, agent,learning_rate."
         )

@@ -42,7 +42,8 @@ def welch(x: Any, y: Any) -> Welch:
 
 def two_sided(statistic: float, freedom: float) -> float:
     """P(|T| ≥ |statistic|) of Student's t distribution with `freedom` degrees of freedom."""
-    return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + statistic**2))
+    scaled = statistic / math.sqrt(freedom)
+    return incomplete_beta(freedom / 2, 0.5, 1 / (1 + scaled * scaled))
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
