@@ -11,7 +11,7 @@ from pronk.report.scoring import Scored
 # Group, task, the scores of its runs.
 Groups = dict[str, dict[str, list[Scored]]]
 _FIELDS = ("agent", "env", "version", "seed", "config_hash", "software", "status")
-_MISSING = "(none)"
+MISSING = "(none)"
 
 
 def grouped(scores: Iterable[Scored], by: Sequence[str]) -> Groups:
@@ -41,12 +41,12 @@ def label(run: Run, by: Sequence[str]) -> str:
 def setting(run: Run, name: str) -> str:
     """A setting by its dotted name, or by the last part of it; `(none)` where a run lacks it."""
     if name in _FIELDS:
-        return getattr(run, name) or _MISSING
+        return getattr(run, name) or MISSING
     exact = run.settings.get(name)
     if exact is not None:
-        return exact or _MISSING
+        return exact or MISSING
     found = _matches(run, name)
-    return run.settings[found[0]] or _MISSING if found else _MISSING
+    return run.settings[found[0]] or MISSING if found else MISSING
 
 
 def _matches(run: Run, name: str) -> list[str]:
@@ -59,8 +59,9 @@ def check(name: str, runs: Sequence[Run]) -> None:
         return
     known = {key.rpartition(".")[2] for run in runs for key in run.settings} | {*_FIELDS}
     if name not in known:
+        hint = nearest(name, known) or "."
         raise UserError(
-            f"`--by` is '{name}', which is no setting of any of these runs{nearest(name, known) or '.'}"
+            f"`--by` is '{name}', which is no setting of any of these runs{hint}"
             " Expected agent, a name in their config.json, or a column of the CSV; several with"
             " commas, agent,learning_rate."
         )

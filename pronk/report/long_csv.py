@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pronk.errors import UserError
+from pronk.report.grouping import MISSING, setting
 from pronk.report.references import split_version
 from pronk.report.runs import EVALUATION, TRAINING, Row, Run
 from pronk.report.text_files import read_text
@@ -112,7 +113,7 @@ def write(runs: Iterable[Run], metrics: Sequence[str], by: Sequence[str], head: 
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*COLUMNS, *further])
     for run in runs:
-        settings = [run.settings.get(name, "") for name in further]
+        settings = [setting(run, name).replace(MISSING, "") for name in further]
         for row in run.rows:
             if row.metric not in metrics:
                 continue

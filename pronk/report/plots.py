@@ -177,8 +177,8 @@ def _iqm(report: Report) -> Any:
     axes = figure.subplots()
     largest = 0.0
     for i, (label, grid, tasks) in enumerate(_grids(report)):
-        if len(grid) < 2:
-            continue
+        if not len(grid) or grid[0] == grid[-1]:
+            continue  # one point is no curve
         largest = max(largest, float(grid[-1]))
         ends = _interval(
             report,
@@ -188,7 +188,7 @@ def _iqm(report: Report) -> Any:
         middle = statistics.iqm([one.T for one in tasks])
         axes.plot(grid, middle, label=drawable(label), linewidth=1.8, **_style(i))
         _band(axes, grid, ends, i)
-    if not any(len(line.get_xdata()) > 1 for line in axes.lines):
+    if not axes.lines:
         return None
     finish_axes(axes, "agent steps", largest)
     count = len(report.common_tasks)

@@ -36,19 +36,25 @@ _TASK = re.compile(r"(?P<name>[^?]+?)(?:-(?P<version>v[0-9]+))?(?P<arguments>\?.
 class References:
     """A table: by `key_of` a task, the returns whose normalised scores are 0 and 1.
 
-    None instead of the second: the best group of the report.
+    None instead of the second: the best group of the report. exact: the table has the tasks' own
+    names instead.
     """
 
     name: str
     about: str
     table: Mapping[str, tuple[float, float | None]]
+    exact: bool = False
+
+    def key(self, task: str) -> str:
+        """What the table calls a task."""
+        return task if self.exact else key_of(task)
 
     def of(self, tasks: Sequence[str], best: Mapping[str, float]) -> dict[str, tuple[float, float]]:
         """The references `(random, one)` of each task. best: the best group's mean score, by task.
 
         Raises UserError for tasks that the table lacks, and where the two are equal.
         """
-        lacking = [task for task in tasks if key_of(task) not in self.table]
+        lacking = [task for task in tasks if self.key(task) not in self.table]
         if lacking:
             shown = ", ".join(f"'{task}'" for task in lacking[:5])
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
@@ -59,7 +65,7 @@ class References:
             )
         found = {}
         for task in tasks:
-            random, one = self.table[key_of(task)]
+            random, one = self.table[self.key(task)]
             one = best[task] if one is None else one
             if one == random:
                 raise UserError(
@@ -104,7 +110,7 @@ def _scales() -> dict[str, tuple[float, float | None]]:
     from pronk.envs.suite import SUITES  # imports Gymnasium
 
     return {
-        key_of(task.name): task.scaled_reference
+        task.name: task.scaled_reference
         for task in SUITES["suite/scales-v0"]
         if task.scaled_reference is not None
     }
@@ -135,7 +141,7 @@ def load(normalise: str) -> References | None:
         about, table = _ATARI[normalise]
         return References(normalise, about, _keyed(table))
     if normalise == "scales":
-        return References("scales", "those of the tasks of suite/scales-v0", _scales())
+        return References("scales", "those of the tasks of suite/scales-v0", _scales(), exact=True)
     if normalise == "random-best":
         random = {task: (value, None) for task, value in RANDOM_PLAY.items()}
         atari = {game: (pair[0], None) for game, pair in scores.ATARI.items()}
