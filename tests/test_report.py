@@ -297,13 +297,17 @@ TRAINED = Run(
         (Rule(), 20.0, 500, 30),
         (Rule("evaluation", last=31), (10 * 10 + 30 * 20) / 40, 500, 40),
         (Rule("evaluation", last=30), 20.0, 500, 30),
-        (Rule("evaluation", at=300), 10.0, 250, 10),
+        (Rule("evaluation", at=260), 10.0, 250, 10),
+        (Rule("evaluation", at=240), 10.0, 250, 10),
+        (Rule("evaluation", at=376), 20.0, 500, 30),
+        (Rule("evaluation", at=625), 20.0, 500, 30),
         (Rule("training"), 4.0, 400, 100),
         (Rule("training", last=100), 4.0, 400, 100),
         # The record at 300 steps shares episodes with the one at 400.
         (Rule("training", last=200), 3.0, 400, 200),
         (Rule("training", last=10**6), 3.0, 400, 200),
-        (Rule("training", at=350), 3.0, 300, 100),
+        (Rule("training", at=349), 3.0, 300, 100),
+        (Rule("auc", at=260), 10.0, 250, 10),
         (Rule("auc"), (10 * 10 + 30 * 20) / 40, 500, 40),
     ],
 )
@@ -312,6 +316,14 @@ def test_the_score_of_a_run(rule: Rule, score: float, step: int, episodes: int) 
     assert isinstance(found, Scored)
     assert found.score == pytest.approx(score)
     assert (found.step, found.episodes) == (step, episodes)
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [(124, "its first score is at 250 steps"), (626, "its last score is at 500 steps")],
+)
+def test_a_step_that_a_run_has_no_score_of(at: int, reason: str) -> None:
+    assert Rule("evaluation", at=at).score(TRAINED) == reason
 
 
 def test_area_under_the_curve_of_training(

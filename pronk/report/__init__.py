@@ -85,4 +85,5 @@ def as_csv(report: Report) -> str:
     """The long CSV of the scores behind a report, from which the same report can be made."""
     scored = report.scored()
     metrics = sorted({one.metric for one in scored})
-    return long_csv.write([one.run for one in scored], metrics, report.by, plain_head(report))
+    runs = [*(one.run for one in scored), *(run for run, _ in report.left_out)]
+    return long_csv.write(runs, metrics, report.by, plain_head(report))

@@ -60,6 +60,7 @@ class Report:
     repeats: int
     seed: int
     groups: Groups
+    left_out: list[tuple[Run, str]]  # runs without a score, and why
     references: References | None
     pairs: dict[str, tuple[float, float]] | None  # by task: the scores that count 0 and 1
     aggregates: dict[str, dict[str, Estimate]]  # group, name; empty where there are none
@@ -156,6 +157,7 @@ def make(
         repeats=repeats,
         seed=seed,
         groups=groups,
+        left_out=left_out,
         references=table,
         pairs=pairs,
         aggregates=aggregates,

@@ -12,7 +12,7 @@ from pronk.report.runs import Run
 from pronk.report.scoring import AUC, Rule, Scored
 
 _MEMBER = re.compile(r"(^|[/\\])members[/\\][0-9]{2,}$")
-_TOLERANCE = 0.01  # of steps, by which asynchronous runs overshoot
+_TOLERANCE = 0.05  # of steps; the last batch of a run goes beyond its end
 
 
 class Problem(NamedTuple):
@@ -29,7 +29,7 @@ def find(groups: Groups, left_out: Sequence[tuple[Run, str]], rule: Rule) -> lis
         *_left_out(left_out),
         *_unfinished(scored),
         *_missing_tasks(groups),
-        *_per_task(groups, scored),
+        *_per_task(scored, rule),
         *_numbers_of_runs(groups),
         *_duplicates(groups),
         *_mixed_settings(groups),
@@ -74,7 +74,7 @@ def _missing_tasks(groups: Groups) -> Iterator[Problem]:
             )
 
 
-def _per_task(groups: Groups, scored: Sequence[Scored]) -> Iterator[Problem]:
+def _per_task(scored: Sequence[Scored], rule: Rule) -> Iterator[Problem]:
     """Versions, metrics and steps that differ between the runs of a task."""
     by_task: dict[str, list[Scored]] = {}
     for one in scored:
@@ -87,7 +87,8 @@ def _per_task(groups: Groups, scored: Sequence[Scored]) -> Iterator[Problem]:
                 f"the runs of {task} are of {len(versions)} versions, {_listed(versions)}, whose"
                 " returns may not be comparable (--by version tells them apart)",
             )
-    yield from _steps(by_task)
+    if rule.at is None:
+        yield from _steps(by_task)
     metrics = Counter(one.metric for one in scored)
     if len(metrics) > 1:
         counts = ", ".join(f"{count} of {metric}" for metric, count in sorted(metrics.items()))

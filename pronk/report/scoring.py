@@ -52,13 +52,12 @@ class Rule:
         rows = run.of(metric)
         if not rows:
             return f"it has no score of {metric} yet"
-        if self.at is not None:
-            reached = [row for row in rows if row.step <= self.at]
-            if not reached:
-                return f"its first score is at {rows[0].step:,} steps"
-            if len(reached) == len(rows) and self.at - rows[-1].step > _spacing(rows):
-                return f"its last score is at {rows[-1].step:,} steps"
-            rows = reached
+        if (at := self.at) is not None:
+            newest = min(rows, key=lambda row: abs(row.step - at))
+            if 2 * abs(newest.step - at) > _spacing(rows):
+                which = "first" if newest.step > at else "last"
+                return f"its {which} score is at {newest.step:,} steps"
+            rows = rows[: rows.index(newest) + 1]
         if self.metric == AUC:
             weights = new_episodes(rows)
             total = sum(weights) if all(row.episodes for row in rows) else None
