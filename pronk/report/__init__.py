@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pronk.report import long_csv
@@ -83,7 +84,6 @@ def read(paths: Iterable[str | Path]) -> list[Run]:
 
 def as_csv(report: Report) -> str:
     """The long CSV of the scores behind a report, from which the same report can be made."""
-    scored = report.scored()
-    metrics = sorted({one.metric for one in scored})
-    runs = [*(one.run for one in scored), *(run for run, _ in report.left_out)]
-    return long_csv.write(runs, metrics, report.by, plain_head(report))
+    runs = [*(one.run for one in report.scored()), *(run for run, _ in report.left_out)]
+    counted = (replace(run, rows=tuple(run.of(report.rule.source(run)))) for run in runs)
+    return long_csv.write(counted, report.by, plain_head(report))

@@ -101,8 +101,8 @@ def _number(cells: Mapping[str, str], name: str, where: str) -> float | None:
     return value
 
 
-def write(runs: Iterable[Run], metrics: Sequence[str], by: Sequence[str], head: str) -> str:
-    """The text of a CSV of the runs' scores in these metrics.
+def write(runs: Iterable[Run], by: Sequence[str], head: str) -> str:
+    """The text of a CSV of the runs' scores.
 
     by: names of settings that become columns of their own. head: lines for the comment above.
     """
@@ -115,8 +115,6 @@ def write(runs: Iterable[Run], metrics: Sequence[str], by: Sequence[str], head: 
     for run in runs:
         settings = [setting(run, name).replace(MISSING, "") for name in further]
         for row in run.rows:
-            if row.metric not in metrics:
-                continue
             seconds = None if row.wall_seconds is None else round(row.wall_seconds, 3)
             writer.writerow(
                 [
