@@ -52,7 +52,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
 
 
 def _figure(report: Report, width: float, height: float, facts: Sequence[str]) -> Any:
-    """A figure with these facts of the report's heading below; `bands` is one of curves."""
+    """A figure with these facts of the report's heading below; `curves` and `bands` are others."""
     from matplotlib.figure import Figure  # slow to import
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -60,6 +60,8 @@ def _figure(report: Report, width: float, height: float, facts: Sequence[str]) -
     figure = Figure(figsize=(width, height), dpi=150, layout=layout)
     found = dict(heading(report))
     found["bands"] = f"{LEVEL:.0%}, bootstrap of {_repeats(report):,} repeats, seed {report.seed}"
+    metrics = sorted({one.metric for one in report.scored()})
+    found["curves"] = f"mean returns of {' and '.join(metrics)}"
     text = "; ".join(f"{name}: {found[name]}" for name in facts)
     lines = textwrap.wrap(shortened(text, 600), int(width * 19))
     note = "\n".join(drawable(line) for line in lines)
@@ -108,7 +110,7 @@ def _curves(report: Report) -> Any:
     rows = math.ceil(len(tasks) / columns)
     width = 7.0 if columns == 1 else min(3.6 * columns, 20.0)
     height = 4.6 if rows == columns == 1 else 0.8 + 2.5 * rows
-    figure = _figure(report, width, height, ("score", "seeds", "bands"))
+    figure = _figure(report, width, height, ("curves", "seeds", "bands"))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     drawn = {}  # a panel with every group, for the legend
     for axes, task in zip(panels, tasks, strict=False):
@@ -173,7 +175,7 @@ def _curve(
 def _iqm(report: Report) -> Any:
     """The interquartile mean of all tasks and runs over steps; None where no group's runs have
     steps in common."""
-    figure = _figure(report, 7.0, 4.8, ("score", "references", "seeds", "bands"))
+    figure = _figure(report, 7.0, 4.8, ("curves", "references", "seeds", "bands"))
     axes = figure.subplots()
     largest = 0.0
     for i, (label, grid, tasks) in enumerate(_grids(report)):
@@ -279,7 +281,7 @@ def _intervals(report: Report) -> Any:
         report,
         1.2 + 0.07 * longest + 2.3 * len(names),
         height,
-        ("references", "seeds", "intervals"),
+        ("score", "references", "seeds", "intervals"),
     )
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):

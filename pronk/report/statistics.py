@@ -151,8 +151,8 @@ def profile(scores: Scores, thresholds: Any) -> np.ndarray:
 def area_under_curve(returns: Any, episodes: Any) -> float:
     """The mean return of all episodes of training, from mean returns `[N]` of `[N]` episodes each.
 
-    The score of Duan et al. 2016, section 5: the mean over iterations and their trajectories of the
-    undiscounted return.
+    The performance metric of Duan et al. 2016: the mean over iterations and their trajectories of
+    the undiscounted return.
     """
     return float(np.average(np.asarray(returns, float), weights=np.asarray(episodes, float)))
 
