@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,9 +63,18 @@ def read(path: Path) -> list[Run]:
 
 def _run(cells: Mapping[str, str], further: Sequence[str], rows: Iterable[Row], path: Path) -> Run:
     names = ("agent", "env", "version", "seed", "config_hash", "software", "status")
+    ordered = sorted(rows, key=lambda row: row.step)
+    steps = [row.step for row in ordered if row.metric == EVALUATION]
+    twice = next((a for a, b in itertools.pairwise(steps) if a == b), None)
+    if twice is not None:
+        raise UserError(
+            f"'{path}' has more than one evaluation at step {twice:,} of {cells['agent']} on"
+            f" {cells['env']} with seed {cells['seed']}; expected one: tell runs apart by their"
+            " seeds, or by a column `run`."
+        )
     return Run(
         **{name: cells[name] for name in names},
-        rows=tuple(sorted(rows, key=lambda row: row.step)),
+        rows=tuple(ordered),
         name=cells["run"] or str(path),
         settings={name: cells[name] for name in ("agent", *further)},
     )

@@ -15,6 +15,7 @@ from pronk.report import bootstrap, statistics
 from pronk.report.bootstrap import LEVEL
 from pronk.report.build import Report
 from pronk.report.render import heading, plain_head
+from pronk.report.runs import EVALUATION, TRAINING
 from pronk.run.plot import COLOURS, DASHES, drawable, finish_axes, on_common_grid, shortened
 from pronk.storage.files import write_atomically
 
@@ -23,6 +24,7 @@ _POINTS = 100  # of a curve with a band
 _THRESHOLDS = 401
 _WIDE = 5.0  # normalised scores
 _TICKS = (-100, -10, -1, 0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+_CURVES = {EVALUATION: "evaluations", TRAINING: "the last 100 episodes of training"}
 _PANELS = 60  # of the curves' picture, at most
 _SHOWN = ("iqm", "median", "mean", "optimality_gap")  # in the picture of aggregates
 
@@ -61,12 +63,16 @@ def _figure(report: Report, width: float, height: float, facts: Sequence[str]) -
     found = dict(heading(report))
     found["bands"] = f"{LEVEL:.0%}, bootstrap of {_repeats(report):,} repeats, seed {report.seed}"
     metrics = sorted({one.metric for one in report.scored()})
-    found["curves"] = f"mean returns of {' and '.join(metrics)}"
+    found["curves"] = f"mean returns of {' and '.join(_CURVES[metric] for metric in metrics)}"
     text = "; ".join(f"{name}: {found[name]}" for name in facts)
     lines = textwrap.wrap(shortened(text, 600), int(width * 19))
     note = "\n".join(drawable(line) for line in lines)
     figure.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color="#555555")
     return figure
+
+
+def _label(group: str) -> str:
+    return drawable(shortened(group, 60))
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -81,7 +87,8 @@ def _legend(figure: Any, axes: Any, report: Report) -> None:
     """One legend above all panels, unless there is only one group."""
     handles, labels = axes.get_legend_handles_labels()
     if len(report.groups) > 1 and handles:
-        columns = max(1, min(len(labels), int(100 / max(map(len, labels)))))
+        needed = 0.8 + 0.085 * max(map(len, labels))  # inches for a line and its label
+        columns = max(1, min(len(labels), int(figure.get_figwidth() / needed)))
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
@@ -120,7 +127,7 @@ def _curves(report: Report) -> Any:
                 continue
             curves = [report.rule.curve(one.run) for one in group[task]]
             largest = max(largest, *(float(x[-1]) for x, _ in curves))
-            _curve(axes, curves, drawable(label), i, report)
+            _curve(axes, curves, _label(label), i, report)
         finish_axes(axes, "agent steps", largest, intervals=9 if columns == 1 else 5)
         axes.yaxis.set_major_formatter(_short)
         axes.set_title(drawable(shortened(task, 40)), fontsize="medium")
@@ -133,9 +140,10 @@ def _curves(report: Report) -> Any:
     return figure
 
 
-def _chosen(grid: np.ndarray) -> np.ndarray:
-    """The indices of some points of a grid, the first and the last among them."""
-    return np.unique(np.linspace(0, len(grid) - 1, min(len(grid), _POINTS)).astype(int))
+def _chosen(grid: np.ndarray, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The indices of as many points of a grid as the curves need, the first and last among them."""
+    count = min(len(grid), _POINTS, 4 * max(len(x) for x, _ in curves))
+    return np.unique(np.linspace(0, len(grid) - 1, count).astype(int))
 
 
 def _interval(report: Report, statistic: Callable[..., Any], scores: Any) -> np.ndarray:
@@ -166,7 +174,8 @@ def _curve(
     if not len(grid):
         axes.plot([], [], **style)  # no steps in common; the legend names the colour
         return
-    grid, values = grid[_chosen(grid)], values[:, _chosen(grid)]
+    chosen = _chosen(grid, curves)
+    grid, values = grid[chosen], values[:, chosen]
     ends = _interval(report, lambda drawn: drawn[0].mean(1), [values])
     axes.plot(grid, values.mean(0), marker="o" if grid[0] == grid[-1] else None, **style)
     _band(axes, grid, ends, i)
@@ -188,7 +197,7 @@ def _iqm(report: Report) -> Any:
             tasks,
         )
         middle = statistics.iqm([one.T for one in tasks])
-        axes.plot(grid, middle, label=drawable(label), linewidth=1.8, **_style(i))
+        axes.plot(grid, middle, label=_label(label), linewidth=1.8, **_style(i))
         _band(axes, grid, ends, i)
     if not axes.lines:
         return None
@@ -207,7 +216,7 @@ def _grids(report: Report) -> Iterator[tuple[str, np.ndarray, list[np.ndarray]]]
     for label, group in report.groups.items():
         curves = [report.rule.curve(one.run) for task in tasks for one in group[task]]
         grid, values = on_common_grid(curves)
-        chosen = _chosen(grid)
+        chosen = _chosen(grid, curves)
         parts = np.split(values[:, chosen], np.cumsum([len(group[task]) for task in tasks])[:-1])
         if report.pairs is not None:
             scores = statistics.normalised(dict(zip(tasks, parts, strict=True)), report.pairs)
@@ -242,7 +251,7 @@ def _profiles(report: Report) -> Any:
     for i, (label, group) in enumerate(scores.items()):
         ends = _interval(report, lambda drawn: statistics.profile(drawn, thresholds), group)
         middle = statistics.profile(group, thresholds)
-        axes.plot(thresholds, middle, label=drawable(label), linewidth=1.8, **_style(i))
+        axes.plot(thresholds, middle, label=_label(label), linewidth=1.8, **_style(i))
         _band(axes, thresholds, ends, i)
     if wide:
         axes.set_xscale("function", functions=(_symlog, _inverse_symlog))

@@ -175,10 +175,9 @@ def _comparison(report: Report) -> Table:
     for name, one in found.differences.items():
         value, ends = _estimate(one, report)
         rows.append((f"all: {statistics.AGGREGATES[name].title}", value, ends, "", ""))
-    better = f"P({found.first} > {found.second})"
     probability = f"{found.improvement.value:.2f}"
     ends = interval(found.improvement, lambda value: f"{value:.2f}")
-    rows.append((f"all: mean {better}", "", ends, "", probability))
+    rows.append(("all: mean P(better)", "", ends, "", probability))
     title = f"{found.first} compared with {found.second}"
     header = ("task", "difference", f"{LEVEL:.0%} interval", "Welch's p", "P(better)")
     return Table(title, header, rows)
