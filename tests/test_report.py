@@ -554,6 +554,9 @@ def test_tables_of_references() -> None:
         table = references.load(name)
         assert table is not None
         assert len(table.table) == 57
+    duan = references.load("duan2016")
+    assert duan is not None
+    assert duan.of(["pronk/Acrobot"], {}) == {"pronk/Acrobot": (-1904.5, -223.6)}
     zoo, agent57 = references.load("dqn-zoo"), references.load("agent57")
     assert zoo is not None
     assert agent57 is not None

@@ -130,7 +130,7 @@ class ReportArguments:
     """Agent steps at which scores count. [the end of each run]"""
     normalise: str = "none"
     """References that make tasks comparable: none, human, random-best, muzero-s1, agent57, dqn-zoo,
-    scales, or a file, FILE.csv, with the columns task, random, reference."""
+    duan2016, scales, or a file, FILE.csv, with the columns task, random, reference."""
     bootstrap: int = number(50_000, at_least=100, limit=10**7)
     """Repeats of the bootstrap."""
     seed: int = number(0, at_least=0, at_most=2**63 - 1)

@@ -37,6 +37,14 @@ RANDOM_PLAY: dict[str, float] = {
     "MountainCarContinuous": -33.1,
     "Pendulum": -1232.0,
 }
+# Random play and the best agent of each row, after 25 million steps: Duan et al. 2016, table 1.
+DUAN: dict[str, tuple[float, float]] = {
+    "pronk/CartPoleBalance": (77.1, 4869.8),
+    "pronk/CartPoleSwingUp": (-153.4, 247.2),
+    "pronk/MountainCar": (-415.4, -61.7),
+    "pronk/Acrobot": (-1904.5, -223.6),
+    "pronk/DoublePendulum": (149.7, 4455.4),
+}
 COLUMNS = ("task", "random", "reference")
 _TASK = re.compile(r"(?P<name>[^?]+?)(?:-(?P<version>v[0-9]+))?(?P<arguments>\?.*)?", re.DOTALL)
 
@@ -126,15 +134,16 @@ def _scales() -> dict[str, tuple[float, float | None]]:
 
 
 MUZERO = "random and human play of Schrittwieser et al. 2020 (MuZero), table S1"
-_ATARI: dict[str, tuple[str, Mapping[str, tuple[float, float]]]] = {
+_TABLES: dict[str, tuple[str, Mapping[str, tuple[float, float]]]] = {
     "muzero-s1": (MUZERO, scores.ATARI),
     "agent57": (
         "random and human play, one decimal, as in Badia et al. 2020 (Agent57)",
         scores.AGENT57,
     ),
     "dqn-zoo": ("random and human play of DQN Zoo's atari_data.py", scores.DQN_ZOO),
+    "duan2016": ("random play and the best agent of Duan et al. 2016, table 1", DUAN),
 }
-NAMES = ("none", "human", "random-best", *_ATARI, "scales")
+NAMES = ("none", "human", "random-best", *_TABLES, "scales")
 
 
 def load(normalise: str) -> References | None:
@@ -146,8 +155,8 @@ def load(normalise: str) -> References | None:
         return None
     if normalise == "human":
         return load("muzero-s1")
-    if normalise in _ATARI:
-        about, table = _ATARI[normalise]
+    if normalise in _TABLES:
+        about, table = _TABLES[normalise]
         return References(normalise, about, _keyed(table))
     if normalise == "scales":
         return References("scales", "those of the tasks of suite/scales-v0", _scales(), exact=True)
