@@ -21,6 +21,7 @@ from pronk.config.arguments import (
     PBTArguments,
     PlotArguments,
     RecordArguments,
+    ReportArguments,
     TrainArguments,
     parse,
 )
@@ -43,6 +44,7 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
   eval RUN           play episodes with a trained or exported agent and report the score
   record RUN         film episodes (MP4 or GIF)
   plot RUN [RUN ..]  draw learning curves, or a population (PNG)
+  report RUNS ...    compare many runs: tables, intervals, tests, pictures
   export RUN FILE    write the policy to one safetensors file
   inspect RUN        show configuration, counters and a digest of a run
   list               list agents, environments, and what each agent supports
@@ -242,6 +244,45 @@ def plot(args: list[str]) -> None:
     _say(str(drawn))
 
 
+def report(args: list[str]) -> None:
+    """`pronk report RUNS ...`."""
+    parsed = parse(ReportArguments, "report", args, description="Compare many runs.")
+    if not parsed.runs:
+        raise UserError(
+            "expected `pronk report RUNS ...`, got nothing; give directories of runs, or long CSVs."
+        )
+    from pronk import report as reports
+    from pronk.storage.files import write_atomically
+
+    made = reports.make(
+        reports.read(parsed.runs),
+        by=[name.strip() for name in parsed.by.split(",")],
+        metric=parsed.metric,
+        last=parsed.last,
+        at=parsed.at,
+        normalise=parsed.normalise,
+        repeats=parsed.bootstrap,
+        seed=parsed.seed,
+        compare=parsed.compare,
+    )
+    for line in reports.text(made).splitlines():
+        _say(line)
+    for flag, path, write in (
+        ("--csv", parsed.csv, reports.as_csv),
+        ("--md", parsed.md, reports.markdown),
+    ):
+        if path is not None:
+            write_atomically(path, write(made).encode(errors="backslashreplace"), flag=flag)
+            _say(f"written: {path}")
+    if parsed.png is not None:
+        from pronk.report.plots import draw as draw_report
+
+        for path in draw_report(made, parsed.png):
+            _say(f"written: {path}")
+    if parsed.strict and made.problems:
+        sys.exit(1)
+
+
 def export(args: list[str]) -> None:
     """`pronk export RUN FILE`."""
     text = "Write the newest policy of a run to one file."
@@ -383,6 +424,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "record": record,
     "plot": plot,
+    "report": report,
     "export": export,
     "inspect": inspect,
     "list": list_known,

@@ -63,7 +63,7 @@ def assert_picture(path: Path) -> None:
     height, width = imageio.imread(path).shape[:2]
     assert height > 500
     assert width > 800
-    assert pixels(path, module._COLOURS[0]) > 500
+    assert pixels(path, module.COLOURS[0]) > 500
     assert pixels(path, "#FFFFFF") > height * width / 2
 
 
@@ -97,17 +97,17 @@ def test_labels_say_what_differs_and_no_more(tmp_path: Path) -> None:
 def test_many_runs_remain_distinguishable(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(i), entropy=i / 100, seed=i, points=20) for i in range(10)]
     plot(runs, tmp_path / "a.png")
-    assert all(pixels(tmp_path / "a.png", colour) > 100 for colour in module._COLOURS)
+    assert all(pixels(tmp_path / "a.png", colour) > 100 for colour in module.COLOURS)
     svg = plot(runs, tmp_path / "a.svg").read_text()
     assert svg.count("stroke-dasharray") > 0  # the eighth has the first one's colour
 
 
 def test_seeds_are_averaged_where_all_of_them_are() -> None:
     x, y = np.arange(5.0), np.zeros(5)
-    grid, values = module._on_common_grid([(x, y), (x[1:3], y[1:3] + 1)])
+    grid, values = module.on_common_grid([(x, y), (x[1:3], y[1:3] + 1)])
     assert (grid[0], grid[-1]) == (1, 2)
     np.testing.assert_allclose(values.mean(0), 0.5)
-    grid, values = module._on_common_grid([(x, y), (x + 10, y)])
+    grid, values = module.on_common_grid([(x, y), (x + 10, y)])
     assert values.shape == (2, 0)
 
 

@@ -23,6 +23,7 @@ LAYERS = (
     ("__main__",),
     ("pronk", "cli"),
     ("experiments",),
+    ("report",),
     ("pbt",),
     ("run",),
     ("runtime", "agents"),

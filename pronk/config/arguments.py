@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 from tyro import constructors
@@ -110,6 +110,41 @@ class PlotArguments:
     """Title above the picture."""
     csv: Path | None = None
     """Also write the curves to this file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportArguments:
+    """Arguments of `pronk report`."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Directories of runs, or of many runs, and long CSVs (docs/report.md)."""
+    by: str = "agent"
+    """Settings whose values name the groups that are compared, with commas: agent, or any name in
+    config.json, as in agent,learning_rate."""
+    metric: Literal["auto", "evaluation", "training", "auc"] = "auto"
+    """Whose returns count: of evaluations, of training, or auc, of all episodes of a run (the area
+    under its curve). auto: of evaluations where a run has some, else of training."""
+    last: int | None = number(None, at_least=1, limit=10**12)
+    """Episodes that a run's score averages. [the last evaluation; 100 of training]"""
+    at: int | None = number(None, at_least=1, limit=10**15)
+    """Agent steps at which scores count. [the end of each run]"""
+    normalise: str = "none"
+    """References that make tasks comparable: none, human, random-best, muzero-s1, agent57, dqn-zoo,
+    duan2016, scales, or a file, FILE.csv, with the columns task, random, reference."""
+    bootstrap: int = number(50_000, at_least=100, limit=10**7)
+    """Repeats of the bootstrap."""
+    seed: int = number(0, at_least=0, at_most=2**63 - 1)
+    """Random seed of the bootstrap."""
+    compare: tuple[str, str] | None = None
+    """Two groups, A B: differences, Welch's t-test, probability of improvement."""
+    csv: Path | None = None
+    """Also write the scores to this file, which `pronk report` can read."""
+    md: Path | None = None
+    """Also write the report to this file, as Markdown."""
+    png: Path | None = None
+    """Also draw curves, profiles and aggregates, into this directory."""
+    strict: bool = False
+    """Exit with status 1 if there is any warning."""
 
 
 @dataclasses.dataclass(frozen=True)

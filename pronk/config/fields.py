@@ -232,8 +232,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)
     if origin is tuple:
-        of = options[0] if options[1:] == (Ellipsis,) else Any
-        return isinstance(value, tuple | list) and all(_fits(v, of) for v in value)
+        if not isinstance(value, tuple | list):
+            return False
+        if options[1:] != (Ellipsis,):
+            return len(value) == len(options) and all(map(_fits, value, options))
+        return all(_fits(v, options[0]) for v in value)
     if hint in (int, float):
         return isinstance(value, int | hint) and not isinstance(value, bool)
     if hint is Path:

@@ -67,6 +67,22 @@ ATARI: dict[str, tuple[float, float]] = {
     "Zaxxon": (32.5, 9173.3),
 }
 
+# The same play with one decimal, as in Badia et al. 2020 ("Agent57"): its tables of scores follow
+# from these, and in games with close references, such as Double Dunk, not from `ATARI`.
+AGENT57: dict[str, tuple[float, float]] = {
+    name: (round(random, 1), round(human, 1)) for name, (random, human) in ATARI.items()
+} | {
+    "Alien": (227.8, 7127.7),
+    "FishingDerby": (-91.7, -38.7),
+    "TimePilot": (3568.0, 5229.2),
+}
+# Those of DQN Zoo (Quan and Ostrovski 2020), which has another random player in Video Pinball.
+DQN_ZOO: dict[str, tuple[float, float]] = {
+    **AGENT57,
+    "KungFuMaster": (258.5, 22736.3),
+    "VideoPinball": (16256.9, 17667.9),
+}
+
 
 def game(env_name: str) -> str | None:
     """The key of `ALE/Game-v5` in `ATARI`, or None."""
@@ -91,7 +107,8 @@ def aggregates(values: Sequence[float]) -> dict[str, float]:
     """Mean, median and capped mean of one normalised score per task.
 
     Capping each score at 1 keeps superhuman scores in some tasks from hiding failures in others
-    (Espeholt et al. 2018, section 5.3).
+    (Espeholt et al. 2018, section 5.3). `pronk.report` has these and more statistics of several
+    runs per task; its capped mean is clipped at 0, too.
     """
     return {
         "mean": statistics.fmean(values),

@@ -18,8 +18,8 @@ from pronk.errors import UserError, nearest, printable
 from pronk.storage.files import is_number, read_lines, write_atomically
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers, without the pale yellow.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
 _FORMATS = (".png", ".pdf", ".svg")
 _LABELS = {
     "steps": "agent steps",
@@ -118,10 +118,13 @@ def drawable(text: str, *, formulas: bool = False) -> str:
     return text.replace("$", r"\$")
 
 
-def finish_axes(axes: Any, label: str, largest: float, *, seconds: bool = False) -> None:
+def finish_axes(
+    axes: Any, label: str, largest: float, *, seconds: bool = False, intervals: int = 9
+) -> None:
     """Label the horizontal axis of matplotlib `axes`, in a unit that suits values to `largest`.
 
-    Call it when everything is plotted. seconds: the values are seconds.
+    Call it when everything is plotted. seconds: the values are seconds. intervals: between ticks,
+    at most.
     """
     from matplotlib.ticker import MaxNLocator  # slow to import
 
@@ -129,7 +132,7 @@ def finish_axes(axes: Any, label: str, largest: float, *, seconds: bool = False)
     axes.set_xlabel(f"{label} ({unit})" if unit else label)
     axes.margins(x=0.02)
     left, right = axes.get_xlim()
-    ticks = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(left / scale, right / scale)
+    ticks = MaxNLocator(intervals, steps=[1, 2, 5, 10]).tick_values(left / scale, right / scale)
     axes.set_xticks([scale * tick for tick in ticks if left <= scale * tick <= right])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
     axes.grid(alpha=0.3)
@@ -230,8 +233,8 @@ def _draw(
     axes = figure.add_subplot()
     for i, (name, members) in enumerate(groups):
         label = drawable(name)
-        colour = _COLOURS[i % len(_COLOURS)]
-        dashes = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+        colour = COLOURS[i % len(COLOURS)]
+        dashes = DASHES[i // len(COLOURS) % len(DASHES)]
         curves = [(run.x, _smoothed(run.y, smooth)) for run in members]
         if len(members) == 1:
             marker = "o" if len(curves[0][0]) == 1 else None
@@ -239,7 +242,7 @@ def _draw(
             continue
         for curve in curves:
             axes.plot(*curve, color=colour, linewidth=0.6, alpha=0.45)
-        grid, values = _on_common_grid(curves)
+        grid, values = on_common_grid(curves)
         label = f"{label}\nmean of {len(members)} seeds, band from minimum to maximum"
         axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
         marker = "o" if len(grid) and grid[0] == grid[-1] else None  # one point is no line
@@ -266,7 +269,7 @@ def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _on_common_grid(
+def on_common_grid(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points `[N]` in the range that all curves cover, and the curves interpolated there,

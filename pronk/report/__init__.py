@@ -1,0 +1,89 @@
+"""Reports on many runs: statistics over seeds and tasks, with intervals.
+
+    from pronk import report
+
+    made = report.make(report.read(["runs"]), normalise="human", compare=("impala", "r2d2"))
+    print(report.text(made))
+
+`docs/report.md` defines every number. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pronk.report import long_csv
+from pronk.report.bootstrap import distribution, interval
+from pronk.report.build import Report, make
+from pronk.report.render import markdown, plain_head, text
+from pronk.report.runs import Row, Run, directories, read_run
+from pronk.report.statistics import (
+    AGGREGATES,
+    aggregates,
+    area_under_curve,
+    capped_mean,
+    iqm,
+    mean,
+    median,
+    normalised,
+    optimality_gap,
+    percentile,
+    probability_of_improvement,
+    profile,
+    tasks_above,
+)
+from pronk.report.welch import welch
+
+__all__ = [
+    "AGGREGATES",
+    "Report",
+    "Row",
+    "Run",
+    "aggregates",
+    "area_under_curve",
+    "as_csv",
+    "capped_mean",
+    "distribution",
+    "interval",
+    "iqm",
+    "make",
+    "markdown",
+    "mean",
+    "median",
+    "normalised",
+    "optimality_gap",
+    "percentile",
+    "probability_of_improvement",
+    "profile",
+    "read",
+    "tasks_above",
+    "text",
+    "welch",
+]
+
+
+def read(paths: Iterable[str | Path]) -> list[Run]:
+    """The runs in directories, of one run or of many, and in long CSVs; each directory once.
+
+    Raises UserError where there is none, or a file is damaged.
+    """
+    runs: list[Run] = []
+    seen = set()
+    for path in map(Path, paths):
+        if path.is_file():
+            runs += long_csv.read(path)
+            continue
+        for directory in directories(path):
+            if (real := directory.resolve()) not in seen:
+                seen.add(real)
+                runs += read_run(directory)
+    return runs
+
+
+def as_csv(report: Report) -> str:
+    """The long CSV of the scores behind a report, from which the same report can be made."""
+    runs = [*(one.run for one in report.scored()), *(run for run, _ in report.left_out)]
+    counted = (replace(run, rows=tuple(run.of(report.rule.source(run)))) for run in runs)
+    return long_csv.write(counted, report.by, plain_head(report))
