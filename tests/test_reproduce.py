@@ -187,7 +187,7 @@ def test_experiments_do_not_change_with_the_presets(monkeypatch, tmp_path):
     assert before == [plan.agent_config for plan in configs()]
     assert {(c.optimiser, c.learning_rate, c.reward_clip) for c in before} == {("adam", 3e-3, 0.0)}
     assert [c.hidden_sizes for c in before] == [(64,), (64,), (128,)]
-    assert [c.batch_size for c in before] == [16, 16, 15]
+    assert [c.batch_size for c in before] == [16, 16, 18]
 
 
 @pytest.mark.extended
