@@ -301,7 +301,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 
 
 HELP = {
-    "CartPole-v1": ("small", "Learning rate at the start. [preset small] (default: 0.003)"),
+    "CartPole-v1": ("small", "Learning rate at the start. [preset small] (default: 0.002)"),
     "ALE/Pong-v5": ("atari", "Learning rate at the start. [preset atari] (default: 0.0008)"),
     "Pendulum-v1": ("continuous", "γ. [preset continuous] (default: 0.9)"),
     "CartPole-v1 --preset paper": ("paper", "at the start. [E18, table G.1] (default: 0.0006)"),
@@ -317,7 +317,7 @@ def test_help_shows_what_an_environment_gets(env: str, capsys: pytest.CaptureFix
         assert shown in found
         assert f"those for {env.split()[0]}: of preset {preset}" in found
         assert "RMSProp's mean square. [E18, table G.1] (default: 0.99)" in found
-        assert "small: batch_size 16, optimiser adam, learning_rate 0.003" in found
+        assert "small: batch_size 8, optimiser adam, learning_rate 0.002" in found
 
 
 def test_help_says_which_values_are_the_agents_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -297,6 +297,25 @@ def test_only_bounded_dimensions_are_squashed():
     np.testing.assert_allclose(entropy, -both.log_prob(many, drawn).mean(), atol=0.03)
 
 
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_a_mean_beyond_the_bound_is_led_back(side):
+    """Gradients that lead it back pass in full, however far out it is; others are zero."""
+    d = DiagonalGaussian((-1.0,), (1.0,), squash=True)
+    bound = distributions.MEAN_BOUND
+
+    def gradient(mean, raw):
+        """Of a loss: the action's probability should grow."""
+        params = jnp.array([mean, 0.0])
+        return jax.grad(lambda p: -d.log_prob(p, jnp.array([raw])))(params)[0]
+
+    np.testing.assert_allclose(d.mode(jnp.array([side * 30.0, 0.0])), [side * bound])
+    inward = gradient(side * 30.0, side * (bound - 1.0))
+    np.testing.assert_allclose(inward, gradient(side * bound, side * (bound - 1.0)), rtol=1e-5)
+    assert inward * side > 0.5
+    assert gradient(side * 30.0, side * (bound + 1.0)) == 0
+    assert gradient(side * 2.0, side * (bound + 1.0)) * side < -0.5  # within it, all pass
+
+
 def test_squashed_actions_within_bounds():
     space = spaces.Box(np.array([-2.0, 0.1], np.float32), np.array([2.0, 0.3], np.float32))
     d = distributions.for_space(space, squash=True)

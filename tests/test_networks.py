@@ -262,6 +262,34 @@ def test_actor_critic(core, separate):
     assert shared == (set() if separate else {"encoder"} | ({"core"} if core == "lstm" else set()))
 
 
+@pytest.mark.parametrize("core", ["none", "lstm", "gru"])
+def test_a_separate_value_sees_what_the_core_remembers(core):
+    """Of an earlier row, until an episode begins; without a core it sees its own row only."""
+    module = networks.ActorCritic(
+        space=spaces.Box(-1, 1, (2,)),
+        num_params=3,
+        torso="auto",
+        hidden_sizes=(6,),
+        activation="tanh",
+        core=cores.make_core(core, 4),
+        separate_value=True,
+    )
+    steps, batch = 4, 2
+    x = jax.random.normal(KEY, (steps, batch, 2))
+    reward, last_action = jnp.zeros((steps, batch)), jnp.zeros((steps, batch, 3))
+    first = jnp.zeros((steps, batch), bool).at[2, 1].set(True)  # of the second environment
+    state = cores.initial_state(module.core, batch)
+    params = module.init(KEY, x, reward, last_action, first, state)
+
+    def values(x):
+        return module.apply(params, x, reward, last_action, first, state).values[..., 0]
+
+    change = np.abs(values(x.at[0].add(1.0)) - values(x)) > 1e-6
+    remembers = core != "none"
+    np.testing.assert_array_equal(change[:, 0], [True, remembers, remembers, remembers])
+    np.testing.assert_array_equal(change[:, 1], [True, remembers, False, False])
+
+
 class Accumulator(nn.Module):
     """A core from outside the package: the sum of its inputs since the episode's beginning."""
 

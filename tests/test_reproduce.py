@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pronk import cli, envs
-from pronk.agents import r2d2
+from pronk.agents import impala_config, r2d2
 from pronk.experiments.reproduce import (
     pbt,
     policy_lag,
@@ -169,6 +169,25 @@ def test_bad_input(args, message, capsys):
 
 
 # Fused runs side by side, and the experiments made of them.
+
+
+def test_experiments_do_not_change_with_the_presets(monkeypatch, tmp_path):
+    """Their committed results belong to hyperparameters that they name themselves."""
+
+    def configs():
+        tasks = vtrace_ablation.TASKS
+        yield pbt.plan_for(pbt.TASKS["cart-pole"], 100, tmp_path, 1.0)
+        yield vtrace_ablation.plan_for(tasks["deep sea"], "none", replay=True, lag=0, steps=1000)
+        yield popart_experiment.plan_for("popart", 1000, debias=False)
+
+    before = [plan.agent_config for plan in configs()]
+    for preset in (p for name, p in impala_config.PRESETS.items() if name != "paper"):
+        monkeypatch.setitem(preset, "separate_value", True)
+        monkeypatch.setitem(preset, "optimiser_epsilon", 0.1)
+    assert before == [plan.agent_config for plan in configs()]
+    assert {(c.optimiser, c.learning_rate, c.reward_clip) for c in before} == {("adam", 3e-3, 0.0)}
+    assert [c.hidden_sizes for c in before] == [(64,), (64,), (128,)]
+    assert [c.batch_size for c in before] == [16, 16, 18]
 
 
 @pytest.mark.extended

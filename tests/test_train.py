@@ -660,3 +660,11 @@ def test_a_memory_task_is_learnt_with_a_recurrent_core_only(tmp_path: Path) -> N
 def test_cartpole_is_learnt(tmp_path: Path) -> None:
     pronk.train("impala", "CartPole-v1", steps=150_000, run_dir=tmp_path, seed=1, **SMALL)
     assert pronk.load(tmp_path).evaluate(episodes=20).mean_return >= 400
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_squashed_actions_between_unequal_bounds_are_learnt(tmp_path: Path) -> None:
+    """The policy does not end at a bound. A random one scores about −163."""
+    pronk.train("impala", "toy_box:ToyBox-v0", steps=100_000, run_dir=tmp_path, **SMALL)
+    assert pronk.load(tmp_path).evaluate(episodes=50).mean_return >= -5

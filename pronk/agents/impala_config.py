@@ -108,7 +108,8 @@ class Config:
     recurrent_units: int = number(256, above=0, source="E18, figure 3")
     """Units of the recurrent core."""
     separate_value: bool = False
-    """Give the value function a network of its own (without a core). The paper shares one."""
+    """Give the value function a network of its own, which also sees the core's output. The paper
+    shares one."""
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which convolutions and dense layers before the core compute; parameters, the core,
     the heads and all losses stay float32. bfloat16 is for accelerators."""
@@ -139,17 +140,18 @@ class Config:
 
 
 _SMALL: dict[str, Any] = {
-    "batch_size": 16,
+    "batch_size": 8,
     "optimiser": "adam",
-    "learning_rate": 3e-3,
+    "learning_rate": 2e-3,
     "optimiser_epsilon": 1e-5,
     "loss_reduction": "mean",
     "max_gradient_norm": 0.5,
     "reward_clip": 0.0,
     "reward_scale": 0.1,
-    "entropy_cost": 1e-3,
+    "entropy_cost": 2e-3,
     "hidden_sizes": (64, 64),
     "activation": "tanh",
+    "separate_value": True,
     "recurrent_units": 64,
 }
 
@@ -186,7 +188,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reward_scale": 0.1,
         "discount": 0.9,
         "trace_lambda": 0.95,
-        "entropy_cost": 3e-3,
+        "entropy_cost": 0.01,
         "squash_actions": True,
         "hidden_sizes": (64, 64),
         "activation": "tanh",

@@ -29,6 +29,28 @@ MASKED = -1e9
 MEAN_BOUND = 2.5
 
 
+@jax.custom_vjp
+def _within_bound(mean: Array) -> Array:
+    """`mean` clipped to ± MEAN_BOUND; beyond it, only gradients whose descent leads back pass.
+
+    Those of clipping, or of a tanh, would be zero, or nearly, and a mean that an update has
+    carried beyond the bound would stay there.
+    """
+    return jnp.clip(mean, -MEAN_BOUND, MEAN_BOUND)
+
+
+def _within_bound_forward(mean: Array) -> tuple[Array, Array]:
+    return _within_bound(mean), mean
+
+
+def _within_bound_backward(mean: Array, gradient: Array) -> tuple[Array]:
+    outward = (jnp.abs(mean) > MEAN_BOUND) & (mean * gradient < 0)
+    return (jnp.where(outward, 0.0, gradient),)
+
+
+_within_bound.defvjp(_within_bound_forward, _within_bound_backward)
+
+
 class Distribution(Protocol):
     """The action distribution of a policy; for `raw` see the module's docstring.
 
@@ -271,8 +293,8 @@ class DiagonalGaussian:
     def _mean_std(self, params: Array) -> tuple[Array, Array]:
         _batch_shape(self, params=params)
         mean, x = jnp.split(params, 2, axis=-1)
-        # Far out tanh is flat: a mean beyond the bound would get no gradient back.
-        mean = self._if_squashed(lambda: MEAN_BOUND * jnp.tanh(mean / MEAN_BOUND), lambda: mean)
+        # Far out tanh is flat: a mean there would get no gradient back.
+        mean = self._if_squashed(lambda: _within_bound(mean), lambda: mean)
         offset = np.log(np.expm1(self.initial_std))
         return mean, jax.nn.softplus(x + offset) + self.min_std
 

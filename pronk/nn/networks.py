@@ -185,9 +185,10 @@ def check_torso(space: gym.Space, torso: Torso) -> None:
 class Encoder(nn.Module):
     """Any (nested) observation `[N, ...]` to float32 features `[N, hidden_sizes[-1]]`.
 
-    Images are convolved, other leaves are flattened; the concatenation of all passes through dense
-    layers of the widths `hidden_sizes`. Raises UserError for a space that is not supported, and
-    for a torso from outside the package where there are no images.
+    Images are convolved, other leaves are flattened; the concatenation of all, and of `memory`
+    `[N, M]` if it is given, passes through dense layers of the widths `hidden_sizes`. Raises
+    UserError for a space that is not supported, and for a torso from outside the package where
+    there are no images.
     """
 
     space: gym.Space
@@ -197,7 +198,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
     @nn.compact
-    def __call__(self, observation: PyTree) -> Array:
+    def __call__(self, observation: PyTree, memory: Array | None = None) -> Array:
         if not isinstance(self.torso, str):
             check_torso(self.space, self.torso)
         parts = []
@@ -208,6 +209,8 @@ class Encoder(nn.Module):
                 parts.append(torso(name=f"torso{i}", dtype=self.dtype)(_channels_last(x)))
             else:
                 parts.append(as_vector(space, x, jnp))
+        if memory is not None:
+            parts.append(memory)
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         activate = nn.tanh if self.activation == "tanh" else nn.relu
         for i, width in enumerate(self.hidden_sizes):
@@ -281,8 +284,9 @@ class ActorCritic(nn.Module):
     """Encoder, optional recurrent core, policy and value heads (Espeholt et al. 2018, figure 3).
 
     observation `[T, B, ...]`, reward `[T, B]` and last_action `[T, B, A]` (inputs of the core
-    only), first `[T, B]`, state `[B, ...]` (`()` without a core). `pixel=True` also computes the
-    action values of pixel control.
+    only), first `[T, B]`, state `[B, ...]` (`()` without a core). A separate value function sees
+    the observation and the core's output, through which it sends no gradient. `pixel=True` also
+    computes the action values of pixel control.
     """
 
     space: gym.Space
@@ -291,7 +295,7 @@ class ActorCritic(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: str
     core: RecurrentCore | None = None
-    separate_value: bool = False  # whether the value has an encoder of its own, without core
+    separate_value: bool = False  # whether the value has an encoder of its own
     encoder_dtype: Any = jnp.float32
     num_values: int = 1
     zero_values: bool = False  # initial values are zero
@@ -337,7 +341,13 @@ class ActorCritic(nn.Module):
             pixel_values = pixel_values.reshape(steps, batch, *pixel_values.shape[1:])
         if self.separate_value:
             encoder["hidden_sizes"] = self.value_sizes or self.hidden_sizes
-            features = Encoder(**encoder, name="value_encoder")(flat).reshape(steps, batch, -1)
+            memory = None
+            if self.core is not None:
+                # Read, not trained: the value function's errors must not change what the policy
+                # remembers.
+                memory = jax.lax.stop_gradient(features).reshape(steps * batch, -1)
+            value_encoder = Encoder(**encoder, name="value_encoder")
+            features = value_encoder(flat, memory).reshape(steps, batch, -1)
         kernel = nn.initializers.zeros if self.zero_values else nn.initializers.orthogonal(1.0)
         values = nn.Dense(self.num_values, kernel_init=kernel, name="value")(features)
         return Output(policy, values, state, pixel_values)

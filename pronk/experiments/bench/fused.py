@@ -11,6 +11,7 @@ from pronk import envs
 from pronk.envs.suite import check_slots
 from pronk.experiments.bench.settings import Fused
 from pronk.experiments.bench.timing import median_seconds
+from pronk.experiments.hyperparameters import SMALL
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, configure_jax, initial_state
 from pronk.runtime import fused
@@ -65,7 +66,8 @@ def _steps_per_second(
     case: tuple[str, dict[str, Any]], settings: Fused, *, learning: bool
 ) -> float:
     env, network = case
-    plan = resolve("impala", env, unroll=settings.unroll, batch_size=settings.num_envs, **network)
+    shape = {"unroll": settings.unroll, "batch_size": settings.num_envs}
+    plan = resolve("impala", env, preset="paper", **{**SMALL, **network, **shape})
     _, agent = build(plan, env)
     if not learning:
         agent = _without_update(agent)

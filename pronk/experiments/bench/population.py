@@ -18,6 +18,7 @@ from pronk.config.spec import Plan
 from pronk.errors import UserError
 from pronk.experiments.bench.fused import NETWORKS, repeat
 from pronk.experiments.bench.settings import Population as Settings
+from pronk.experiments.hyperparameters import SMALL
 from pronk.run.build import fused_shape
 from pronk.run.resolve import resolve
 from pronk.run.setup import ACTOR_KEY, INIT_KEY, build, configure_jax, key_for
@@ -41,10 +42,11 @@ def measure(settings: Settings) -> dict[str, Any]:
     env = envs.jax_env_of(settings.env)
     if env is None:
         raise UserError(f"`--env` is '{settings.env}'; expected an environment written in JAX.")
+    shape = {"unroll": settings.unroll, "batch_size": settings.num_envs}
+    network = NETWORKS.get(settings.env, {"hidden_sizes": (64, 64)})
     plan = resolve(
-        "impala", settings.env, preset="small", runtime="fused", unroll=settings.unroll,
-        batch_size=settings.num_envs, **NETWORKS.get(settings.env, {"hidden_sizes": (64, 64)}),
-    )  # fmt: skip
+        "impala", settings.env, preset="paper", runtime="fused", **{**SMALL, **network, **shape}
+    )
     _, agent = build(plan, settings.env)
     one_by_one = jax.default_backend() == "cpu"
     ways: dict[str, Callable[[], Iterator[int]]] = {

@@ -20,6 +20,7 @@ import numpy as np
 from pronk import pbt
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
+from pronk.experiments.hyperparameters import SMALL
 from pronk.experiments.reproduce import common
 from pronk.experiments.reproduce.common import select, unique
 from pronk.experiments.reproduce.settings import PBT
@@ -73,13 +74,13 @@ def plan_for(task: Task, seed: int, directory: Path, scale: float) -> Plan:
     return resolve(
         "impala",
         task.env,
-        preset="small",
+        preset="paper",
         env_args=task.env_args,
         runtime="fused",
         steps=round(task.steps * scale),
         seed=seed,
         run_dir=directory,
-        **task.settings,
+        **{**SMALL, **task.settings},
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pronk.config.spec import Plan
 from pronk.envs.suite import SUITES, Task
+from pronk.experiments.hyperparameters import SMALL
 from pronk.experiments.reproduce import common, side_by_side
 from pronk.experiments.reproduce.common import Interval, interval, select
 from pronk.experiments.reproduce.settings import PopArt
@@ -63,10 +64,10 @@ def alone(task: Task, steps: int, *, debias: bool) -> Plan:
 def _plan(
     env: str, env_args: Any, steps: int, condition: str, debias: bool, *, batch_size: int
 ) -> Plan:
-    settings = {**COMMON, **CONDITIONS[condition][1], "batch_size": batch_size}
+    settings = {**SMALL, **COMMON, **CONDITIONS[condition][1], "batch_size": batch_size}
     settings["popart_debias"] = debias and "value_normalisation" in settings
     return resolve(
-        "impala", env, preset="small", env_args=env_args, runtime="fused", steps=steps, **settings
+        "impala", env, preset="paper", env_args=env_args, runtime="fused", steps=steps, **settings
     )
 
 

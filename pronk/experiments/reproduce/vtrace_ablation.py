@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pronk.config.spec import Plan
+from pronk.experiments.hyperparameters import SMALL
 from pronk.experiments.reproduce import common, side_by_side
 from pronk.experiments.reproduce.common import Interval, interval, select, unique
 from pronk.experiments.reproduce.settings import VTraceAblation
@@ -60,21 +61,20 @@ QUICK = ("delayed catch", "memory cue", "deep sea")
 
 def plan_for(task: Task, correction: str, *, replay: bool, lag: int, steps: int) -> Plan:
     """A run's plan, without the members' own learning rates and entropy costs."""
-    settings = {"unroll": 20, "activation": "relu", "reward_scale": 1.0, **task.settings}
+    settings = {**SMALL, "unroll": 20, "activation": "relu", "reward_scale": 1.0, **task.settings}
     fresh = FRESH // settings["unroll"]
     return resolve(
         "impala",
         task.env,
-        preset="small",
+        preset="paper",
         env_args=task.env_args,
         runtime="fused",
         steps=steps,
         correction=correction,
         policy_lag=lag,
-        batch_size=2 * fresh if replay else fresh,
         replay_fraction=0.5 if replay else 0.0,
         replay_capacity=50_000,
-        **settings,
+        **{**settings, "batch_size": 2 * fresh if replay else fresh},
     )
 
 
