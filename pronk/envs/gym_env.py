@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pronk.envs.construct import Factory
 from pronk.envs.episodes import EpisodeCounter, slot_states
-from pronk.envs.slot import Factory, Fault, Rows, Slot
+from pronk.envs.slot import Fault, Rows, Slot
 from pronk.errors import UserError
 from pronk.maths.spaces import Observations, check_actions
 from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep

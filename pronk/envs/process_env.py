@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from pronk.envs import main_module
+from pronk.envs.construct import Factory
 from pronk.envs.gym_env import Method, SlotConfig, Slots, SlotVectorEnv
-from pronk.envs.slot import Factory, Fault, Rows
+from pronk.envs.slot import Fault, Rows
 from pronk.errors import UserError
 from pronk.storage import processes, shared_memory
 from pronk.types import EnvSpec

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from pronk.envs.construct import Factory, construct, described
 from pronk.envs.episodes import episode_seed, replay_warning
 from pronk.errors import UserError
 from pronk.maths.spaces import (
@@ -30,36 +31,7 @@ from pronk.maths.spaces import (
 )
 from pronk.types import Array, EnvSpec, PyTree, TimeStep
 
-Factory = Callable[[], gym.Env]
-
-_EXTRAS = {"mujoco": "MuJoCo"}  # packages that an extra of pronk's installs, and their names
 _ALIGNMENT = 64  # bytes; a cache line, so that no two arrays of a block share one
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def construct(factory: Factory, name: str) -> gym.Env:
-    """Make the environment; raises UserError with the reason if that fails."""
-    try:
-        return factory()
-    except UserError:
-        raise
-    except (ImportError, gym.error.DependencyNotInstalled) as e:
-        missing = getattr(e if isinstance(e, ImportError) else e.__cause__, "name", None)
-        if missing in _EXTRAS:
-            raise UserError(
-                f"`env` '{name}' needs {_EXTRAS[missing]}, which is not installed:"
-                f" pip install 'pronk[{missing}]'."
-            ) from e
-        raise UserError(f"`env` '{name}' needs a package that is not installed: {e}") from e
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # also a SystemExit, which would end the run as if it were complete
-        if isinstance(e, TypeError) and "unexpected keyword argument" in str(e):
-            raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
-        raise UserError(f"`env` '{name}' cannot be created: {_described(e)}") from e
 
 
 def gym_spec(factory: Factory, name: str) -> EnvSpec:
@@ -98,7 +70,7 @@ def _gives_mask(env: gym.Env, space: gym.Space, name: str) -> bool:
     except KeyboardInterrupt:
         raise
     except BaseException as e:
-        raise UserError(f"`env` '{name}' failed in its first reset: {_described(e)}") from e
+        raise UserError(f"`env` '{name}' failed in its first reset: {described(e)}") from e
     return can_have and (observed or given is not None or _mask_method(env) is not None)
 
 
@@ -343,7 +315,7 @@ class Slot:
             raise
         except BaseException as e:
             self.close()
-            return replay_warning(self._spec.name, self._env_id, _described(e))
+            return replay_warning(self._spec.name, self._env_id, described(e))
         saved = [state["observation"][str(i)] for i in range(len(rows.leaves))]
         if any(
             leaf[row].tobytes() != np.asarray(s).tobytes()
@@ -433,7 +405,7 @@ class Slot:
             f"episode {self._rows.episode[self._row]}, step {self._steps}"
         )
         detail = "".join(traceback.format_exception(error))
-        self._faults.append(Fault(where, _described(error), detail))
+        self._faults.append(Fault(where, described(error), detail))
         self.close()
 
     def close(self) -> None:

@@ -1,0 +1,55 @@
+"""Making one Gymnasium environment, with what a simulator or a missing package needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+
+from pronk.errors import UserError
+
+Factory = Callable[[], gym.Env]
+
+_EXTRAS = {"mujoco": "MuJoCo"}  # packages that an extra of pronk's installs, and their names
+
+
+def described(error: BaseException) -> str:
+    """The error's class and text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def construct(factory: Factory, name: str) -> gym.Env:
+    """Make the environment; raises UserError with the reason if that fails."""
+    try:
+        env = factory()
+    except UserError:
+        raise
+    except (ImportError, gym.error.DependencyNotInstalled) as e:
+        missing = getattr(e if isinstance(e, ImportError) else e.__cause__, "name", None)
+        if missing in _EXTRAS:
+            raise UserError(
+                f"`env` '{name}' needs {_EXTRAS[missing]}, which is not installed:"
+                f" pip install 'pronk[{missing}]'."
+            ) from e
+        raise UserError(f"`env` '{name}' needs a package that is not installed: {e}") from e
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # also a SystemExit, which would end the run as if it were complete
+        if isinstance(e, TypeError) and "unexpected keyword argument" in str(e):
+            raise UserError(f"`env` '{name}' does not accept these `env_args`: {e}") from e
+        raise UserError(f"`env` '{name}' cannot be created: {described(e)}") from e
+    _report_instability(env)
+    return env
+
+
+def _report_instability(env: gym.Env) -> None:
+    """Let an unstable simulation of MuJoCo return NaN, which ends the episode as a fault.
+
+    By itself, MuJoCo resets such a simulation to its initial state, and the episode goes on.
+    """
+    mujoco = sys.modules.get("mujoco")
+    model: Any = getattr(getattr(env, "unwrapped", None), "model", None)
+    if mujoco is not None and isinstance(model, mujoco.MjModel):
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
