@@ -55,6 +55,8 @@ LOCAL = {"runtime": "local"}
 GRU, LSTM = ({"recurrent_core": core, "recurrent_units": 8} for core in ("gru", "lstm"))
 LASER = {"replay_fraction": 0.5, "trust_region": 0.5, "replay_capacity": 200, "policy_lag": 80}
 POPART = {"value_normalisation": "popart", "popart_beta": 0.1}
+# Both change in the middle of the run.
+SCHEDULES = {"learning_rate": "cosine:1e-2:1e-4", "discount": "piecewise:0.9@0,0.5@400,0.7@900"}
 SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
 FITTED = {"value_minibatch_size": 10, "value_passes": 2}
 ATARI = {"envs_per_actor": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
@@ -83,6 +85,10 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         {"env_workers": 1, "replay_eviction": "lowest-priority", "recurrent_core": "none"},
         1200,
     ),
+}
+EXACT |= {
+    "schedules-fused": ("r2d2", "pronk/Catch-v0", {**FUSED_R2D2, **SCHEDULES}, 1500),
+    "schedules": ("impala", "CartPole-v1", {**SCHEDULES, "entropy_cost": "linear:0.1:0"}, 800),
 }
 MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     # With a lag of more updates than there are before the pauses.

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from pronk.config import fields
 from pronk.config.registry import AgentLike, agent_module, agent_name
 from pronk.errors import UserError
 
@@ -17,7 +18,9 @@ _lock = threading.RLock()
 
 
 def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent:
-    """The agent as a bundle of pure functions; its schedules end at `horizon` agent steps.
+    """The agent as a bundle of pure functions; schedules end at `horizon` agent steps.
+
+    The agent's own module gets a configuration of numbers only: schedules are put around it.
 
     Equal arguments give the same functions again, which share what JAX has compiled for them.
     Raises UserError for an unknown agent, one whose `make` makes none, a space that the agent can't
@@ -29,14 +32,20 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
             if earlier == arguments:
                 return made
         _check_torso(config, spec)
-        made = arguments[0](config, spec, horizon=horizon)
-        from pronk.types import Agent  # slow to import
+        from pronk.agents import schedules  # slow to import
+        from pronk.types import Agent
+
+        numbers, changing = schedules.split(config)
+        made = arguments[0](numbers, spec, horizon=horizon)
 
         if not isinstance(made, Agent):
             raise UserError(
                 f"`make` of agent '{agent_name(agent)}' returned a {type(made).__name__}; expected"
                 " a `pronk.types.Agent`. See docs/extending.md."
             )
+        if changing:
+            near_one = fields.near_one(type(config))
+            made = schedules.scheduled(made, changing, horizon=horizon, near_one=near_one)
         _made.append((arguments, made))
     return made
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pronk.agents import actor_critic, off_policy, pixel_control, step, value_units
+from pronk.agents import actor_critic, off_policy, pixel_control, schedules, step, value_units
 from pronk.agents.actor_critic import ActorCritic
 from pronk.agents.impala_config import Config
 from pronk.maths import losses, popart, returns
@@ -183,12 +183,12 @@ class Impala:
         return jax.grad(self.loss, has_aux=True)(state.params, state.extra, state.hyper, batch, key)
 
     def apply(self, state: LearnerState, grads: PyTree, sums: dict[str, Array]) -> Learnt:
-        """The gradient step, with the learning rate annealed to 0 at the horizon."""
+        """The gradient step."""
         config = self.config
         count = jnp.maximum(sums["steps"], 1.0)
         if config.loss_reduction == "mean":
             grads = jax.tree.map(lambda g: g / count, grads)
-        rate = step.annealed_rate(state) if config.anneal else state.hyper["learning_rate"]
+        rate = state.hyper["learning_rate"]
         state, norm = step.descend(config.optimiser, state, grads, rate, sums["fresh"])
         if config.trust_region:
             state = off_policy.update_average(state)
@@ -245,5 +245,6 @@ def build(config: Config, spec: EnvSpec, *, horizon: int) -> Impala:
 
 
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
-    """`build`, as an `Agent`."""
-    return build(config, spec, horizon=horizon).as_agent()
+    """`build`, as an `Agent`; with `anneal`, its learning rate goes to 0."""
+    agent = build(config, spec, horizon=horizon).as_agent()
+    return schedules.annealed(agent, config.learning_rate, horizon) if config.anneal else agent

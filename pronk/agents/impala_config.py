@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pronk.config.fields import choice, fraction, number, widths
+from pronk.config.schedules import is_schedule
 
 _ATARI = "E18, table G.1"
 
@@ -34,7 +35,7 @@ class Config:
     learning_rate: float = number(6e-4, above=0, limit=10, source=_ATARI, tune=(5e-6, 5e-3))
     """Learning rate at the start."""
     anneal: bool = choice(True, source=_ATARI)
-    """Anneal the learning rate linearly to zero at `--steps`."""
+    """Anneal the learning rate linearly to zero at `--steps`, unless it is a schedule itself."""
     entropy_cost: float = number(0.01, at_least=0, source=_ATARI, tune=(5e-5, 1e-2))
     """Weight of the entropy bonus."""
     value_cost: float = number(0.5, at_least=0, source=_ATARI)
@@ -117,6 +118,11 @@ class Config:
     """Squash continuous actions into their bounds by tanh, instead of clipping them."""
     initial_std: float = number(1.0, above=0, limit=1000)
     """Standard deviation of continuous actions at the start, where ±1 are the bounds."""
+
+    def __post_init__(self) -> None:
+        """A learning rate with a schedule is not annealed as well."""
+        if is_schedule(self.learning_rate):
+            object.__setattr__(self, "anneal", False)
 
     def source(self) -> Any:
         """Fresh data or, with a replay fraction, a mixture with replayed unrolls."""

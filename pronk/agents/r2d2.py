@@ -44,6 +44,7 @@ class R2D2:
     network: networks.DuelingQ
     rescaling: transforms.Transform  # h, by which action values are transformed
     ladder: Ladder  # exploration rates
+    horizon: int = 0  # agent steps at which schedules end
 
     @property
     def num_actions(self) -> int:
@@ -66,7 +67,7 @@ class R2D2:
         )
         hyper = step.hyperparameters(self.config, self.config.hyper_names())
         extra = {"target": jax.tree.map(jnp.copy, params)}
-        return step.new_state("adam", params, hyper, key, extra)
+        return step.new_state("adam", params, hyper, key, extra, self.horizon)
 
     def behaviour(self, state: LearnerState) -> PyTree:
         """The network's parameters."""
@@ -211,7 +212,7 @@ class R2D2:
         return Learnt(state._replace(extra={"target": target}), metrics, Feedback(priority))
 
 
-def build(config: Config, spec: EnvSpec) -> R2D2:
+def build(config: Config, spec: EnvSpec, *, horizon: int = 0) -> R2D2:
     """R2D2 for environments of this `spec`. Raises UserError for actions that are not discrete."""
     if not isinstance(spec.action_space, gym.spaces.Discrete):
         raise UserError(
@@ -230,13 +231,12 @@ def build(config: Config, spec: EnvSpec) -> R2D2:
     )
     rescaling = transforms.by_name(config.rescaling, config.rescaling_epsilon)
     ladder = Ladder(config.epsilon_greedy, config.epsilon_alpha)
-    return R2D2(config, spec, network, rescaling, ladder)
+    return R2D2(config, spec, network, rescaling, ladder, horizon)
 
 
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     """`build`'s methods as an `Agent`. Raises UserError for settings that do not go together."""
-    del horizon  # nothing is annealed
-    r2d2 = build(config, spec)
+    r2d2 = build(config, spec, horizon=horizon)
     return Agent(
         r2d2.init,
         r2d2.behaviour,

@@ -120,15 +120,6 @@ def _add(count: Array, steps: Array) -> Array:
     return jnp.stack([low, count[1] + (low < steps).astype(jnp.uint32)])
 
 
-def annealed_rate(state: LearnerState) -> Array:
-    """The learning rate annealed linearly to 0 at `hyper["horizon"]` agent steps."""
-    steps = state.steps.astype(jnp.float32)
-    if steps.ndim:
-        steps = steps[0] + steps[1] * 2.0**32
-    progress = jnp.minimum(steps / state.hyper["horizon"], 1.0)
-    return state.hyper["learning_rate"] * (1.0 - progress)
-
-
 def adopt(own: LearnerState, donor: LearnerState) -> LearnerState:
     """`Agent.adopt` of agents whose `extra` belongs to their parameters: all that was learnt is the
     donor's; counters and key stay."""

@@ -190,6 +190,21 @@ def _integer(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveCons
     )
 
 
+def _float(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec | None:
+    """Numbers, and schedules of numbers, which `fields.check` refuses where there can be none."""
+    if info.type is not float:
+        return None
+    return constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda texts: fields.float_or_schedule(texts[0]),
+        is_instance=lambda value: (
+            isinstance(value, int | float | str) and not isinstance(value, bool)
+        ),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def _settings(
     info: constructors.StructTypeInfo, marks: Mapping[type, str]
 ) -> constructors.StructConstructorSpec | None:
@@ -221,6 +236,7 @@ def parse(
     """
     registry = constructors.ConstructorRegistry()
     registry.primitive_rule(_integer)
+    registry.primitive_rule(_float)
     registry.struct_rule(lambda info: _settings(info, marks or {}))
     parsed = tyro.cli(kind, prog=f"pronk {command}", args=args, registry=registry, **kwargs)
     fields.check(parsed)

@@ -12,6 +12,7 @@ Imports neither jax nor an environment.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -22,6 +23,7 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pronk.config.schedules import EXPECTED, is_schedule, parse
 from pronk.errors import UserError, nearest, printable
 
 _KEY = "pronk"  # of a field's metadata
@@ -148,12 +150,25 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check(config: Any) -> None:
-    """Raise UserError for a value that is not of its field's type, or out of its range."""
+@functools.cache
+def numeric(config_class: type) -> frozenset[str]:
+    """The fields for floats, which are the ones that an agent may have schedules of."""
+    hints = _hints(config_class)
+    return frozenset(n for n, hint in hints.items() if float in (hint, *typing.get_args(hint)))
+
+
+def check(config: Any, *, schedules: bool = False) -> None:
+    """Raise UserError for a value that is not of its field's type, or out of its range.
+
+    schedules: floats may be schedules (`pronk.config.schedules`), whose values are all checked.
+    """
     hints = _hints(type(config))
     declared = {f.name for f in dataclasses.fields(config) if _KEY in f.metadata}
     for name, rule in rules(type(config)).items():
         value, hint = getattr(config, name), hints[name]
+        if is_schedule(value) and schedules and {int, float} & {hint, *typing.get_args(hint)}:
+            _check_schedule(config, name, value, rule if name in declared else Rule())
+            continue
         if not _fits(value, hint):
             options = typing.get_args(hint) if _is_literal(hint) else ()
             meant = nearest(str(value), map(str, options)) or "."
@@ -171,9 +186,36 @@ def check(config: Any) -> None:
             raise UserError(f"`{flag(name)}` is {value}; expected one or more numbers.")
 
 
+def _check_schedule(config: Any, name: str, text: str, rule: Rule) -> None:
+    """Raise UserError for a schedule that is none, that the field cannot have, or that leaves the
+    field's range."""
+    if name not in numeric(type(config)):
+        raise UserError(f"`{flag(name)}` is '{text}'; expected int: it has no schedule.")
+    changeable = getattr(config, "hyper_names", None)
+    if changeable is not None and name not in changeable():
+        raise UserError(
+            f"`{flag(name)}` is '{text}'; expected a number: the agent reads it only once. It can"
+            f" have schedules of {', '.join(sorted(changeable()))}."
+        )
+    try:
+        schedule = parse(text)
+    except ValueError as error:
+        raise UserError(
+            f"`{flag(name)}` is '{text}', which is no schedule: {error}. Expected a number, or"
+            f" {EXPECTED} (docs/schedules.md)."
+        ) from None
+    # A learning rate of 0 is useless, and one that goes to 0 is not.
+    wrong = [v for v in schedule.values if not (rule.allows(v) or (v == 0 == rule.above))]
+    if wrong:
+        raise UserError(
+            f"`{flag(name)}` is '{text}', with the value {wrong[0]:g}; expected"
+            f" {rule.expected(wrong[0])} throughout."
+        )
+
+
 def plain(config: Any) -> Any:
-    """The settings with NumPy's numbers as Python's, arrays and lists as tuples and, in fields for
-    integers, whole floats such as 3e5 as integers."""
+    """The settings with NumPy's numbers as Python's, arrays and lists as tuples, in fields for
+    integers whole floats such as 3e5 as integers, and schedules written in one way."""
     changes = plainer(config)
     return dataclasses.replace(config, **changes) if changes else config
 
@@ -193,6 +235,9 @@ def _plain(value: Any, hint: Any) -> Any:
     if hasattr(value, "tolist") and getattr(value, "ndim", 2) < 2:  # an array, or its scalar
         value = value.tolist()
     options = typing.get_args(hint) if not _is_literal(hint) else ()
+    if is_schedule(value) and float in (hint, *options):
+        with contextlib.suppress(ValueError):  # `check` says what is wrong
+            return parse(value).text
     if isinstance(value, list | tuple):
         of = [typing.get_args(o)[0] for o in (hint, *options) if typing.get_origin(o) is tuple]
         if not of:
@@ -213,6 +258,11 @@ def integer(text: str) -> int:
         if not (value.is_integer() and abs(value) < 2**53):
             raise ValueError(f"'{text}' is not an integer below 2^53") from None
         return int(value)
+
+
+def float_or_schedule(text: str) -> float | str:
+    """The float that `text` is, or the text of a schedule; raises ValueError."""
+    return text.strip() if is_schedule(text) else float(text)
 
 
 @functools.cache

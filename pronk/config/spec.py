@@ -51,7 +51,7 @@ class Plan:
         object.__setattr__(self, "run", plain(self.run))
         object.__setattr__(self, "agent_config", plain(self.agent_config))
         check(self.run)
-        check(self.agent_config)
+        check(self.agent_config, schedules=True)
 
     @property
     def run_dir(self) -> Path:

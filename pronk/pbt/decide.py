@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pronk.config import fields
+from pronk.config import fields, schedules
 from pronk.config.pbt import PBTConfig
 from pronk.config.spec import Plan
 from pronk.errors import UserError, nearest
@@ -70,6 +70,7 @@ def parse_tune(settings: PBTConfig, plan: Plan, agent: Agent) -> list[Tuned]:
         if name in (other.name for other in found):
             raise UserError(f"`--tune` has '{name}' twice; expected each name once.")
         own = getattr(plan.agent_config, name)
+        own = schedules.parse(own).first if schedules.is_schedule(own) else own
         low, high = _parse_range(text, span) if "=" in text else (own, own)
         for value in (low, high):
             _check(plan, name, value)
@@ -99,8 +100,13 @@ def _parse_range(text: str, span: str) -> tuple[float, float]:
 
 
 def _check(plan: Plan, name: str, value: float) -> None:
-    """Raise UserError where the agent's configuration does not allow the value."""
-    config = dataclasses.replace(plan.agent_config, **{name: value})
+    """Raise UserError where the agent's configuration does not allow the value, or a schedule that
+    starts at it."""
+    own, near = getattr(plan.agent_config, name), name in near_one(plan)
+    checked: float | str = value
+    if schedules.is_schedule(own):
+        checked = schedules.parse(own).starting_at(value, near_one=near).text
+    config = dataclasses.replace(plan.agent_config, **{name: checked})
     dataclasses.replace(plan, agent_config=config)
 
 

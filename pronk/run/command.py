@@ -127,6 +127,8 @@ class _Parser:
         paragraphs = (
             f"Train {what} on ENV. The same command resumes; Ctrl-C saves and exits.",
             shown,
+            "A number that the agent reads at every update may be a schedule, such as"
+            " --learning-rate linear:3e-4:0 (docs/schedules.md).",
             "Presets (--preset; auto selects one for the environment), with what they set:",
         )
         presets = [
