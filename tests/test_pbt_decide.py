@@ -14,6 +14,7 @@ from pbt_fakes import plan_in, settings
 
 from pronk import envs, pbt
 from pronk.config.pbt import PBTConfig
+from pronk.errors import UserError
 from pronk.pbt.decide import (
     Decision,
     Score,
@@ -203,6 +204,26 @@ def test_perturbed_values_stay_valid(tmp_path: Path) -> None:
         for g in range(1, 30)
     }  # fmt: skip
     assert sorted(values) == pytest.approx([0.99 / 1.2, 0.99])
+
+
+def test_a_schedule_is_tuned_by_its_first_value(tmp_path: Path) -> None:
+    """The whole schedule is multiplied, and none of its values may leave the range."""
+    changes = {"entropy_cost": "linear:0.1:0.2", "discount": "linear:0.9:0.5"}
+    changes |= {"value_cost": "linear:0:1", "trace_lambda": "linear:1:0.5"}
+    changes |= {"rmsprop_decay": "linear:0.5:0.95"}
+    plan = resolve("impala", "pronk/Catch-v0", run_dir=tmp_path, **changes)
+    _, agent = build(plan, plan.env)
+    tune = ("entropy_cost", "discount=0.8:0.95", "rmsprop_decay")
+    names = parse_tune(settings(tune=tune), plan, agent)
+    assert (names[0].low, names[0].high) == (0.1, 0.1)
+    assert (names[1].low, names[1].high, names[1].near_one) == (0.8, 0.95, True)
+    assert is_allowed(plan, "entropy_cost", 0.12)
+    assert not is_allowed(plan, "entropy_cost", 6e5)  # twice that at the end: above a million
+    assert is_allowed(plan, "discount", 0.85)  # 1 - 0.5 · 1.5
+    assert not is_allowed(plan, "discount", 0.75)  # 1 - 0.5 · 2.5
+    for text in ("value_cost", "value_cost=0.1:1", "trace_lambda", "trace_lambda=0.1:0.9"):
+        with pytest.raises(UserError, match=r"begins at [01], which multiplying does not change"):
+            parse_tune(settings(tune=(text,)), plan, agent)
 
 
 @pytest.mark.parametrize("member", range(4))

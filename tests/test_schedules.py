@@ -25,6 +25,7 @@ from pronk.config import fields, schedules
 from pronk.config.fields import fraction, number
 from pronk.config.schedules import parse
 from pronk.errors import UserError
+from pronk.run.inspect import inspect
 from pronk.run.resolve import resolve
 from pronk.run.setup import build
 from pronk.runtime import fused
@@ -337,15 +338,13 @@ def test_anneal_is_a_schedule(tmp_path):
     train(tmp_path / "a", **common)
     train(tmp_path / "b", **{**common, "learning_rate": "linear:1e-3:0"})
     train(tmp_path / "c", **common, anneal=False)
-    digests = [
-        pronk.run.inspect.inspect(tmp_path / name)["learner_sha256"] for name in ("a", "b", "c")
-    ]
+    digests = [inspect(tmp_path / name)["learner_sha256"] for name in ("a", "b", "c")]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_current_values_are_logged_and_the_text_is_saved(tmp_path, capsys):
     schedule = {"entropy_cost": "linear:0.1:0.5", "discount": "cosine:0.5:0.9"}
-    train(tmp_path / "run", runtime="fused", steps=400, log_every=0, **schedule)
+    train(tmp_path / "run", runtime="fused", steps=400, log_every=1e-6, **schedule)
     rows = metrics(tmp_path / "run")
     for row in rows:
         # Means over a call's updates, each before its own steps.
@@ -360,10 +359,10 @@ def test_current_values_are_logged_and_the_text_is_saved(tmp_path, capsys):
     assert "cosine:0.5:0.9" in capsys.readouterr().out
     # The same settings are the same run, however the schedule is written.
     schedule["discount"] = "cosine:.5:9e-1"
-    again = train(tmp_path / "run", runtime="fused", steps=400, log_every=0, **schedule)
+    again = train(tmp_path / "run", runtime="fused", steps=400, log_every=1e-6, **schedule)
     assert again["status"] == "finished"
     with pytest.raises(UserError, match="another run"):
-        train(tmp_path / "run", runtime="fused", steps=400, log_every=0, entropy_cost=0.1)
+        train(tmp_path / "run", runtime="fused", steps=400, log_every=1e-6, entropy_cost=0.1)
 
 
 def test_help_shows_a_presets_schedule(tmp_path, monkeypatch, capsys):
@@ -393,7 +392,7 @@ def test_an_agent_from_outside_gets_schedules_for_free(tmp_path):
         steps=400,
         runtime="local",
         preset="default",
-        log_every=0,
+        log_every=1e-6,
         actors=2,
         envs_per_actor=2,
         **schedule,

@@ -138,7 +138,7 @@ def _value(schedule: Schedule, state: LearnerState, name: str, near_one: bool) -
     last = values[1]
     if schedule.kind == "linear":
         value = first * (1.0 - p)
-        if schedule.values[1]:
+        if near_one or schedule.values[1]:  # otherwise `last` is 0, whatever the first value
             value += last * p
         return value
     if schedule.kind == "cosine":

@@ -70,11 +70,17 @@ def parse_tune(settings: PBTConfig, plan: Plan, agent: Agent) -> list[Tuned]:
         if name in (other.name for other in found):
             raise UserError(f"`--tune` has '{name}' twice; expected each name once.")
         own = getattr(plan.agent_config, name)
-        own = schedules.parse(own).first if schedules.is_schedule(own) else own
+        begins = schedules.parse(own).first if schedules.is_schedule(own) else None
+        own = own if begins is None else begins
         low, high = _parse_range(text, span) if "=" in text else (own, own)
         for value in (low, high):
             _check(plan, name, value)
         tuned = Tuned(name, low, high, name in near_one(plan))
+        if begins is not None and not _scale(begins, tuned.near_one):
+            raise UserError(
+                f"`--tune` is '{text}', but the schedule of '{name}' begins at {begins:g}, which"
+                " multiplying does not change; give it another first value, or tune another number."
+            )
         if not min(_scale(low, tuned.near_one), _scale(high, tuned.near_one)) > 0:
             raise UserError(
                 f"`--tune` is '{text}', but '{name}' would start at {low:g}, which multiplying"
