@@ -87,7 +87,7 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     ),
 }
 EXACT |= {
-    "schedules-fused": ("r2d2", "pronk/Catch-v0", {**FUSED_R2D2, **SCHEDULES}, 1500),
+    "schedules-fused": ("impala", "pronk/Catch-v0", {**FUSED, **SCHEDULES}, 1000),
     "schedules": ("impala", "CartPole-v1", {**SCHEDULES, "entropy_cost": "linear:0.1:0"}, 800),
 }
 MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
