@@ -192,7 +192,19 @@ def test_a_groups_interval_does_not_depend_on_the_others(
 
 def test_runs_are_counted_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = runs / "impala-Pong-0"
-    assert "12 in 2 groups" in printed(capsys, runs, one, f"{one}/", *FEW)
+    out = printed(capsys, runs, one, f"{one}/", *FEW, "--strict")
+    assert "12 in 2 groups" in out
+    assert row(out, "ALE/Pong", "impala")[2] == "3"
+
+
+def test_arguments_of_the_environment_make_another_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", env="pronk/Catch-v0", env_args={"delay": 5, "rows": 8})
+    make_run(tmp_path / "b", env="pronk/Catch-v0")
+    out = printed(capsys, tmp_path, *FEW)
+    assert row(out, "pronk/Catch?delay=5&rows=8", "impala")[2] == "1"
+    assert "pronk/Catch v0, pronk/Catch?delay=5&rows=8 v0" in out
 
 
 @pytest.mark.parametrize("by", ["learning_rate", "agent_config.learning_rate", "learning-rate"])
@@ -410,6 +422,15 @@ def test_warnings(
     assert f"warning ({kind}): " in out
     assert says in out
     assert run_report(tmp_path, "--strict", *FEW) == 1
+
+
+def test_scores_at_a_step_are_after_about_as_many_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", seed=0, every=1000)
+    make_run(tmp_path / "b", seed=1, every=2000)
+    assert "warning (steps)" in printed(capsys, tmp_path, *FEW)
+    assert "warning (steps)" not in printed(capsys, tmp_path, "--at", 3000, *FEW)
 
 
 def test_aggregates_are_over_the_tasks_that_all_groups_have(
