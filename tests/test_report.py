@@ -18,7 +18,7 @@ from PIL import Image
 
 from pronk import cli, report
 from pronk.errors import UserError
-from pronk.report import problems, references
+from pronk.report import plots, problems, references
 from pronk.report.references import key_of, split_version
 from pronk.report.runs import EVALUATION, TRAINING, Row, Run
 from pronk.report.scoring import Rule, Scored
@@ -730,13 +730,16 @@ def test_groups_without_a_common_task(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_labels_that_are_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Names that a terminal, Markdown or matplotlib would read as something else."""
-    for i, agent in enumerate(("a|b$x", "\x1b[31mred", "_hidden")):
+    for i, agent in enumerate(("a|b$x_{$", "\x1b[31mred", "_hidden")):
         make_run(tmp_path / str(i), agent=agent)
     out = printed(capsys, tmp_path, *FEW, "--md", tmp_path / "r.md", "--png", tmp_path / "png")
     assert "\x1b" not in out
     text = (tmp_path / "r.md").read_text()
     assert "a\\|b$x" in text
     assert "\x1b" not in text
+    made = report.make(report.read([tmp_path]), repeats=100)
+    assert all(line.isprintable() for line in report.text(made).splitlines())
+    assert plots._label("_hidden") == " _hidden"
     image = imageio.imread(tmp_path / "png" / "curves.png")[..., :3].astype(int)
     wanted = [int(COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
     assert (np.abs(image - wanted).sum(-1) < 10).sum() > 50
