@@ -18,7 +18,7 @@ from PIL import Image
 
 from pronk import cli, report
 from pronk.errors import UserError
-from pronk.report import problems, references
+from pronk.report import plots, problems, references
 from pronk.report.references import key_of, split_version
 from pronk.report.runs import EVALUATION, TRAINING, Row, Run
 from pronk.report.scoring import Rule, Scored
@@ -192,7 +192,19 @@ def test_a_groups_interval_does_not_depend_on_the_others(
 
 def test_runs_are_counted_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = runs / "impala-Pong-0"
-    assert "12 in 2 groups" in printed(capsys, runs, one, f"{one}/", *FEW)
+    out = printed(capsys, runs, one, f"{one}/", *FEW, "--strict")
+    assert "12 in 2 groups" in out
+    assert row(out, "ALE/Pong", "impala")[2] == "3"
+
+
+def test_arguments_of_the_environment_make_another_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", env="pronk/Catch-v0", env_args={"delay": 5, "rows": 8})
+    make_run(tmp_path / "b", env="pronk/Catch-v0")
+    out = printed(capsys, tmp_path, *FEW)
+    assert row(out, "pronk/Catch?delay=5&rows=8", "impala")[2] == "1"
+    assert "pronk/Catch v0, pronk/Catch?delay=5&rows=8 v0" in out
 
 
 @pytest.mark.parametrize("by", ["learning_rate", "agent_config.learning_rate", "learning-rate"])
@@ -410,6 +422,15 @@ def test_warnings(
     assert f"warning ({kind}): " in out
     assert says in out
     assert run_report(tmp_path, "--strict", *FEW) == 1
+
+
+def test_scores_at_a_step_are_after_about_as_many_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", seed=0, every=1000)
+    make_run(tmp_path / "b", seed=1, every=2000)
+    assert "warning (steps)" in printed(capsys, tmp_path, *FEW)
+    assert "warning (steps)" not in printed(capsys, tmp_path, "--at", 3000, *FEW)
 
 
 def test_aggregates_are_over_the_tasks_that_all_groups_have(
@@ -709,13 +730,16 @@ def test_groups_without_a_common_task(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_labels_that_are_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Names that a terminal, Markdown or matplotlib would read as something else."""
-    for i, agent in enumerate(("a|b$x", "\x1b[31mred", "_hidden")):
+    for i, agent in enumerate(("a|b$x_{$", "\x1b[31mred", "_hidden")):
         make_run(tmp_path / str(i), agent=agent)
     out = printed(capsys, tmp_path, *FEW, "--md", tmp_path / "r.md", "--png", tmp_path / "png")
     assert "\x1b" not in out
     text = (tmp_path / "r.md").read_text()
     assert "a\\|b$x" in text
     assert "\x1b" not in text
+    made = report.make(report.read([tmp_path]), repeats=100)
+    assert all(line.isprintable() for line in report.text(made).splitlines())
+    assert plots._label("_hidden") == " _hidden"
     image = imageio.imread(tmp_path / "png" / "curves.png")[..., :3].astype(int)
     wanted = [int(COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
     assert (np.abs(image - wanted).sum(-1) < 10).sum() > 50

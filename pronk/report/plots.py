@@ -72,7 +72,8 @@ def _figure(report: Report, width: float, height: float, facts: Sequence[str]) -
 
 
 def _label(group: str) -> str:
-    return drawable(shortened(group, 60))
+    text = drawable(shortened(group, 60))
+    return f" {text}" if text.startswith("_") else text  # which matplotlib would leave out
 
 
 def _style(i: int) -> dict[str, Any]:
