@@ -31,7 +31,7 @@ def test_minimal(capsys: pytest.CaptureFixture[str]) -> None:
     assert -1 <= mean_return <= 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"mean return {mean_return:.2f}" in last
-    assert "11 updates" in last  # of 20 steps of 16 environments, of which a tenth are dummies
+    assert "21 updates" in last  # of 20 steps of 8 environments, of which a tenth are dummies
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ _SMALL: dict[str, Any] = {
     "max_gradient_norm": 0.5,
     "reward_clip": 0.0,
     "reward_scale": 0.1,
-    "entropy_cost": 2e-3,
+    "entropy_cost": 0.01,
     "hidden_sizes": (64, 64),
     "activation": "tanh",
     "separate_value": True,
