@@ -71,7 +71,6 @@ class OnPolicy:
         params_key, key = jax.random.split(key)
         params = self.model.init(params_key)
         hyper = step.hyperparameters(self.config, self.config.hyper_names())
-        hyper["horizon"] = jnp.float32(self.horizon)
         extra: dict[str, PyTree] = {
             "statistics": normalisation.init(self.config, self.spec.observation_space)
         }
