@@ -114,30 +114,30 @@ def curve_of(result: dict[str, Any]) -> np.ndarray:
     return np.array([value for _, value in result["curve"][:-1]] + [result["final"]], float)
 
 
-def lost(result: dict[str, Any]) -> float:
-    """The part of what a run had gained at its best point that it had lost at the end."""
+def best_and_end(result: dict[str, Any]) -> tuple[float, float]:
+    """The largest mean return of a curve, and the one at its end."""
     curve = curve_of(result)
-    curve = curve[np.isfinite(curve)]
-    gained = curve.max() - curve[0]
-    return float((curve.max() - curve[-1]) / gained) if gained > 0 else 0.0
+    return float(np.nanmax(curve)), float(curve[-1])
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row per environment: final and greedy returns of each seed, and the largest loss."""
+    """A row per environment: final and greedy returns of each seed, and the largest fall from a
+    seed's best point to its end."""
     lines = []
     for env in map(short, ENVS):
         cells = [f"`{env}`"]
         for system in SYSTEMS.values():
             own = [r for r in results if (r["env"], r["system"]) == (env, system)]
             for kind in ("final", "greedy"):
-                cells.append(", ".join(f"{r[kind]:.4g}" for r in own))
-            cells.append(f"{max(map(lost, own)):.0%}" if own else "")
+                cells.append(", ".join(f"{r[kind]:.3g}" for r in own))
+            falls = sorted(map(best_and_end, own), key=lambda pair: pair[1] - pair[0])
+            cells.append("{:.3g} → {:.3g}".format(*falls[0]) if own else "")
         lines.append(cells)
     heads = [f"{system}, {what}" for system in ("IMPALA", "A2C") for what in HEADS]
     return common.markdown(["environment", *heads], lines)
 
 
-HEADS = ("training", "greedy", "lost since best")
+HEADS = ("training", "greedy", "largest fall")
 
 
 def draw(results: list[dict[str, Any]]) -> Path:

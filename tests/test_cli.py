@@ -144,8 +144,8 @@ def test_inspect(catch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pronk("inspect", catch, "--json")
     found = json.loads(capsys.readouterr().out)
     assert len(found["learner_sha256"]) == 64
-    # [10 × 5] -> 8 -> 3 actions and a value
-    assert found["parameters"] == 50 * 8 + 8 + 8 * 3 + 3 + 8 + 1
+    # [10 × 5] -> 8 -> 3 actions, and again -> 8 -> a value
+    assert found["parameters"] == 2 * (50 * 8 + 8) + 8 * 3 + 3 + 8 + 1
     assert found["agent_steps"] >= 2000
     assert found["config"]["run"]["steps"] == 2000
     pronk("inspect", catch)
