@@ -129,9 +129,9 @@ def table(results: list[dict[str, Any]]) -> str:
         for system in SYSTEMS.values():
             own = [r for r in results if (r["env"], r["system"]) == (env, system)]
             for kind in ("final", "greedy"):
-                cells.append(", ".join(f"{r[kind]:.3g}" for r in own))
+                cells.append(", ".join(f"{r[kind]:.4g}" for r in own))
             falls = sorted(map(best_and_end, own), key=lambda pair: pair[1] - pair[0])
-            cells.append("{:.3g} → {:.3g}".format(*falls[0]) if own else "")
+            cells.append("{:.4g} → {:.4g}".format(*falls[0]) if own else "")
         lines.append(cells)
     heads = [f"{system}, {what}" for system in ("IMPALA", "A2C") for what in HEADS]
     return common.markdown(["environment", *heads], lines)
