@@ -187,6 +187,26 @@ def test_the_baseline_of_a_batch_does_not_know_its_returns(agent):
     assert learn(state, Batch(trajectory)).metrics["explained_variance"] > 0.5
 
 
+def test_normalised_values_are_estimated_in_units_of_reward():
+    """Targets are advantages plus values, and a constant of the units moves all values alike."""
+    settings = config("trpo", value_normalisation="running", advantage_normalisation="none")
+    spec = envs.spec_of("pronk/CartPole-v1", {})
+    shared = on_policy.make(settings, spec, horizon=100)
+    agent = agents.make("trpo", settings, spec, horizon=100)
+    (trajectory,) = batch_of(agent)
+    state = jax.jit(agent.init)(KEY)
+    data = shared.data(state.extra["statistics"], state.hyper, Batch(trajectory))
+    units = running.Running(jnp.float32(1.0), jnp.float32(20.0), jnp.float32(9.0))
+    plain = shared.estimate(state.params, state.extra, state.hyper, data)
+    extra = state.extra | {"statistics": state.extra["statistics"] | {"value": units}}
+    scaled = shared.estimate(state.params, extra, state.hyper, data)
+    np.testing.assert_allclose(scaled.value, 3.0 * plain.value + 20.0, rtol=1e-5)
+    for found in (plain, scaled):
+        np.testing.assert_allclose(
+            found.target - found.advantage, found.value, rtol=1e-4, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("lambda_", [0.0, 0.9, 1.0])
 def test_a_time_limit_is_not_the_end_of_the_rewards(lambda_):
     """One state, reward 1, cut every third step: with V = 1 / (1 − γ) all advantages are 0."""

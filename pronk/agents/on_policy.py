@@ -178,7 +178,7 @@ class OnPolicy:
         target = advantage + values[:-1]
         if self.config.advantage_normalisation == "batch":
             advantage = weighted.standardise(advantage, t.weight)
-        return jax.lax.stop_gradient(Estimates(value[:-1], target, advantage))
+        return jax.lax.stop_gradient(Estimates(values[:-1], target, advantage))
 
     def log_ratio(self, samples: Samples, policy: Array) -> Array:
         """log π/μ of the actions taken, 0 for dummies; policy: `[..., P]`, π's distribution."""
