@@ -116,6 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Small problems with discrete actions.
     "small": {
+        "learning_rate": "linear:3e-4:0",
         "unroll": 128,
         "batch_size": 8,
         "passes": 10,
@@ -126,6 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Continuous actions.
     "continuous": {
+        "learning_rate": "linear:3e-4:0",
         "unroll": 256,
         "batch_size": 8,
         "noise_correlation": 0.5,
