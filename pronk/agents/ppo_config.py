@@ -115,7 +115,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Small problems with discrete actions.
     "small": {
-        "learning_rate": "linear:3e-4:0",
         "unroll": 128,
         "batch_size": 8,
         "value_normalisation": "running",
