@@ -335,13 +335,16 @@ class DiagonalGaussian:
         return jnp.sum(jnp.log(std_o / std) + spread - 0.5, axis=-1)
 
     def fisher_product(self, params: Array, tangent: Array) -> Array:
-        """With respect to the mean M = 1 / σ², to log σ M = 2, both through the maps from `params`.
-        Squashing changes nothing: it is a bijection."""
+        """With respect to the mean M = 1 / σ², to log σ M = 2, through the softplus of `params`.
+        Squashing changes nothing: it is a bijection. A mean beyond its bound counts as it stands
+        there, because its gradient passes, too."""
         _batch_shape(self, params=params, tangent=tangent)
-        (_, std), pullback = jax.vjp(self._mean_std, params)
-        _, (d_mean, d_std) = jax.jvp(self._mean_std, (params,), (tangent,))
-        (product,) = pullback((d_mean / jnp.square(std), 2.0 * d_std / jnp.square(std)))
-        return product
+        _, std = self._mean_std(params)
+        _, x = jnp.split(params, 2, axis=-1)
+        d_mean, d_x = jnp.split(tangent, 2, axis=-1)
+        slope = jax.nn.sigmoid(x + np.log(np.expm1(self.initial_std)))  # dσ / dx
+        product = jnp.concatenate([d_mean, 2.0 * jnp.square(slope) * d_x], axis=-1)
+        return product / jnp.square(jnp.concatenate([std, std], axis=-1))
 
     def implied(self, params: Array, behaviour: Array, rho_bar: Array) -> Array:
         """The behaviour itself: π_ρ̄ is not a Gaussian, but close to μ where π is far from it."""
