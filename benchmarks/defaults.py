@@ -6,8 +6,9 @@
     build/peers/sb3-defaults/bin/pip install -r benchmarks/peers/requirements-sb3-defaults.txt
     python benchmarks/defaults.py [ENV ...] [--systems impala a2c] [--seeds 3] [--runs DIR]
 
-The same command continues with what is missing. Writes `docs/results/defaults.csv` (one line per
-point of a curve, training end and evaluation) and `docs/results/defaults.png`; prints the table.
+Run again, it trains only the runs that have no result yet. Writes `docs/results/defaults.csv` (one
+line per point of a curve, training end and evaluation) and `docs/results/defaults.png`; prints the
+table.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def draw(results: list[dict[str, Any]]) -> Path:
 
 
 def main() -> None:
-    """Run what is missing, then write the table and the figure of all that was measured."""
+    """Train the runs that have no result yet, then write the table and figure of all results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("envs", nargs="*", metavar="ENV", help=f"of {list(map(short, ENVS))}")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))

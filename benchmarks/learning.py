@@ -35,7 +35,7 @@ class Claim:
     variant: str = ""  # in the figure's title
 
 
-# The hyperparameters of the committed results, spelled out: presets change when better are found.
+# The hyperparameters of the committed results, spelled out: the presets may change.
 FIRST = {"preset": "paper", **SMALL}
 MEMORY = {**FIRST, "env_args": {"delay": 20}, "unroll": 44}
 # R2D2 with few environments: it learns from the replay, however many environments fill it.

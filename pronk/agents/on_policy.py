@@ -63,7 +63,7 @@ class OnPolicy:
     config: Any
     spec: EnvSpec
     model: ActorCritic
-    horizon: int
+    horizon: int  # agent steps at which schedules end
     linear: bool = False
 
     def init(self, key: Key) -> LearnerState:
