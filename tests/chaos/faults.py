@@ -336,7 +336,8 @@ def full_disk(directory: Path, limit: int | None) -> list[Row]:
     del limit  # one fault only
     small = directory / "run"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)]
+    # Room for ten checkpoints of 1.6 MB: a run keeps several and writes one beside them.
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)]
     if subprocess.run(mount, capture_output=True).returncode:
         return [{"fault": "the disk is full", "phase": "a small disk can't be mounted here"}]
     flags = (*FLAGS, *THREADS, "--actors", "2")
