@@ -34,7 +34,7 @@ class Config(trust_region_config.Config):
 # Differences from the defaults. Values without a source come from measurements (docs/agents).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "atari": on_policy_config.ATARI | {"damping": 1e-3, "gae_lambda": 1.0},
+    "atari": trust_region_config.ATARI,
     # [D16].
     "duan": on_policy_config.DUAN | {"damping": 1e-5},
     # Small problems.

@@ -37,8 +37,7 @@ class Config(trust_region_config.Config):
 PRESETS: dict[str, dict[str, Any]] = {
     # [BL, MuJoCo].
     "paper": {},
-    # [S15, table 3; BL, Atari].
-    "atari": on_policy_config.ATARI | {"damping": 1e-3, "gae_lambda": 1.0},
+    "atari": trust_region_config.ATARI,
     # [D16].
     "duan": on_policy_config.DUAN | {"damping": 1e-5, "search_shrink": 0.8, "search_trials": 15},
     # Small problems.

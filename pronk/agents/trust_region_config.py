@@ -8,8 +8,9 @@ Baselines' trpo_mpi for MuJoCo.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from pronk.agents import on_policy_config
 from pronk.agents.on_policy_config import RegressionConfig
 from pronk.config.fields import choice, fraction, number
 from pronk.errors import UserError
@@ -48,3 +49,7 @@ class Config(RegressionConfig):
     def hyper_names(self) -> tuple[str, ...]:
         """The fields in `LearnerState.hyper`: changing one compiles nothing."""
         return (*super().hyper_names(), "damping")
+
+
+# [S15, table 3; BL, Atari].
+ATARI: dict[str, Any] = on_policy_config.ATARI | {"damping": 1e-3, "gae_lambda": 1.0}
