@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def _check_further_cases(further: set[str], collected: set[str]) -> None:
             f"tests/{FURTHER_CASES.name} names {missing[0]}: there is no such test, or all of its"
             " cases are named; remove the line, or mark the test itself."
         )
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forget what a file has compiled after its last test: kept, it would grow to 6 GB a worker."""
+    if "jax" in sys.modules and (nextitem is None or nextitem.path != item.path):
+        sys.modules["jax"].clear_caches()
 
 
 class _Counter:
