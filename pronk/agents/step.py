@@ -94,6 +94,20 @@ def adam(
     return params, opt_state
 
 
+def descend_part(state: LearnerState, name: str, grads: PyTree, rate: Array) -> LearnerState:
+    """The state after one step of Adam, at the learning rate `rate`, of `params[name]`, whose
+    optimiser is `opt_state[name]`. Other parameters and the counters stay; see `finish`."""
+    part, opt_state = adam(state.params[name], state.opt_state[name], state.hyper, grads, rate)
+    return state._replace(
+        params=state.params | {name: part}, opt_state=state.opt_state | {name: opt_state}
+    )
+
+
+def polyak(params: PyTree, target: PyTree, rate: Array) -> PyTree:
+    """The target network's parameters after a step of (1 − τ) target + τ params, τ = `rate`."""
+    return jax.tree.map(lambda p, t: (1.0 - rate) * t + rate * p, params, target)
+
+
 def finish(old: LearnerState, new: LearnerState, finite: Array, steps: Array) -> LearnerState:
     """The state after a `learn` of several steps, which began at `old`, made `new` and learnt from
     `steps` transitions. Where a gradient was not finite, nothing changes but the counters."""

@@ -83,7 +83,7 @@ def envs_per_actor(plan: Plan, source: Fresh | Replayed | Mixed) -> int:
 
 
 def fused_shape(plan: Plan, agent: Agent) -> dict[str, int]:
-    """The arguments of `fused.build`: unroll, num_envs, draws, policy_lag."""
+    """The arguments of `fused.build`: unroll, num_envs, draws, draw_size, policy_lag."""
     return _fused_shape(plan, agent.source)
 
 
@@ -94,13 +94,20 @@ def _fused_shape(plan: Plan, source: Fresh | Replayed | Mixed) -> dict[str, int]
     if isinstance(source, Mixed):
         num_envs = batch_size - draws
     elif isinstance(source, Replayed):
-        unroll, draws = source.sequences.length, round(source.samples_per_insert)
+        unroll, draws = source.sequences.length, round(due_draws(plan, source))
     return {
         "unroll": unroll,
         "num_envs": num_envs,
         "draws": draws,
+        "draw_size": batch_size,
         "policy_lag": plan.run.policy_lag,
     }
+
+
+def due_draws(plan: Plan, source: Replayed) -> float:
+    """Batches that the fused runtime is to draw after each unroll, before rounding."""
+    batch_size = plan.agent_config.batch_size
+    return source.samples_per_insert * (plan.run.envs_per_actor or batch_size) / batch_size
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,11 @@ class Case:
     def last_rank(self) -> int:
         """The rank of the last of several learners."""
         return self.run.learners - 1
+
+    @property
+    def due_draws(self) -> float:
+        """Batches that the fused runtime is to draw after each unroll, before rounding."""
+        return due_draws(self.plan, self.source) if isinstance(self.source, Replayed) else 0
 
     @property
     def inserted_steps(self) -> int:

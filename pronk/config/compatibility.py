@@ -247,15 +247,14 @@ _FUSED = (
         lambda c: (
             c.fused
             and c.replayed
-            and (
-                c.shape["num_envs"] != c.config.batch_size
-                or c.shape["draws"] < 1
-                or c.shape["draws"] != c.source.samples_per_insert
+            and not (
+                math.isclose(c.due_draws, c.shape["draws"], rel_tol=1e-6) and c.shape["draws"] >= 1
             )
         ),
-        "the fused runtime inserts and draws as many sequences at a time as there are environments:"
-        " `--envs-per-actor` {c.shape[num_envs]} must equal `--batch-size` {c.config.batch_size},"
-        " and `--samples-per-insert` {c.source.samples_per_insert:g} be a whole number; or"
+        "the fused runtime draws whole batches after each unroll: `--envs-per-actor`"
+        " {c.shape[num_envs]}, each of which inserts a sequence that is to be drawn"
+        " {c.source.samples_per_insert:g} times, and `--batch-size` {c.config.batch_size} make"
+        " {c.due_draws:g} batches, which must be a whole number; change one of them, or"
         " {c.instead}.",
     ),
     Row(

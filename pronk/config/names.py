@@ -59,6 +59,8 @@ ALIASES = {
     "num_env_runners": "actors",
     "num_envs_per_env_runner": "envs_per_actor",
     "target_update_interval": "target_every",
+    "tau": "target_rate",
+    "gradient_steps": "updates_per_step",
 }
 
 

@@ -41,6 +41,8 @@ from pronk.errors import UserError, nearest
 AGENTS = {
     "impala": "pronk.agents.impala",
     "r2d2": "pronk.agents.r2d2",
+    "ddpg": "pronk.agents.ddpg",
+    "sac": "pronk.agents.sac",
     "reinforce": "pronk.agents.reinforce",
     "npg": "pronk.agents.npg",
     "tnpg": "pronk.agents.tnpg",

@@ -314,7 +314,7 @@ class DiagonalGaussian:
         mean, std = self._mean_std(params)
         _check_raw(mean.shape, raw)
         log_p = -0.5 * jnp.square((raw - mean) / std) - jnp.log(std) - 0.5 * np.log(2 * np.pi)
-        log_p = self._if_squashed(lambda: log_p - _log_tanh_slope(raw), lambda: log_p)
+        log_p = self._if_squashed(lambda: log_p - log_tanh_slope(raw), lambda: log_p)
         return jnp.sum(log_p, axis=-1)
 
     def entropy(self, params: Array, key: Key) -> Array:
@@ -322,7 +322,7 @@ class DiagonalGaussian:
         _, std = self._mean_std(params)
         entropy = jnp.sum(jnp.log(std) + 0.5 * np.log(2 * np.pi * np.e), axis=-1)
         if self._squashed.any():
-            slope = _log_tanh_slope(self.sample(params, key))
+            slope = log_tanh_slope(self.sample(params, key))
             slope = self._if_squashed(lambda: slope, lambda: jnp.zeros_like(slope))
             entropy += jnp.sum(slope, axis=-1)
         return entropy
@@ -385,7 +385,7 @@ class DiagonalGaussian:
         return jnp.where(squashed, yes(), no())
 
 
-def _log_tanh_slope(x: Array) -> Array:
+def log_tanh_slope(x: Array) -> Array:
     """log(1 − tanh²x), in a form that is accurate for large |x|."""
     return 2.0 * (np.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 

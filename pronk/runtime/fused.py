@@ -34,6 +34,7 @@ from pronk.types import (
     Learnt,
     Mixed,
     PyTree,
+    Replayed,
     Sequences,
     TimeStep,
     Trajectory,
@@ -41,6 +42,8 @@ from pronk.types import (
 
 # Agent steps per call of the compiled program: long enough to hide the cost of the call.
 STEPS_PER_CALL = 1 << 15
+# Updates from a replay per call, at most, where there are many for each step: some seconds.
+UPDATES_PER_CALL = 1 << 10
 # Folded into the acting key for draws from replay; counts of acting never come so far.
 DRAWS = (1 << 32) - 1
 
@@ -82,6 +85,7 @@ class Program:
     unroll: int
     num_envs: int
     draws: int
+    draw_size: int
     policy_lag: int
 
     @property
@@ -195,7 +199,7 @@ class Program:
 
         def one(learner: LearnerState, replay: Ring) -> tuple[Learnt, Array]:
             draw_key = jax.random.fold_in(key, learner.updates)
-            batch, at = ring.draw(replay, draw_key, self.num_envs)
+            batch, at = ring.draw(replay, draw_key, self.draw_size)
             return learn(learner, batch), at
 
         # A replay that nothing rewrites is not carried along: carrying it might copy it.
@@ -232,15 +236,19 @@ def build(
     unroll: int,
     num_envs: int,
     draws: int = 0,
+    draw_size: int | None = None,
     policy_lag: int = 0,
 ) -> tuple[Callable[[LearnerState, Key], RunState], Callable[[RunState], tuple[RunState, Outcome]]]:
     """`init(learner, key) -> RunState` and `update(RunState) -> RunState, Outcome`, both pure.
 
-    draws: for agents that learn from replay alone, batches of `num_envs` sequences after each
-    unroll; for those that mix, sequences beside each unroll. policy_lag: for agents with one update
-    per unroll, how many updates old the acting behaviour is, once there have been as many.
+    draws: for agents that learn from replay alone, batches of `draw_size` sequences, by default
+    `num_envs`, after each unroll; for those that mix, sequences beside each unroll. policy_lag: for
+    agents with one update per unroll, how many updates old the acting behaviour is, once there have
+    been as many.
     """
-    program = Program(agent, stepper(env, num_envs), unroll, num_envs, draws, policy_lag)
+    program = Program(
+        agent, stepper(env, num_envs), unroll, num_envs, draws, draw_size or num_envs, policy_lag
+    )
     return program.init, program.update
 
 
@@ -260,13 +268,23 @@ class FusedLoop:
         num_envs: int,
         max_steps: int,
         draws: int = 0,
+        draw_size: int | None = None,
         policy_lag: int = 0,
     ):
         init, update = build(
-            agent, env, unroll=unroll, num_envs=num_envs, draws=draws, policy_lag=policy_lag
+            agent,
+            env,
+            unroll=unroll,
+            num_envs=num_envs,
+            draws=draws,
+            draw_size=draw_size,
+            policy_lag=policy_lag,
         )
         per_update = unroll * num_envs
-        calls = max(1, min(STEPS_PER_CALL, max_steps // 20) // per_update)
+        calls = min(STEPS_PER_CALL, max_steps // 20) // per_update
+        if isinstance(agent.source, Replayed):
+            calls = min(calls, UPDATES_PER_CALL // max(draws, 1))
+        calls = max(1, calls)
 
         def many(run: RunState) -> tuple[RunState, Outcome]:
             return jax.lax.scan(lambda run, _: update(run), run, length=calls)
