@@ -37,6 +37,7 @@ SMALL = {"hidden_sizes": (8,), "recurrent_units": 4, "unroll": UNROLL, "batch_si
 VECTOR = spaces.Box(-1, 1, (3,))
 DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, np.inf], np.float32))
+BOUNDED = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
 PIXELS = spaces.Box(0, 255, (7, 6, 2), np.uint8)
 MIXED = spaces.Dict({"b": spaces.Discrete(3), "a": spaces.Tuple([VECTOR, spaces.MultiBinary(2)])})
 ADAM = {"optimiser": "adam", "loss_reduction": "mean", "max_gradient_norm": 0.5}
@@ -71,7 +72,10 @@ def variant(observation, action, mask=False, agent="impala", tasks=(), **setting
         "test", observation, action, has_action_mask=mask, tasks=tasks, references=references
     )
     small = SMALL | (REPLAYED if agent == "r2d2" else ON_POLICY.get(agent, {}))
-    return Variant(agent, agent_module(agent).config(**(small | settings)), spec)
+    config = agent_module(agent).config
+    known = {f.name for f in dataclasses.fields(config)}
+    small = {k: v for k, v in small.items() if k in known}
+    return Variant(agent, config(**(small | settings)), spec)
 
 
 VARIANTS = {
@@ -140,6 +144,21 @@ VARIANTS = {
         stored_state=False,
         rescaling="none",
         reward_clip=1.0,
+    ),
+    "ddpg": variant(VECTOR, BOUNDED, agent="ddpg"),
+    "ddpg_pixels": variant(
+        PIXELS,
+        spaces.Box(0, 1, (1,)),
+        agent="ddpg",
+        torso="shallow",
+        noise_correlation=0.0,
+        critic_weight_decay=0.0,
+        last_scale=0.0,
+        reward_clip=1.0,
+    ),
+    "sac": variant(VECTOR, BOUNDED, agent="sac"),
+    "sac_mixed": variant(
+        MIXED, spaces.Box(-2, 2, (1,)), agent="sac", tasks=("a", "b"), max_gradient_norm=0.5
     ),
     "reinforce": variant(VECTOR, DISCRETE, agent="reinforce"),
     "reinforce_complete": variant(
@@ -213,7 +232,7 @@ with_gradients = variants(
     *(
         k
         for k, v in VARIANTS.items()
-        if v.agent not in ("r2d2", *ON_POLICY)
+        if v.agent not in ("r2d2", "ddpg", "sac", *ON_POLICY)
         and getattr(v.config, "value_normalisation", "none") == "none"
     )
 )
@@ -397,7 +416,9 @@ def test_feedback_has_the_shapes_of_its_batch(name):
     m = made(name)
     trajectory = m.trajectories[0]
     feedback = jax.eval_shape(m.agent.learn, m.state, Batch(trajectory)).feedback
-    assert (feedback.priorities is None) != isinstance(m.agent.source, Replayed)
+    source = m.agent.source
+    prioritised = isinstance(source, Replayed) and source.sequences.priority_exponent > 0
+    assert (feedback.priorities is not None) == prioritised
     if feedback.priorities is not None:
         assert avals(feedback.priorities) == ((NUM_ENVS,), jnp.float32)
     for key, value in (feedback.extras or {}).items():

@@ -266,7 +266,17 @@ def test_auto_is_fused_where_it_does_the_same() -> None:
 )
 def test_the_fused_runtime_has_its_shape(source: Any, expected: dict[str, int]) -> None:
     agent: Any = SimpleNamespace(source=source)
-    assert fused_shape(plan_of(), agent) == expected | {"policy_lag": 0}
+    assert fused_shape(plan_of(), agent) == expected | {"draw_size": 32, "policy_lag": 0}
+
+
+def test_fewer_environments_draw_fewer_batches_of_the_same_size() -> None:
+    """Each sequence inserted is drawn as often."""
+    agent: Any = SimpleNamespace(source=REPLAYED)
+    shape = fused_shape(plan_of(envs_per_actor=16), agent)
+    assert (shape["num_envs"], shape["draws"], shape["draw_size"]) == (16, 1, 32)
+    run_check(**fused(source=REPLAYED, envs_per_actor=16))
+    with pytest.raises(UserError, match=r"make 0.5 batches, which must be a whole number"):
+        run_check(**fused(source=REPLAYED, envs_per_actor=8))
 
 
 def test_given_is_what_differs_from_the_agents_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,11 @@ R2D2: dict[str, Any] = {
     "sequence_length": 6, "overlap": 3, "burn_in": 2, "recurrent_units": 4, "head_units": 8,
     "replay_minimum": 20, "replay_capacity": 400,
 }  # fmt: skip
+TRANSITIONS: dict[str, Any] = {
+    "replay_minimum": 50,
+    "replay_capacity": 400,
+    "updates_per_step": 0.5,
+}
 FUSED = {"runtime": "fused"}
 FUSED_R2D2 = {**FUSED, "priority_exponent": 0.0, "overlap": 0}
 LOCAL = {"runtime": "local"}
@@ -87,6 +92,8 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
     ),
 }
 EXACT |= {
+    "sac": ("sac", "Pendulum-v1", {"actors": 2, "discount": "linear:0.9:0.99"}, 600),
+    "ddpg-fused": ("ddpg", "pronk/CartPoleBalance-v0", {**FUSED, "batch_size": 8}, 600),
     "schedules-fused": ("impala", "pronk/Catch-v0", {**FUSED, **SCHEDULES}, 1000),
     "schedules": ("impala", "CartPole-v1", {**SCHEDULES, "entropy_cost": "linear:0.1:0"}, 800),
 }
@@ -111,6 +118,9 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "impala-workers": ("impala", "CartPole-v1", {"env_workers": 2}, 1000),
     "impala-atari": ("impala", "ALE/Breakout-v5", {"envs_per_actor": 2, "batch_size": 2}, 600),
     "suite-local": ("impala", "CartPole-v1,Acrobot-v1", POPART, 1000),
+    "ddpg": ("ddpg", "Pendulum-v1", {"env_workers": 1}, 600),
+    "sac-fused": ("sac", "pronk/MountainCar-v0", FUSED, 600),
+    "sac-suite": ("sac", "Pendulum-v1,MountainCarContinuous-v0", {"envs_per_actor": 2}, 600),
     "r2d2-fused-catch": ("r2d2", "pronk/Catch-v0", {**FUSED_R2D2, "samples_per_insert": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
     "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
@@ -138,7 +148,7 @@ def everything_saved(run_dir: Path) -> dict[str, np.ndarray]:
 def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Its environments, actors and replay are saved in the middle of episodes."""
     agent, env, settings, steps = (EXACT | MORE)[name]
-    tiny = TINY | (R2D2 if agent == "r2d2" else {})
+    tiny = TINY | {"r2d2": R2D2, "ddpg": TRANSITIONS, "sac": TRANSITIONS}.get(agent, {})
     settings = {**tiny, "hidden_sizes": (16,), "deterministic": True, "seed": 3, **settings}
 
     def train(run_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_pa
         assert part <= paused["agent_steps"] < steps
     rest = train(tmp_path / "parts")
     expected, found = (everything_saved(tmp_path / d) for d in ("whole", "parts"))
-    remembers = (agent == "r2d2" or "mixed" in name) and "fused" not in name
+    remembers = (agent in ("r2d2", "ddpg", "sac") or "mixed" in name) and "fused" not in name
     assert any(k.startswith("replay/") for k in found) == remembers
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     timing = {"wall_seconds", "steps_per_second", "run_dir", "bound_by"}
