@@ -88,7 +88,7 @@ CLAIMS = {
     },
     **{
         f"{agent}-balance": Claim(
-            "pronk/CartPoleBalance-v0", 10_000, "≥ 4900", {"runtime": "fused"}, agent=agent,
+            "pronk/CartPoleBalance-v0", 6_000, "≥ 4900", {"runtime": "fused"}, agent=agent,
             variant="fused runtime",
         )
         for agent in ("ddpg", "sac")
