@@ -23,6 +23,7 @@ from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.maths import squashed
 from pronk.run.inspect import inspect
+from pronk.run.policy import export
 from pronk.types import Batch, EnvSpec, LearnerState, TimeStep, Trajectory
 
 KEY = jax.random.key(0)
@@ -516,6 +517,28 @@ def test_there_are_as_many_updates_for_each_step_as_was_asked(
 
 
 @both
+def test_an_exported_policy_acts_alike_and_learns_on(name: str, tmp_path: Path) -> None:
+    env, run, file = "pronk/CartPoleBalance-v0", tmp_path / "run", tmp_path / "p.safetensors"
+    pronk.train(name, env, steps=200, run_dir=run, **TINY)
+    export(run, file)
+    observation, actions = np.full(4, 0.1, np.float32), []
+    for source in (run, file):
+        policy = pronk.load(source)
+        actions.append(policy.act(observation, policy.initial_carry())[0])
+    np.testing.assert_array_equal(*actions)
+    assert -10 < actions[0] < 10
+    frozen = {**TINY, "learning_rate": 1e-12, "critic_learning_rate": 1e-12}
+    if name == "sac":
+        frozen["temperature_learning_rate"] = 0.0
+    else:
+        frozen["noise_std"] = 0.0
+    pronk.train(name, env, steps=100, run_dir=tmp_path / "on", init_from=file, **frozen)
+    begun, had = (pronk.load(path).behaviour for path in (tmp_path / "on", file))
+    assert not had.uniform
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), begun, had)
+
+
+@both
 def test_a_fused_run_whose_ratio_is_no_number_of_batches_is_refused(
     name: str, tmp_path: Path
 ) -> None:
@@ -534,6 +557,25 @@ def test_discrete_actions_are_refused_before_anything_is_written(tmp_path: Path)
     with pytest.raises(UserError, match="sac is for actions that are numbers between bounds"):
         pronk.train("sac", "CartPole-v1", run_dir=tmp_path / "run", steps=100)
     assert not (tmp_path / "run").exists()
+
+
+@both
+def test_schedules_end_with_the_run(name: str) -> None:
+    """In agent steps, of which each is followed by two updates of eight transitions here."""
+    settings: dict[str, Any] = {"updates_per_step": 2.0, "batch_size": 8, "replay_minimum": 100}
+    schedules = {"learning_rate": "linear:1:0", "discount": "piecewise:0.5@0,0.9@600"}
+    config = agent_module(name).config(hidden_sizes=(2,), **settings, **schedules)
+    agent = agents.make(name, config, SPEC, horizon=1100)
+    state, learn = agent.init(KEY), jax.jit(agent.learn)
+    for agent_steps, rate, discount in ((100, 1.0, 0.5), (599, 0.501, 0.5), (600, 0.5, 0.9)):
+        now = state._replace(steps=jnp.uint32((agent_steps - 100) * 16))
+        metrics = learn(now, batch_of()).metrics
+        found = metrics["learning_rate"], metrics["discount"]
+        np.testing.assert_allclose(found, (rate, discount), rtol=1e-6)
+    over = state._replace(steps=jnp.uint32(16_000))
+    assert learn(over, batch_of()).metrics["learning_rate"] == 0
+    # Counts beyond 32 bits: 10⁹ agent steps of 16 transitions.
+    assert agents.make(name, config, SPEC, horizon=10**9).init(KEY).steps.shape == (2,)
 
 
 class Aim(gym.Env):

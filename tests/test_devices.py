@@ -96,9 +96,11 @@ from pronk.run.devices import choose_devices
 from pronk.run.setup import build, initial_state
 
 replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head_units": 4}
+off_policy = sys.argv[1] in ("ddpg", "sac")
 plan = resolve(
-    sys.argv[1], "pronk/Catch-v0", runtime="local", batch_size=8, hidden_sizes=(8,), unroll=6,
-    recurrent_core="lstm", recurrent_units=4, optimiser_epsilon=0.1,
+    sys.argv[1], "pronk/CartPoleBalance-v0" if off_policy else "pronk/Catch-v0", runtime="local",
+    batch_size=8, hidden_sizes=(8,), unroll=6, optimiser_epsilon=0.1,
+    **({} if off_policy else {"recurrent_core": "lstm", "recurrent_units": 4}),
     **({} if sys.argv[1] == "trpo" else {"learning_rate": 0.01}),
     **({"minibatch_size": 24, "passes": 2} if sys.argv[1] == "ppo" else {}),
     **({"value_minibatch_size": 24, "value_passes": 2} if sys.argv[1] == "trpo" else {}),
@@ -146,7 +148,10 @@ FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 @pytest.mark.parametrize(
     "agent",
-    ["impala", "r2d2", "impala popart", "ppo", pytest.param("trpo", marks=pytest.mark.extended)],
+    [
+        *("impala", "r2d2", "impala popart", "ppo", "sac"),
+        *(pytest.param(name, marks=pytest.mark.extended) for name in ("ddpg", "trpo")),
+    ],
 )
 def test_several_learner_devices_update_as_one(agent) -> None:
     """The state is compared, PopArt's statistics in it."""

@@ -253,6 +253,25 @@ def test_another_agent_in_one_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("agent", ["ddpg", "sac"])
+def test_agents_with_continuous_actions_in_one_program(agent: str, tmp_path: Path) -> None:
+    """Members copy targets, temperatures and all optimisers."""
+    small: dict[str, Any] = {
+        "replay_minimum": 20,
+        "replay_capacity": 400,
+        "envs_per_actor": 2,
+        "batch_size": 4,
+        "hidden_sizes": (8,),
+        "runtime": "fused",
+        "env_args": {"max_steps": 20},
+    }
+    plan = resolve(agent, "pronk/CartPoleSwingUp-v0", run_dir=tmp_path, steps=1200, **small)
+    config = settings(tune=("learning_rate=1e-4:1e-2", "target_rate"), copy_margin=0.0)
+    assert pbt.run(plan, config)["copies"] > 0
+    check_journal(tmp_path)
+
+
+@pytest.mark.extended
 def test_vmapped_or_in_turn_members_do_the_same(tmp_path: Path) -> None:
     """To rounding: on accelerators they are vmapped."""
     plan = plan_in(tmp_path)

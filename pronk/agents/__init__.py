@@ -45,7 +45,10 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
             )
         if changing:
             near_one = fields.near_one(type(config))
-            made = schedules.scheduled(made, changing, horizon=horizon, near_one=near_one)
+            learnt = getattr(numbers, "transitions_learnt", int)
+            made = schedules.scheduled(
+                made, changing, horizon=horizon, near_one=near_one, learnt=learnt
+            )
         _made.append((arguments, made))
     return made
 

@@ -101,8 +101,8 @@ class ContinuousQ:
         }
         hyper = step.hyperparameters(self.config, self.config.hyper_names())
         extra = {"target": self._copied(params), "uniform": jnp.bool_(True)}
-        # The horizon decides how far `steps` can count.
-        learnt = round(self.horizon * self.config.updates_per_step * self.config.batch_size)
+        # `steps` has to count this far.
+        learnt = self.config.transitions_learnt(self.horizon)
         state = step.new_state("adam", params, hyper, key, extra, learnt)
         optimiser = step.optimiser("adam", hyper)
         return state._replace(

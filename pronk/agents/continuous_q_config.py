@@ -82,6 +82,11 @@ class Config:
         draws = self.updates_per_step * self.batch_size
         return Replayed(sequences, self.replay_minimum, draws)
 
+    def transitions_learnt(self, agent_steps: int) -> int:
+        """How many transitions are drawn while these agent steps are made, for schedules."""
+        steps = max(0, agent_steps - self.replay_minimum)
+        return round(steps * self.updates_per_step * self.batch_size)
+
     def hyper_names(self) -> tuple[str, ...]:
         """The fields in `LearnerState.hyper`: changing one compiles nothing."""
         return (

@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # [D16], and rllab where the paper is silent: no weight decay.
     "duan": {"batch_size": 32, "reward_scale": 0.1, "critic_weight_decay": 0.0},
-    # Any environment: networks, rates and noise of [F18]'s successors.
+    # Any environment: independent noise, as in [F18], and what SAC has.
     "continuous": {
         "batch_size": 256,
         "target_rate": 0.005,

@@ -34,7 +34,7 @@ class SAC(ContinuousQ):
         return self.sample(outputs, key)[0], core
 
     def greedy(self, outputs: Array) -> Array:
-        """The squashed mean (section 7.1: "Deterministic")."""
+        """The squashed mean."""
         return squashed.mode(outputs)
 
     def sample(self, outputs: Array, key: Key) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ learns; it follows from `LearnerState.steps`, so that a resumed run continues it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -44,8 +44,12 @@ def scheduled(
     *,
     horizon: int,
     near_one: Collection[str] = (),
+    learnt: Callable[[int], int] = int,
 ) -> Agent:
     """`agent`, whose hyperparameters of these names follow schedules that end at `horizon` steps.
+
+    learnt: how many transitions have been learnt from after a number of agent steps, if it is not
+    the same number. Schedules are in agent steps, and `LearnerState.steps` counts transitions.
 
     `hyper[name]` is the schedule's first value; where PBT has changed it by a factor, so is the
     whole schedule, or with `near_one` 1 − x. `hyper["horizon"]` is the horizon. The current values
@@ -58,6 +62,12 @@ def scheduled(
                 f"`{flag(name)}` is {schedule.text}, and the agent reads it only when it is made;"
                 f" expected a number. Schedules are for {', '.join(sorted(known.keys() - _OWN))}."
             )
+
+    horizon = max(1, learnt(horizon))
+    schedules = {
+        name: schedule._replace(starts=tuple(map(learnt, schedule.starts)))
+        for name, schedule in schedules.items()
+    }
 
     def current(state: LearnerState) -> Hyper:
         return {
