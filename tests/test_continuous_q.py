@@ -602,7 +602,7 @@ def test_learns_to_aim(name: str, tmp_path: Path) -> None:
         settings |= {"initial_temperature": 0.1}
     rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "deterministic": True}
     pronk.train(name, Aim, steps=1500, run_dir=tmp_path, quiet=True, **settings, **rates)
-    found = pronk.load(tmp_path).evaluate(episodes=50).mean_return
+    found = pronk.load(tmp_path, env=Aim).evaluate(episodes=50).mean_return
     assert found > -0.05  # always the middle: −1/3
 
 
