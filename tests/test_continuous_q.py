@@ -22,6 +22,7 @@ from pronk.agents.continuous_q import Behaviour, ContinuousQ
 from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.maths import squashed
+from pronk.run.evaluate import Evaluation
 from pronk.run.inspect import inspect
 from pronk.run.policy import export
 from pronk.types import Batch, EnvSpec, LearnerState, TimeStep, Trajectory
@@ -602,8 +603,9 @@ def test_learns_to_aim(name: str, tmp_path: Path) -> None:
         settings |= {"initial_temperature": 0.1}
     rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "deterministic": True}
     pronk.train(name, Aim, steps=1500, run_dir=tmp_path, quiet=True, **settings, **rates)
-    found = pronk.load(tmp_path, env=Aim).evaluate(episodes=50).mean_return
-    assert found > -0.05  # always the middle: −1/3
+    found = pronk.load(tmp_path, env=Aim).evaluate(episodes=50)
+    assert isinstance(found, Evaluation)
+    assert found.mean_return > -0.05  # always the middle: −1/3
 
 
 def test_presets_are_settings() -> None:

@@ -120,7 +120,7 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "suite-local": ("impala", "CartPole-v1,Acrobot-v1", POPART, 1000),
     "ddpg": ("ddpg", "Pendulum-v1", {"env_workers": 1}, 600),
     "sac-fused": ("sac", "pronk/MountainCar-v0", FUSED, 600),
-    "sac-suite": ("sac", "Pendulum-v1,MountainCarContinuous-v0", {"envs_per_actor": 2}, 600),
+    "sac-suite": ("sac", "Pendulum-v1?g=5,Pendulum-v1?g=10", {"envs_per_actor": 2}, 600),
     "r2d2-fused-catch": ("r2d2", "pronk/Catch-v0", {**FUSED_R2D2, "samples_per_insert": 1.0}, 1500),
     "r2d2-local": ("r2d2", "pronk/Catch-v0", {**LOCAL, "replay_eviction": "lowest-priority"}, 1200),
     "r2d2-cartpole": ("r2d2", "CartPole-v1", {"env_workers": 2}, 1200),
