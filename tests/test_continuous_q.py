@@ -92,7 +92,8 @@ def test_the_squashed_density_integrates_to_its_distribution() -> None:
     noise = (np.arctanh(middle) - mean) / np.exp(log_std)
     params = np.broadcast_to(np.array([mean, log_std]), (len(noise), 2))
     with jax.enable_x64():
-        unit, log_prob = squashed.sample(jnp.asarray(params), jnp.asarray(noise[:, None]))
+        found = squashed.sample(jnp.asarray(params), jnp.asarray(noise[:, None]))
+        unit, log_prob = map(np.asarray, found)
     np.testing.assert_allclose(unit[:, 0], middle, atol=1e-9)
     mass = np.exp(log_prob) * np.diff(grid)
     normal = np.vectorize(lambda z: 0.5 * (1 + math.erf(z / 2**0.5)))
