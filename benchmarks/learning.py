@@ -86,13 +86,6 @@ CLAIMS = {
         f"{agent}-pendulum": Claim("Pendulum-v1", 10_000, "≥ −170", agent=agent)
         for agent in ("ddpg", "sac")
     },
-    **{
-        f"{agent}-balance": Claim(
-            "pronk/CartPoleBalance-v0", 6_000, "≥ 4900", {"runtime": "fused"}, agent=agent,
-            variant="fused runtime",
-        )
-        for agent in ("ddpg", "sac")
-    },
     "ppo-cartpole": Claim("CartPole-v1", 100_000, "≥ 475", agent="ppo"),
     "ppo-acrobot": Claim("Acrobot-v1", 300_000, "≥ −80", agent="ppo"),
     "ppo-pendulum": Claim("Pendulum-v1", 300_000, "≥ −170", agent="ppo"),

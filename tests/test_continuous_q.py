@@ -91,7 +91,7 @@ def test_the_squashed_density_integrates_to_its_distribution() -> None:
     middle = 0.5 * (grid[1:] + grid[:-1])
     noise = (np.arctanh(middle) - mean) / np.exp(log_std)
     params = np.broadcast_to(np.array([mean, log_std]), (len(noise), 2))
-    with jax.enable_x64():
+    with jax.enable_x64(True):
         found = squashed.sample(jnp.asarray(params), jnp.asarray(noise[:, None]))
         unit, log_prob = map(np.asarray, found)
     np.testing.assert_allclose(unit[:, 0], middle, atol=1e-9)
