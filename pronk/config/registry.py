@@ -42,6 +42,8 @@ AGENTS = {
     "impala": "pronk.agents.impala",
     "r2d2": "pronk.agents.r2d2",
     "reinforce": "pronk.agents.reinforce",
+    "rwr": "pronk.agents.rwr",
+    "reps": "pronk.agents.reps",
     "npg": "pronk.agents.npg",
     "tnpg": "pronk.agents.tnpg",
     "trpo": "pronk.agents.trpo",
