@@ -49,7 +49,7 @@ class Config(on_policy_config.Config):
     """ε, largest KL of the reweighted samples from the batch, in nats."""
     initial_eta: float = number(15.0, above=0, source="D16, code")
     """η at the start; later updates begin with the η and ν of the one before."""
-    dual_penalty: float = number(1e-2, above=0)
+    dual_penalty: float = number(1.0, above=0)
     """λ, weight of ‖ν‖² in the dual, which has no minimum without."""
     dual_iterations: int = number(50, above=0, limit=1000, source="D16, code")
     """Steps of L-BFGS by which the dual is minimised, at most."""
@@ -81,5 +81,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation_normalisation": False,
     },
     # Small problems.
-    "small": {"unroll": 256, "batch_size": 8},
+    "small": {"unroll": 256, "batch_size": 8, "discount": 0.99},
 }

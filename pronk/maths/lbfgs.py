@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from pronk.types import Array, PyTree
 
@@ -24,7 +25,9 @@ class Minimum(NamedTuple):
     iterations: Array  # int32 [], steps taken
 
 
-def minimise(function: Callable[[PyTree], Array], params: PyTree, *, iterations: int) -> Minimum:
+def minimise(
+    function: Callable[[PyTree], Array], params: PyTree, *, iterations: Array | int
+) -> Minimum:
     """Parameters at which `function` is no larger than at `params`, after at most `iterations`
     steps of L-BFGS (Liu and Nocedal 1989; memory of 10) with a line search for the Wolfe
     conditions.
@@ -39,30 +42,36 @@ def minimise(function: Callable[[PyTree], Array], params: PyTree, *, iterations:
         linesearch=optax.scale_by_zoom_linesearch(TRIALS, initial_guess_strategy="one"),
     )
 
-    def going(carry: tuple[PyTree, ...]) -> Array:
+    # One vector: the search's states as trees would be thousands of operations to compile.
+    vector, unravel = ravel_pytree(params)
+
+    def flat(vector: Array) -> Array:
+        return function(unravel(vector))
+
+    def going(carry: tuple[Array, ...]) -> Array:
         *_, i, better = carry
         return better & (i < iterations)
 
     def one(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-        params, value, gradient, state, i, _ = carry
+        vector, value, gradient, state, i, _ = carry
         step, state = solver.update(
-            gradient, state, params, value=value, grad=gradient, value_fn=function
+            gradient, state, vector, value=value, grad=gradient, value_fn=flat
         )
-        candidate = optax.apply_updates(params, step)
+        candidate = vector + step
         # The search evaluated both at the candidate.
         found = optax.tree.get(state, "value"), optax.tree.get(state, "grad")
         better = found[0] < value  # false for NaN
-        better &= jnp.isfinite(found[0]) & jnp.isfinite(optax.tree.norm(found[1]))
-        params, value, gradient = jax.tree.map(
+        better &= jnp.isfinite(found[0]) & jnp.isfinite(jnp.linalg.norm(found[1]))
+        vector, value, gradient = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
             (candidate, *found),
-            (params, value, gradient),
+            (vector, value, gradient),
         )
-        return params, value, gradient, state, i + better.astype(jnp.int32), better
+        return vector, value, gradient, state, i + better.astype(jnp.int32), better
 
-    value, gradient = jax.value_and_grad(function)(params)
-    norm = optax.tree.norm(gradient)
+    value, gradient = jax.value_and_grad(flat)(vector)
+    norm = jnp.linalg.norm(gradient)
     usable = jnp.isfinite(value) & jnp.isfinite(norm) & (norm > 0.0)
-    begin = params, value, gradient, solver.init(params), jnp.int32(0), usable
-    params, least, _, _, count, _ = jax.lax.while_loop(going, one, begin)
-    return Minimum(params, least, value, norm, count)
+    begin = vector, value, gradient, solver.init(vector), jnp.int32(0), usable
+    vector, least, _, _, count, _ = jax.lax.while_loop(going, one, begin)
+    return Minimum(unravel(vector), least, value, norm, count)

@@ -65,9 +65,13 @@ class Dual(NamedTuple):
     penalty: Array | float  # λ, of the coefficients of features whose mean square flow is 1
 
     def errors(self, nu: Array) -> Array:
-        """δ = r + νᵀx, `[...]`; nu: `[F]`."""
+        """δ = r + νᵀx, `[...]`, 0 for dummies; nu: `[F]`."""
         assert_shape(np.shape(self.flow)[-1:], "one per feature", nu=nu)
-        return self.reward + self.flow @ nu
+        return jnp.where(self.weight > 0, self.reward, 0.0) + self._flow() @ nu
+
+    def _flow(self) -> Array:
+        """x without dummies, whose numbers, even NaN, would reach the gradient."""
+        return jnp.where(self.weight[..., None] > 0, self.flow, 0.0)
 
     def value(self, eta: Array, nu: Array) -> Array:
         """η ε + η log mean exp(δ/η) + λ Σ s² ν², where s² is the mean square flow of a feature
@@ -84,7 +88,7 @@ class Dual(NamedTuple):
 
     def _scale(self) -> Array:
         """s `[F]`."""
-        x = jnp.where(self.weight[..., None] > 0, self.flow, 0.0).reshape(-1, self.flow.shape[-1])
+        x = self._flow().reshape(-1, self.flow.shape[-1])
         count = jnp.maximum(jnp.sum(self.weight), 1.0)
         return jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(x), axis=0) / count), 1e-6)
 
