@@ -99,9 +99,10 @@ replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head_units": 4}
 plan = resolve(
     sys.argv[1], "pronk/Catch-v0", runtime="local", batch_size=8, hidden_sizes=(8,), unroll=6,
     recurrent_core="lstm", recurrent_units=4, optimiser_epsilon=0.1,
-    **({} if sys.argv[1] == "trpo" else {"learning_rate": 0.01}),
+    **({} if sys.argv[1] in ("trpo", "rwr") else {"learning_rate": 0.01}),
     **({"minibatch_size": 24, "passes": 2} if sys.argv[1] == "ppo" else {}),
     **({"value_minibatch_size": 24, "value_passes": 2} if sys.argv[1] == "trpo" else {}),
+    **({"value_minibatch_size": 24, "fit_iterations": 2} if sys.argv[1] == "rwr" else {}),
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
     **(replayed if sys.argv[1] == "r2d2" else {}),
     **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
@@ -146,7 +147,10 @@ FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 @pytest.mark.parametrize(
     "agent",
-    ["impala", "r2d2", "impala popart", "ppo", pytest.param("trpo", marks=pytest.mark.extended)],
+    [
+        *("impala", "r2d2", "impala popart", "ppo"),
+        *(pytest.param(name, marks=pytest.mark.extended) for name in ("trpo", "rwr")),
+    ],
 )
 def test_several_learner_devices_update_as_one(agent) -> None:
     """The state is compared, PopArt's statistics in it."""

@@ -54,6 +54,8 @@ class REPS:
         state = shared.before(state, batch)
         data = shared.data(state.extra["statistics"], state.hyper, batch)
         weight, epsilon = data.samples.weight, state.hyper["max_kl"]
+        features = data.features
+        assert features is not None
         dual, start = self.dual(state, data)
         found = dual.minimise(
             state.extra["eta"], state.extra["baseline"], iterations=config.dual_iterations
@@ -70,7 +72,7 @@ class REPS:
         steps = jnp.sum(weight)
         metrics = fitted.metrics | {
             "steps": steps,
-            "value_mean": weighted.mean(data.features[:-1] @ found.nu, weight),
+            "value_mean": weighted.mean(features[:-1] @ found.nu, weight),
             "eta": found.eta,
             "dual": found.value,
             "weights_kl": divergence,

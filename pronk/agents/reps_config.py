@@ -80,6 +80,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_sizes": (100, 50, 25),
         "observation_normalisation": False,
     },
-    # Small problems.
-    "small": {"unroll": 256, "batch_size": 8, "discount": 0.99},
+    # Small problems. Small batches are soon overfitted.
+    "small": {"unroll": 256, "batch_size": 8, "discount": 0.99, "fit_iterations": 10},
 }

@@ -66,6 +66,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "atari": on_policy_config.ATARI | {"baseline": "network"},
     # [D16].
     "duan": on_policy_config.DUAN,
-    # Small problems.
-    "small": on_policy_config.SMALL,
+    # Small problems. Small batches are soon overfitted.
+    "small": on_policy_config.SMALL | {"fit_iterations": 5},
 }

@@ -26,7 +26,7 @@ def shifted(advantage: Array, weight: Array) -> Array:
 
 
 def exponential(advantage: Array, temperature: Array | float, weight: Array) -> Array:
-    """Weights in proportion to exp(A / β), β the temperature (Peters and Schaal 2007, eq. 9)."""
+    """Weights in proportion to exp(A / β), β the temperature (Peters and Schaal 2007)."""
     assert_same_shape(advantage=advantage, weight=weight)
     # Division by β comes last: it may be so small that its inverse overflows.
     best = jnp.max(jnp.where(weight > 0, advantage, -jnp.inf))
@@ -75,7 +75,7 @@ class Dual(NamedTuple):
 
     def value(self, eta: Array, nu: Array) -> Array:
         """η ε + η log mean exp(δ/η) + λ Σ s² ν², where s² is the mean square flow of a feature
-        (Peters et al. 2010, eq. 13, with the penalty). It is convex, η > 0."""
+        (Peters et al. 2010, with a penalty). It is convex, η > 0."""
         scaled = self.errors(nu) / eta
         count = jnp.maximum(jnp.sum(self.weight), 1.0)
         log_sum = jax.nn.logsumexp(jnp.where(self.weight > 0, scaled, -jnp.inf))
@@ -83,7 +83,7 @@ class Dual(NamedTuple):
         return eta * (self.epsilon + log_sum - jnp.log(count)) + penalty
 
     def weights(self, eta: Array, nu: Array) -> Array:
-        """Sample weights in proportion to exp(δ/η) (Peters et al. 2010, eq. 12)."""
+        """Sample weights in proportion to exp(δ/η) (Peters et al. 2010)."""
         return exponential(self.errors(nu), eta, self.weight)
 
     def _scale(self) -> Array:
