@@ -67,5 +67,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     # [D16].
     "duan": on_policy_config.DUAN,
     # Small problems. Small batches are soon overfitted.
-    "small": on_policy_config.SMALL | {"fit_iterations": 5},
+    "small": on_policy_config.SMALL | {"fit_iterations": 10},
 }

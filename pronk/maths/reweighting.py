@@ -54,6 +54,15 @@ def divergence(weights: Array, weight: Array) -> Array:
     return jnp.sum(jnp.where(weight > 0, terms, 0.0)) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
+class Multipliers(NamedTuple):
+    """The dual's variables at its minimum."""
+
+    eta: Array  # []
+    nu: Array  # [F]
+    value: Array  # [], of the dual
+    gradient_norm: Array  # [], where the search began
+
+
 class Dual(NamedTuple):
     """A problem of relative entropy policy search: max E_p[r] subject to KL(p ‖ batch) ≤ ε and the
     flow E_p[x] = 0, of which `value` is the dual."""
@@ -106,12 +115,3 @@ class Dual(NamedTuple):
         found = lbfgs.minimise(value, (jnp.log(eta), nu * scale), iterations=iterations)
         log_eta, scaled = found.params
         return Multipliers(jnp.exp(log_eta), scaled / scale, found.value, found.gradient_norm)
-
-
-class Multipliers(NamedTuple):
-    """The dual's variables at its minimum."""
-
-    eta: Array  # []
-    nu: Array  # [F]
-    value: Array  # [], of the dual
-    gradient_norm: Array  # [], where the search began
