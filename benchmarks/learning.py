@@ -98,6 +98,10 @@ CLAIMS = {
         f"{agent}-pendulum": Claim("Pendulum-v1", 300_000, "≥ −250", agent=agent)
         for agent in ("reinforce", "npg", "tnpg", "trpo")
     },
+    "rwr-cartpole": Claim("pronk/CartPole-v1", 200_000, "≥ 475", agent="rwr"),
+    "rwr-balance": Claim("pronk/CartPoleBalance-v0", 200_000, "≥ 4500", agent="rwr"),
+    "reps-cartpole": Claim("pronk/CartPole-v1", 200_000, "none", agent="reps"),
+    "reps-balance": Claim("pronk/CartPoleBalance-v0", 200_000, "none", agent="reps"),
 }  # fmt: skip
 
 

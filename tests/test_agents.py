@@ -63,6 +63,8 @@ REGRESSED = {"value_hidden_sizes": (6,), "value_minibatch_size": UNROLL, "value_
 ON_POLICY = {
     "ppo": {"value_hidden_sizes": (6,), "minibatch_size": UNROLL, "passes": 2},
     **dict.fromkeys(("reinforce", "npg", "tnpg", "trpo"), REGRESSED),
+    "rwr": REGRESSED | {"fit_iterations": 3},
+    "reps": {"fit_iterations": 3},
 }
 
 
@@ -163,6 +165,26 @@ VARIANTS = {
     "reinforce": variant(VECTOR, DISCRETE, agent="reinforce"),
     "reinforce_complete": variant(
         MIXED, BOX, agent="reinforce", episodes="complete", baseline="linear"
+    ),
+    "rwr": variant(MIXED, spaces.MultiDiscrete([2, 3]), agent="rwr"),
+    "rwr_lstm": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="rwr",
+        recurrent_core="lstm",
+        baseline="network",
+        weighting="exponential",
+    ),
+    "rwr_pixels": variant(PIXELS, BOX, agent="rwr", torso="shallow", baseline="network"),
+    "reps": variant(MIXED, BOX, agent="reps"),
+    "reps_masked": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="reps",
+        recurrent_core="gru",
+        discount=0.9,
     ),
     "npg": variant(VECTOR, spaces.MultiDiscrete([2, 3]), agent="npg"),
     "tnpg": variant(VECTOR, BOX, agent="tnpg", state_dependent_std=True, damping=1e-3),
@@ -492,7 +514,7 @@ def test_the_first_ratio_is_one(name):
     with standardised observations: acting and learning agree on every transition, row 0 included,
     and the divergence is 0."""
     m, v = made(name), VARIANTS[name]
-    linear = getattr(v.config, "baseline", "") == "linear"
+    linear = getattr(v.config, "baseline", "") == "linear" or v.agent == "reps"
     shared = on_policy.make(v.config, v.spec, horizon=HORIZON, linear=linear)
     state = m.learn(
         m.state, Batch(m.trajectories[0])

@@ -101,9 +101,10 @@ plan = resolve(
     sys.argv[1], "pronk/CartPoleBalance-v0" if off_policy else "pronk/Catch-v0", runtime="local",
     batch_size=8, hidden_sizes=(8,), unroll=6, optimiser_epsilon=0.1,
     **({} if off_policy else {"recurrent_core": "lstm", "recurrent_units": 4}),
-    **({} if sys.argv[1] == "trpo" else {"learning_rate": 0.01}),
+    **({} if sys.argv[1] in ("trpo", "rwr") else {"learning_rate": 0.01}),
     **({"minibatch_size": 24, "passes": 2} if sys.argv[1] == "ppo" else {}),
-    **({"value_minibatch_size": 24, "value_passes": 2} if sys.argv[1] == "trpo" else {}),
+    **({"value_minibatch_size": 24, "value_passes": 2} if sys.argv[1] in ("trpo", "rwr") else {}),
+    **({"fit_iterations": 2, "baseline": "network"} if sys.argv[1] == "rwr" else {}),
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
     **(replayed if sys.argv[1] == "r2d2" else {}),
     **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
@@ -150,7 +151,7 @@ FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     "agent",
     [
         *("impala", "r2d2", "impala popart", "ppo", "sac"),
-        *(pytest.param(name, marks=pytest.mark.extended) for name in ("ddpg", "trpo")),
+        *(pytest.param(name, marks=pytest.mark.extended) for name in ("ddpg", "trpo", "rwr")),
     ],
 )
 def test_several_learner_devices_update_as_one(agent) -> None:

@@ -64,6 +64,7 @@ POPART = {"value_normalisation": "popart", "popart_beta": 0.1}
 SCHEDULES = {"learning_rate": "cosine:1e-2:1e-4", "discount": "piecewise:0.9@0,0.5@400,0.7@900"}
 SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
 FITTED = {"value_minibatch_size": 10, "value_passes": 2}
+WEIGHTED = {"value_minibatch_size": 10, "fit_iterations": 5}
 ATARI = {"envs_per_actor": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # Agent, environment, settings, steps. Every agent under every runtime, so that each setting meets
 # each other one that it goes together with. Add each new agent.
@@ -112,6 +113,8 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "tnpg": ("tnpg", "CartPole-v1,Acrobot-v1", FITTED, 1000),
     "npg-gru": ("npg", "CartPole-v1", {**GRU, **FITTED}, 1000),
     "reinforce": ("reinforce", "Pendulum-v1", {**FITTED, "baseline": "linear"}, 600),
+    "rwr-gru": ("rwr", "Pendulum-v1", {**GRU, **WEIGHTED, "weighting": "exponential"}, 600),
+    "reps-fused": ("reps", "pronk/CartPole-v1", {**FUSED, "fit_iterations": 5}, 1000),
     "impala-fused": ("impala", "pronk/Catch-v0", FUSED, 1000),
     "impala-local": ("impala", "pronk/Catch-v0", LOCAL, 1000),
     "impala-gru": ("impala", "CartPole-v1", GRU, 1000),

@@ -66,8 +66,8 @@ class OnPolicy:
     horizon: int  # agent steps at which schedules end
     linear: bool = False
 
-    def init(self, key: Key) -> LearnerState:
-        """The learner's first state, with an optimiser of all parameters."""
+    def init(self, key: Key, optimiser: str = "adam") -> LearnerState:
+        """The learner's first state, with an optimiser of all parameters (`step.new_state`)."""
         params_key, key = jax.random.split(key)
         params = self.model.init(params_key)
         hyper = step.hyperparameters(self.config, self.config.hyper_names())
@@ -77,7 +77,7 @@ class OnPolicy:
         if self.linear:
             size = sum(map(gym.spaces.flatdim, leaf_spaces(self.spec.observation_space)))
             extra["baseline"] = jnp.zeros(linear_baseline.num_features(size))
-        return step.new_state("adam", params, hyper, key, extra, self.horizon)
+        return step.new_state(optimiser, params, hyper, key, extra, self.horizon)
 
     def behaviour(self, state: LearnerState) -> Behaviour:
         """The parameters, and all running statistics."""

@@ -44,11 +44,11 @@ def new_state(
     extra: PyTree = (),
     horizon: int = 0,
 ) -> LearnerState:
-    """The state before the first update. kind: of the `optimiser`. horizon: agent steps at which
-    schedules end."""
+    """The state before the first update. kind: of the `optimiser`, or `none`. horizon: agent steps
+    at which schedules end."""
     return LearnerState(
         params=params,
-        opt_state=optimiser(kind, hyper).init(params),
+        opt_state={} if kind == "none" else optimiser(kind, hyper).init(params),
         hyper=hyper,
         updates=jnp.int32(0),
         # JAX has no integers of 64 bits; a long schedule's steps are two words, the low one first.

@@ -44,6 +44,8 @@ AGENTS = {
     "ddpg": "pronk.agents.ddpg",
     "sac": "pronk.agents.sac",
     "reinforce": "pronk.agents.reinforce",
+    "rwr": "pronk.agents.rwr",
+    "reps": "pronk.agents.reps",
     "npg": "pronk.agents.npg",
     "tnpg": "pronk.agents.tnpg",
     "trpo": "pronk.agents.trpo",
