@@ -94,6 +94,14 @@ CLAIMS = {
         f"{agent}-pendulum": Claim("Pendulum-v1", 300_000, "≥ −250", agent=agent)
         for agent in ("reinforce", "npg", "tnpg", "trpo")
     },
+    **{
+        f"{agent}-cartpole": Claim("pronk/CartPole-v1", 200_000, "≥ 475", agent=agent)
+        for agent in ("cem", "cma_es")
+    },
+    **{
+        f"{agent}-balance": Claim("pronk/CartPoleBalance-v0", 300_000, "≥ 4900", agent=agent)
+        for agent in ("cem", "cma_es")
+    },
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class Config(evolution_config.Config):
     """Members of a generation, λ; by default 4 + ⌊3 ln n⌋, for n parameters."""
     search_std: float = number(1.0, above=0, source="D16")
     """σ in the first generation, the standard deviation of each parameter."""
-    mean_rate: float = number(1.0, above=0, at_most=1, source="H16, eq. 54")
+    mean_rate: float = number(1.0, above=0, at_most=1, source="H16, eq. 54", tune=True)
     """c_m, the rate at which the mean moves towards the weighted mean of the best members."""
     covariance: Literal["auto", "full", "separable"] = choice("auto", source="H16: full")
     """full: of all pairs of parameters, n² numbers and an eigendecomposition each generation.

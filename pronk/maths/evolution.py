@@ -54,16 +54,16 @@ def cross_entropy_next(
     """Mean and shape after a generation whose best members were drawn with `normals` `[E, n]`.
 
     Mean and deviation are the best members'. To the variance that the next members are drawn with,
-    extra_std² max(0, 1 − g / extra_generations) is added in generation g (Szita and Lőrincz 2006,
-    section 3.3: noise that decreases; its size here is that of Duan et al.'s code).
+    extra_std² max(0, 1 − g / extra_generations) is added in generation g (Szita and Lőrincz 2006;
+    in this form in the code of Duan et al. 2016).
     """
     assert_shape((normals.shape[0], *mean.shape), "rows of parameters", normals=normals)
     generation = shape.generation + 1
-    left = jnp.maximum(1.0 - generation / extra_generations, 0.0)
+    left = jnp.maximum(1.0 - generation.astype(mean.dtype) / extra_generations, 0.0)
     deviation = shape.sampled * jnp.std(normals, axis=0)
     sampled = jnp.sqrt(jnp.square(deviation) + jnp.square(extra_std) * left)
     mean = mean + shape.sampled * jnp.mean(normals, axis=0)
-    return mean, CrossEntropy(deviation, sampled.astype(mean.dtype), generation)
+    return mean, CrossEntropy(deviation, sampled, generation)
 
 
 class Constants(NamedTuple):
@@ -88,8 +88,8 @@ def constants(size: int, members: int, separable: bool) -> Constants:
     """The constants for `size` parameters and `members` a generation (Hansen 2016, table 1).
 
     The weights of the worse half are 0: there is no negative ("active") update. separable: for a
-    diagonal covariance, the covariance is learnt (n + 2) / 3 times as fast (Ros and Hansen 2008,
-    section 2.2).
+    diagonal covariance, the covariance is learnt (n + 2) / 3 times as fast (Ros and Hansen
+    2008).
     """
     n, parents = float(size), members // 2
     weights = math.log((members + 1) / 2) - np.log(np.arange(1, parents + 1))  # eq. 49
