@@ -28,6 +28,7 @@ from pronk.types import Agent, Batch, EnvSpec, LearnerState, TimeStep, Trajector
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that only its plots use
     import cma
+    from cma.utilities.math import Mh
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_cma_es_is_that_of_the_package_cma(n: int, separable: bool, far: float) 
     sigma = other.adapt_sigma.initialize(other) or other.adapt_sigma
     np.testing.assert_allclose(ours.weights, other.sp.weights.positive_weights, rtol=1e-12)
     np.testing.assert_allclose(ours.mu_eff, other.sp.weights.mueff, rtol=1e-12)
-    chi = cma.utilities.math.Mh.chiN(n)  # an approximation
+    chi = Mh.chiN(n)  # an approximation
     np.testing.assert_allclose(ours.chi, chi, rtol=1e-4)
     # The package's constants have changed since the tutorial: the update is compared with them.
     c = ours._replace(c_sigma=sigma.cs, d_sigma=sigma.damps, c_c=other.sp.cc, chi=chi)
@@ -305,7 +306,7 @@ def test_scores_are_of_whole_episodes_of_one_generation(unroll: int, wanted: int
     rows = Ends([[3, 5, 2], [9]]).rows(122)
     agent = make(episodes_per_member=wanted, discount=0.9)
     played = play(agent, rows, unroll)
-    key, sums, generations, dropped = played.states[0].extra["key"], {}, 0, 0
+    key, sums, generations, dropped, spare = played.states[0].extra["key"], {}, 0, 0, 0
     for update, after in enumerate(played.states[1:]):
         for t in range(update * unroll, (update + 1) * unroll):
             for b in range(2):
@@ -314,17 +315,21 @@ def test_scores_are_of_whole_episodes_of_one_generation(unroll: int, wanted: int
                 begin = max(s for s in range(t + 1) if rows.first[s, b])
                 acted = {k: v[begin : t + 1, b] for k, v in played.extras.items()}
                 assert (
-                    len(np.unique(acted["member"]))
+                    len(np.unique(acted["episode"]))
                     == len(np.unique(acted["generation"], axis=0))
                     == 1
                 )
                 assert len(np.unique(played.vectors[begin : t + 1, b], axis=0)) == 1
+                episode = int(acted["episode"][0])
                 if not np.array_equal(acted["generation"][0], key):
                     dropped += 1
                     continue
+                if episode >= 4 * wanted:  # more than were wanted: begun while others were played
+                    spare += 1
+                    continue
                 rewards = rows.reward[begin + 1 : t + 2, b]
                 score = np.sum(rewards * 0.9 ** np.arange(len(rewards)))
-                sums.setdefault(int(acted["member"][0]), []).append(score)
+                sums.setdefault(episode % 4, []).append(score)
         if len(sums) == 4 and min(map(len, sums.values())) >= wanted:
             means = [np.mean(sums[m]) for m in range(4)]
             np.testing.assert_allclose(after.extra["score_mean"], np.mean(means), rtol=1e-5)
@@ -340,6 +345,7 @@ def test_scores_are_of_whole_episodes_of_one_generation(unroll: int, wanted: int
         np.testing.assert_array_equal(after.extra["key"], key)
     assert generations >= 2
     assert dropped > 0
+    assert spare > 0
 
 
 @pytest.mark.parametrize(
@@ -358,7 +364,9 @@ def test_the_member_that_acts_is_the_one_that_is_learnt_from(agent: str, covaria
     for t in range((update + 1) * 7):
         for b in range(2):
             if (rows.terminated | rows.truncated)[t + 1, b]:
-                member = int(played.extras["member"][t, b])
+                member = int(played.extras["episode"][t, b])
+                if member >= 4:
+                    continue
                 total = played.extras["score"][t, b] + rows.reward[t + 1, b]
                 scores.setdefault(member, []).append(total)
                 vectors[member] = played.vectors[t, b]
@@ -370,19 +378,25 @@ def test_the_member_that_acts_is_the_one_that_is_learnt_from(agent: str, covaria
     assert not np.allclose(before.params, after.params)
 
 
-def test_every_member_plays_once_before_any_plays_twice() -> None:
-    """And in later rounds another environment plays it: none waits for a slow environment."""
-    rows = Ends([[1], [1]]).rows(60)
-    agent = make(population_size=6, episodes_per_member=1000)
-    extras = play(agent, rows, 20).extras
-    played = [
-        [int(m) for m, f in zip(extras["member"][:, b], rows.first[:, b], strict=False) if f]
+def test_environments_share_the_episodes_and_repeat_what_was_cut() -> None:
+    """Environment i of N plays the episodes i, i + N, …; one that begins anew without an end, as
+    after a restart of the environment, plays the same one again."""
+    rows = Ends([[2], [2]]).rows(21)
+    cut = rows.terminated.copy(), rows.truncated.copy()
+    for flags in cut:
+        flags[5, 0] = False  # the end of environment 0's second episode
+    rows = rows._replace(terminated=cut[0], truncated=cut[1])
+    played = play(make(population_size=6, episodes_per_member=1000), rows, 20)
+    numbers = [
+        [int(e) for e, f in zip(played.extras["episode"][:, b], rows.first[:, b], strict=True) if f]
         for b in range(2)
     ]
-    assert played[0][:3] == [0, 2, 4]
-    assert played[1][:3] == [1, 3, 5]
-    assert played[0][3:6] == [1, 3, 5]
-    assert played[1][3:6] == [2, 4, 0]
+    assert numbers == [[0, 2, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11, 13]]
+    first, again, later = (played.vectors[t, 0] for t in (3, 6, 9))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(again, later)
+    np.testing.assert_array_equal(played.vectors[0, 0], played.vectors[12, 0])  # 0 and 6 of 6
+    assert played.states[-1].extra["scores"].count.tolist() == [2, 3, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("failing", ["all", "one"])
@@ -477,8 +491,9 @@ def test_wrong_settings_are_refused(agent: str, settings: dict[str, Any], messag
     ],
 )
 def test_schedules_of_what_is_read_once_are_refused(agent: str, setting: str, message: str) -> None:
+    settings: dict[str, Any] = {setting: "linear:1:0"}
     with pytest.raises(UserError, match=re.escape(message)):
-        resolve(agent, "pronk/Catch-v0", **{setting: "linear:1:0"})
+        resolve(agent, "pronk/Catch-v0", **settings)
 
 
 def test_a_suite_is_refused() -> None:

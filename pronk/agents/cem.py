@@ -73,4 +73,4 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     policy = vector_policy.make(config, spec)
     method = CrossEntropyMethod(config, policy.size)
     note = f"{policy.size:,} parameters are searched, with {method.members} members"
-    return Evolution(config, policy, method, horizon).as_agent()._replace(notes=(note,))
+    return Evolution(config, policy, method, horizon).as_agent(note)

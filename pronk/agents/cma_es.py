@@ -77,4 +77,4 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     method = CovarianceAdaptation(config, size, members, separable, constants)
     kind = "separable: a variance of each" if separable else "full: of all pairs"
     note = f"{size:,} parameters are searched, with {members} members; the covariance is {kind}"
-    return Evolution(config, policy, method, horizon).as_agent()._replace(notes=(note,))
+    return Evolution(config, policy, method, horizon).as_agent(note)

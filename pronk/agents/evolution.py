@@ -7,8 +7,9 @@ scored by enough episodes, the agent's own `Method` makes the next distribution 
 A generation's key and a member's number give its vector, so that acting and learning draw the same
 one. An environment keeps its vector in `Carry.private` until its episode ends. If the generation
 ends meanwhile, the episode is played to its end and counts for nothing: each row names the
-generation, by its key, and the member that acted. Scores are thus means over whole episodes,
-whatever the unroll, the number of environments and their speed.
+generation, by its key, and the episode's number in it. Scores are thus means over whole episodes,
+whatever the unroll, the number of environments and their speed. Which episodes count is decided
+when they begin; otherwise long ones would be missing where there are enough short ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from pronk.types import (
     Array,
     Batch,
     Carry,
-    Fresh,
     Hyper,
     Key,
     LearnerState,
@@ -38,7 +38,10 @@ from pronk.types import (
 
 
 class Method(Protocol):
-    """How the search distribution changes: its mean `[n]`, and its shape, which is all else."""
+    """How the search distribution changes: its mean `[n]`, and its shape, which is all else.
+
+    A shape has `generation`, int32 [], the generations that it has learnt from.
+    """
 
     @property
     def members(self) -> int: ...  # of a generation, P
@@ -74,8 +77,8 @@ class Slot(NamedTuple):
 
     vector: Array  # [B, n], the parameters that act in this episode
     key: Array  # uint32 [B, k], of the generation that they were drawn in; 0: of none
-    member: Array  # int32 [B]
-    begun: Array  # int32 [B], episodes begun in that generation
+    episode: Array  # int32 [B], its number in that generation
+    ended: Array  # bool [B], whether the last row was the episode's end
     index: Array  # int32 [B], which environment of the run this is
     stride: Array  # int32 [B], how many there are
     greedy: Array  # bool [B], plays the mean, as in evaluations
@@ -128,8 +131,8 @@ class Evolution:
         slot = Slot(
             vector=jnp.zeros((batch, self.policy.size)),
             key=jnp.zeros((batch, words), jnp.uint32),
-            member=jnp.zeros(batch, jnp.int32),
-            begun=jnp.zeros(batch, jnp.int32),
+            episode=jnp.zeros(batch, jnp.int32),
+            ended=jnp.zeros(batch, bool),
             index=jnp.asarray(env_ids, jnp.int32),
             stride=jnp.full(batch, num_envs, jnp.int32),
             greedy=jnp.full(batch, evaluate),
@@ -140,33 +143,34 @@ class Evolution:
     def act(
         self, behaviour: Behaviour, carry: Carry, timestep: TimeStep, key: Key
     ) -> tuple[Array, Carry, dict[str, Array]]:
-        """Decide for slots `[B]`; `extras` name generation and member, and have the score so far
-        and the next reward's factor."""
+        """Decide for slots `[B]`; `extras` name generation and episode, and have the score so
+        far and the next reward's factor."""
         core, first = carry.core, timestep.first
         slot = self._begin(behaviour, carry.private, first)
+        slot = slot._replace(ended=timestep.terminated | timestep.truncated)
         score = jnp.where(first, 0.0, core.score + core.factor * timestep.reward)
         factor = jnp.where(first, 1.0, core.factor * self.config.discount)
         vector = jnp.where(slot.greedy[:, None], behaviour.mean, slot.vector)
         action, network = self.policy.decide(vector, core.network, timestep, key, slot.greedy)
-        extras = {"generation": slot.key, "member": slot.member, "score": score, "factor": factor}
+        extras = {"generation": slot.key, "episode": slot.episode, "score": score, "factor": factor}
         return action, Carry(Core(network, score, factor), slot), extras
 
     def _begin(self, behaviour: Behaviour, slot: Slot, first: Array) -> Slot:
-        """The slots after those that begin an episode have taken their next member."""
+        """The slots after those that begin an episode have taken its member.
+
+        Environment i of N plays the episodes i, i + N, i + 2 N, … of a generation, and those again
+        that an environment was restarted in. Episode e is of member e mod P.
+        """
         begins = first & ~slot.greedy
 
         def drawn(slot: Slot) -> Slot:
             same = jnp.all(slot.key == behaviour.key, axis=-1)
-            begun = jnp.where(same, slot.begun, 0)
-            episode = slot.index + begun * slot.stride
-            # All members once; in each later round, a member has another environment than before.
-            members = self.method.members
-            member = (episode + episode // members) % members
+            following = slot.episode + jnp.where(slot.ended, slot.stride, 0)
+            episode = jnp.where(same, following, slot.index)
             new = slot._replace(
-                vector=self.members(behaviour, member),
+                vector=self.vectors(behaviour, episode % self.method.members),
                 key=jnp.broadcast_to(behaviour.key, slot.key.shape),
-                member=member,
-                begun=begun + 1,
+                episode=episode,
             )
             return jax.tree.map(
                 lambda a, b: jnp.where(begins.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, slot
@@ -175,8 +179,8 @@ class Evolution:
         # Drawing vectors at every step would take longer than acting.
         return jax.lax.cond(jnp.any(begins), drawn, lambda slot: slot, slot)
 
-    def members(self, behaviour: Behaviour, member: Array) -> Array:
-        """The vectors `[B, n]` of the members `[B]`."""
+    def vectors(self, behaviour: Behaviour, member: Array) -> Array:
+        """Those of the members `[B]`, `[B, n]`."""
         normals = self._normals(behaviour.key, member)
         return behaviour.mean + self.method.offset(behaviour.shape, normals)
 
@@ -192,8 +196,9 @@ class Evolution:
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """Count the episodes that ended; if every member has enough, begin the next generation."""
         steps = jnp.sum(~batch.trajectory.timestep.first[1:], dtype=jnp.float32)
-        scores = member_scores.counted(state.extra["scores"], batch, state.extra["key"])
-        enough = scores.count >= self.config.episodes_per_member
+        wanted = self.config.episodes_per_member
+        scores = member_scores.counted(state.extra["scores"], batch, state.extra["key"], wanted)
+        enough = scores.count >= wanted
         new, skipped, moved = jax.lax.cond(
             jnp.all(enough),
             self._next,
@@ -239,15 +244,7 @@ class Evolution:
         moved = jnp.linalg.norm(mean - state.params)
         return state._replace(params=mean, extra=extra), (~learnt).astype(jnp.int32), moved
 
-    def as_agent(self) -> Agent:
-        """These functions."""
-        return Agent(
-            self.init,
-            self.behaviour,
-            self.initial_carry,
-            self.act,
-            self.learn,
-            step.adopt,
-            self.warm_start,
-            source=Fresh(),
-        )
+    def as_agent(self, note: str) -> Agent:
+        """These functions, and what a run says at its start."""
+        acting = (self.init, self.behaviour, self.initial_carry, self.act)
+        return Agent(*acting, self.learn, step.adopt, self.warm_start, notes=(note,))

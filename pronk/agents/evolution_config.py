@@ -32,7 +32,7 @@ class Config:
     batch_size: int = number(8, above=0)
     """Trajectories per update, and environments, B."""
     episodes_per_member: int = number(1, above=0, source="D16")
-    """Episodes from which a member's score is estimated, at least. The score is their mean."""
+    """Episodes from which a member's score is estimated. The score is their mean."""
     discount: float = fraction(1.0, near_one=True)
     """γ of the returns that are compared; 1: their plain sum."""
     sampled_actions: bool = choice(False, source="D16: True")

@@ -26,15 +26,20 @@ def zero(members: int) -> Scores:
     return Scores(jnp.zeros(members), jnp.zeros(members, jnp.int32), jnp.zeros(members, bool))
 
 
-def counted(scores: Scores, batch: Batch, key: Array) -> Scores:
-    """The scores after the batch's episodes that ended, of the generation with this key."""
+def counted(scores: Scores, batch: Batch, key: Array, wanted: int) -> Scores:
+    """The scores after the batch's episodes that ended, of the generation with this key.
+
+    wanted: episodes of each member; those with higher numbers count for nothing.
+    """
     rows, extras = batch.trajectory.timestep, batch.trajectory.extras
     returns = extras["score"][:-1] + extras["factor"][:-1] * rows.reward[1:]
     ends = (rows.terminated | rows.truncated)[1:] & ~rows.first[1:]
     ends &= jnp.all(extras["generation"][:-1] == key, axis=-1)
-    member = jnp.arange(scores.sum.shape[0])
+    members = scores.sum.shape[0]
+    ends &= extras["episode"][:-1] < wanted * members
+    acted = extras["episode"][:-1] % members
     # A sum over a mask, not a scatter, whose order of additions is not the same on every device.
-    of = ends[..., None] & (extras["member"][:-1, :, None] == member)
+    of = ends[..., None] & (acted[..., None] == jnp.arange(members))
     finite = jnp.isfinite(returns)
     added = jnp.sum(jnp.where(of & finite[..., None], returns[..., None], 0.0), axis=(0, 1))
     return Scores(
