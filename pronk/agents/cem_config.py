@@ -60,5 +60,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     # [D16].
     "duan": evolution_config.DUAN,
     # Small problems.
-    "small": {"population_size": 40, "elite_fraction": 0.2, "extra_generations": 20},
+    "small": {"population_size": 40, "elite_fraction": 0.2, "extra_generations": 40},
 }
