@@ -102,6 +102,14 @@ CLAIMS = {
     "rwr-balance": Claim("pronk/CartPoleBalance-v0", 200_000, "≥ 4500", agent="rwr"),
     "reps-cartpole": Claim("pronk/CartPole-v1", 200_000, "none", agent="reps"),
     "reps-balance": Claim("pronk/CartPoleBalance-v0", 200_000, "none", agent="reps"),
+    **{
+        f"{agent}-cartpole": Claim("pronk/CartPole-v1", 200_000, "≥ 475", agent=agent)
+        for agent in ("cem", "cma_es")
+    },
+    **{
+        f"{agent}-balance": Claim("pronk/CartPoleBalance-v0", 300_000, "≥ 4900", agent=agent)
+        for agent in ("cem", "cma_es")
+    },
 }  # fmt: skip
 
 

@@ -199,6 +199,7 @@ class Agent(NamedTuple):
     # little of what was learnt; None: no slot does.
     explores: Callable[[Array, int], Array] | None = None
     source: Fresh | Replayed | Mixed = Fresh()
+    notes: tuple[str, ...] = ()  # what a run says of the agent at its start
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ SCHEDULES = {"learning_rate": "cosine:1e-2:1e-4", "discount": "piecewise:0.9@0,0
 SUITE = "pronk/Catch-v0?reward_scale=100,pronk/MemoryCue-v0?delay=2,pronk/CartPole-v1"
 FITTED = {"value_minibatch_size": 10, "value_passes": 2}
 WEIGHTED = {"value_minibatch_size": 10, "fit_iterations": 5}
+EVOLVED = {"population_size": 4, "elite_fraction": 0.5}
 ATARI = {"envs_per_actor": 2, "batch_size": 2, "torso": "shallow", "replay_capacity": 300}
 # Agent, environment, settings, steps. Every agent under every runtime, so that each setting meets
 # each other one that it goes together with. Add each new agent.
@@ -84,6 +85,7 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], int]] = {
         600,
     ),
     "trpo-fused": ("trpo", "pronk/CartPole-v1", {**FUSED, **FITTED}, 1000),
+    "cem-fused": ("cem", "pronk/CartPole-v1", {**FUSED, **EVOLVED, **GRU}, 1000),
     "r2d2-fused": ("r2d2", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
     "r2d2-suite-workers": (
         "r2d2",
@@ -112,6 +114,9 @@ MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "ppo-suite": ("ppo", SUITE, {**FUSED, "minibatch_size": 5, "objective": "adaptive-kl"}, 1000),
     "tnpg": ("tnpg", "CartPole-v1,Acrobot-v1", FITTED, 1000),
     "npg-gru": ("npg", "CartPole-v1", {**GRU, **FITTED}, 1000),
+    "cem": ("cem", "CartPole-v1", EVOLVED, 800),
+    "cma-es": ("cma_es", "CartPole-v1", {"population_size": 4, "covariance": "separable"}, 800),
+    "cma-es-fused": ("cma_es", "pronk/CartPole-v1", {**FUSED, "population_size": 4}, 1000),
     "reinforce": ("reinforce", "Pendulum-v1", {**FITTED, "baseline": "linear"}, 600),
     "rwr-gru": ("rwr", "Pendulum-v1", {**GRU, **WEIGHTED, "weighting": "exponential"}, 600),
     "reps-fused": ("reps", "pronk/CartPole-v1", {**FUSED, "fit_iterations": 5}, 1000),

@@ -51,12 +51,17 @@ def new_state(
         opt_state={} if kind == "none" else optimiser(kind, hyper).init(params),
         hyper=hyper,
         updates=jnp.int32(0),
-        # JAX has no integers of 64 bits; a long schedule's steps are two words, the low one first.
-        steps=jnp.zeros((2,) if horizon >= _LONG else (), jnp.uint32),
+        steps=no_steps(horizon),
         skipped=jnp.int32(0),
         key=key,
         extra=extra,
     )
+
+
+def no_steps(horizon: int) -> Array:
+    """`LearnerState.steps` before the first update; horizon: agent steps at which schedules end."""
+    # JAX has no integers of 64 bits; a long schedule's steps are two words, the low one first.
+    return jnp.zeros((2,) if horizon >= _LONG else (), jnp.uint32)
 
 
 def descend(

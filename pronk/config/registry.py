@@ -50,6 +50,8 @@ AGENTS = {
     "tnpg": "pronk.agents.tnpg",
     "trpo": "pronk.agents.trpo",
     "ppo": "pronk.agents.ppo",
+    "cem": "pronk.agents.cem",
+    "cma_es": "pronk.agents.cma_es",
 }
 
 AgentLike: TypeAlias = str | ModuleType  # a name in `AGENTS`, a module's name, or a module

@@ -175,6 +175,8 @@ class _Run:
                 return self._summary("finished", "")
             if (torso := getattr(self.plan.agent_config, "torso", None)) is not None:
                 monitor.message(describe(self.spec.observation_space, torso))
+            for note in self.agent.notes:
+                monitor.message(note)
             with contextlib.ExitStack() as stack:
                 runtime = make_runtime(
                     self.plan,
