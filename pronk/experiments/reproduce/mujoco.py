@@ -68,13 +68,16 @@ def tables(results: Path, version: str) -> list[str]:
             for name, own in scores.items()
         ]
         found.append(common.markdown([f"{version}, {words}", *tasks], lines))
+    agents = common.unique(rows, "variant")
+    if "tnpg" in agents:
+        agents.append("npg")  # which differs from it by the length of the step only
     lines = [
         [
             f"{source.agent}, {source.name} ({source.version}; {source.metric})",
             *(f"{source.results[t].mean:g}" if t in source.results else "–" for t in tasks),
         ]
         for source in published.MUJOCO
-        if source.agent in common.unique(rows, "variant")
+        if source.agent in agents
     ]
     return [*found, common.markdown(["published", *tasks], lines)]
 

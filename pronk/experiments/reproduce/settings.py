@@ -219,8 +219,10 @@ class PPOClip(Tasksets):
 class Study(Tasksets):
     """PPO with the recommendations of a large study, and without each of them in turn."""
 
+    steps: int = 500_000
+    """Agent steps per run."""
     quick: bool = False
-    """One task, two seeds, a twentieth of the steps: some minutes."""
+    """One task, two seeds, a tenth of the steps: some minutes."""
 
 
 EXPERIMENTS: dict[str, type[Experiment]] = {

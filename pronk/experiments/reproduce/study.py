@@ -53,7 +53,7 @@ def run(settings: Study, *, output: Path, results: Path) -> str:
         names = list(MUJOCO)
     if settings.quick:
         names = list(settings.tasks) or list(QUICK[settings.mujoco])
-        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 20))
+        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 10))
     variants = {ALL: {}, **WITHOUT}
     done = matrix.train(
         output,
