@@ -389,6 +389,7 @@ def test_random_play_is_kept(tmp_path, monkeypatch):
         (["duan", "--steps", "0"], "`--steps` is 0; expected at least 1"),
         (["kl", "--seeds", "0"], "`--seeds` is 0; expected at least 1"),
         (["kl", "--tasks", "acrobot"], "did you mean 'Acrobot'?"),
+        (["kl", "--agents", "sac"], "`--agents` has 'sac'; known are 'trpo'"),
         (["mujoco", "--tasks", "Hoper"], "did you mean 'Hopper'?"),
         (["ppo-clip", "--mujoco", "--tasks", "Acrobot"], "known are 'HalfCheetah'"),
         (["study", "--results", "/dev/null"], "or choose another `--results`"),

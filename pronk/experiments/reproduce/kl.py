@@ -53,12 +53,13 @@ def run(settings: KL, *, output: Path, results: Path) -> str:
     tasks = common.choose_tasks(settings.tasks, JAX_TASKS)
     if not settings.tasks:
         tasks = list(TASKS)
+    agents = common.choose("agents", settings.agents, SHOWN)
     if settings.quick:
         settings = dataclasses.replace(settings, seeds=1, steps=max(1, settings.steps // 4))
     rows = []
     for task in tasks:
         for seed in range(settings.seeds):
-            for agent in SHOWN:
+            for agent in agents:
                 plan = plan_for(agent, task, seed, settings.steps)
                 identity = {"plan": common.plan_identity(plan), "seed": seed}
                 name = f"{agent}-{task}-{seed}"

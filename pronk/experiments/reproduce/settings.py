@@ -162,7 +162,15 @@ class Matrix(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KL(Matrix):
+class Agents(Matrix):
+    """What experiments that compare agents have."""
+
+    agents: tuple[str, ...] = ()
+    """Run only these agents. [all]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(Agents):
     """How far each update moves the policy: the KL of TRPO, TNPG, NPG, REINFORCE and PPO."""
 
     seeds: int = 3
@@ -172,23 +180,19 @@ class KL(Matrix):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duan(Matrix):
+class Duan(Agents):
     """The basic tasks of Duan et al. 2016: returns over training, ranks beside the published."""
 
     steps: int = 5_000_000
     """Agent steps per run: a fifth of the paper's, as its batches are."""
-    agents: tuple[str, ...] = ()
-    """Run only these agents. [all]"""
     quick: bool = False
     """Two tasks, two seeds, a twenty-fifth of the steps: some minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuJoCo(Matrix):
+class MuJoCo(Agents):
     """PPO, TRPO, TNPG and REINFORCE on Gymnasium's MuJoCo tasks, beside published results."""
 
-    agents: tuple[str, ...] = ()
-    """Run only these agents. [all]"""
     env_version: Literal["v4", "v5"] = "v4"
     """Version of the tasks. Rewards of v5 differ; its results have files of their own."""
     quick: bool = False
