@@ -411,6 +411,26 @@ def test_accepted_steps_stay_in_the_trust_region():
     assert accepted > 6
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"), [("ppo", {"passes": 2}), ("reinforce", {"episodes": "complete"})]
+)
+def test_the_kl_of_an_update_is_that_of_its_whole_batch(name, changed):
+    """Measured after the update, from the policy that acted; also where parts are not learnt."""
+    settings = config(name, **changed)
+    spec = envs.spec_of("pronk/CartPole-v1", {})
+    agent = agents.make(name, settings, spec, horizon=1000)
+    shared = on_policy.make(settings, spec, horizon=1000)
+    (trajectory,) = batch_of(agent)
+    state = jax.jit(agent.init)(KEY)
+    learnt = jax.jit(agent.learn)(state, Batch(trajectory))
+    samples = shared.data(state.extra["statistics"], state.hyper, Batch(trajectory)).samples
+    rows = samples.rows, samples.last_action, samples.core
+    before, after = (shared.model.forward(x.params, *rows).policy for x in (state, learnt.state))
+    kl = shared.model.distribution.kl(before, after)[samples.weight > 0].mean()
+    assert kl > 1e-6
+    np.testing.assert_allclose(learnt.metrics["kl"], kl, rtol=0.01)
+
+
 # Acting.
 
 

@@ -185,6 +185,12 @@ class OnPolicy:
         log_prob = self.model.distribution.log_prob(policy, samples.raw_action)
         return jnp.where(samples.weight > 0, log_prob - samples.log_prob, 0.0)
 
+    def divergence(self, params: PyTree, data: Data) -> Array:
+        """Mean KL in nats of the policy that acted from that of `params`, over a batch."""
+        samples = data.samples
+        now = self.model.forward(params, samples.rows, samples.last_action, samples.core).policy
+        return weighted.mean(self.model.distribution.kl(samples.policy, now), samples.weight)
+
     def before(self, state: LearnerState, batch: Batch) -> LearnerState:
         """The state after merging a batch's rewards; what comes before its update."""
         trajectory, statistics = batch.trajectory, state.extra["statistics"]

@@ -74,6 +74,7 @@ class PPO:
         learning = Learning(state.params, state.opt_state, jnp.bool_(False), jnp.bool_(True))
         learning, sums = jax.lax.scan(one_pass, learning, keys)
         metrics = self._metrics(sums) | shared.metrics(data, estimates)
+        metrics["kl"] = shared.divergence(learning.params, data)
         if config.objective == "adaptive-kl":
             extra = extra | {"kl_cost": self._adapted(extra["kl_cost"], hyper, sums)}
         extra = extra | {"statistics": shared.after(statistics, batch)}
@@ -170,9 +171,8 @@ class PPO:
         return after, means | {"gradient_norm": norm, "taken": 1.0 - stopped}
 
     def _metrics(self, sums: dict[str, Array]) -> dict[str, Array]:
-        """Means over the minibatches `[K, N]` of an update; `kl` is the last pass's mean."""
-        metrics = {k: jnp.mean(v) for k, v in sums.items() if k != "taken"}
-        metrics["kl"] = jnp.mean(sums["kl"][-1])
+        """Means over the minibatches `[K, N]` of an update."""
+        metrics = {k: jnp.mean(v) for k, v in sums.items() if k not in ("taken", "kl")}
         return metrics | {"gradient_steps": jnp.sum(sums["taken"])}
 
     def _adapted(self, cost: Array, hyper: Hyper, sums: dict[str, Array]) -> Array:

@@ -42,7 +42,7 @@ class Reinforce:
         """One step of the policy, then the baseline's regression on the same batch."""
         shared, old = self.shared, state
         state = shared.before(state, batch)
-        data = shared.data(state.extra["statistics"], state.hyper, batch)
+        data = whole = shared.data(state.extra["statistics"], state.hyper, batch)
         steps = jnp.sum(data.samples.weight)
         if self.config.episodes == "complete":
             data = _completed(data)
@@ -62,6 +62,7 @@ class Reinforce:
         state, value_loss, finite = regression.fit(self.config, shared, state, data, estimates)
         metrics |= shared.metrics(data, estimates)
         metrics |= {"loss/value": value_loss, "gradient_norm": norm, "steps": steps}
+        metrics["kl"] = shared.divergence(state.params, whole)
         statistics = shared.after(state.extra["statistics"], batch)
         state = state._replace(extra=state.extra | {"statistics": statistics})
         finite &= jnp.isfinite(norm)

@@ -67,6 +67,7 @@ class NaturalGradient:
         state = state._replace(params=networks.join_value(found.params, rest))
         state, value_loss, finite = regression.fit(self.config, shared, state, data, estimates)
         metrics |= shared.metrics(data, estimates) | {"loss/value": value_loss}
+        metrics["kl"] = shared.divergence(state.params, data)
         statistics = shared.after(state.extra["statistics"], batch)
         state = state._replace(extra=state.extra | {"statistics": statistics})
         finite &= jnp.isfinite(metrics["gradient_norm"])
@@ -106,7 +107,6 @@ class NaturalGradient:
         return found, {
             "loss/policy": -objective,
             "loss/entropy": weighted.mean(entropy, weight),
-            "kl": found.divergence,
             "improvement": found.improvement,
             "accepted": found.accepted.astype(jnp.float32),
             "search_trials": found.trials.astype(jnp.float32),

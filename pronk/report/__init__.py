@@ -17,6 +17,7 @@ from pathlib import Path
 from pronk.report import long_csv
 from pronk.report.bootstrap import distribution, interval
 from pronk.report.build import Report, make
+from pronk.report.ranks import kendall_tau, mean_ranks, ranks
 from pronk.report.render import markdown, plain_head, text
 from pronk.report.runs import Row, Run, directories, read_run
 from pronk.report.statistics import (
@@ -34,7 +35,7 @@ from pronk.report.statistics import (
     profile,
     tasks_above,
 )
-from pronk.report.welch import welch
+from pronk.report.welch import among_best, welch
 
 __all__ = [
     "AGGREGATES",
@@ -42,21 +43,25 @@ __all__ = [
     "Row",
     "Run",
     "aggregates",
+    "among_best",
     "area_under_curve",
     "as_csv",
     "capped_mean",
     "distribution",
     "interval",
     "iqm",
+    "kendall_tau",
     "make",
     "markdown",
     "mean",
+    "mean_ranks",
     "median",
     "normalised",
     "optimality_gap",
     "percentile",
     "probability_of_improvement",
     "profile",
+    "ranks",
     "read",
     "tasks_above",
     "text",

@@ -14,6 +14,7 @@ from typing import Any
 
 from pronk.errors import UserError, nearest
 from pronk.maths import scores
+from pronk.report import published
 from pronk.report.text_files import read_text
 
 # Mean returns of uniformly random actions, in environments without arguments. Of at least 992
@@ -50,11 +51,8 @@ RANDOM_PLAY: dict[str, float] = {
 }
 # Random play and the best agent of each row, after 25 million steps: Duan et al. 2016, table 1.
 DUAN: dict[str, tuple[float, float]] = {
-    "pronk/CartPoleBalance": (77.1, 4869.8),
-    "pronk/CartPoleSwingUp": (-153.4, 247.2),
-    "pronk/MountainCar": (-415.4, -61.7),
-    "pronk/Acrobot": (-1904.5, -223.6),
-    "pronk/DoublePendulum": (149.7, 4455.4),
+    task: (row["random"].mean, max(result.mean for result in row.values()))
+    for task, row in published.DUAN.items()
 }
 COLUMNS = ("task", "random", "reference")
 _TASK = re.compile(r"(?P<name>[^?]+?)(?:-(?P<version>v[0-9]+))?(?P<arguments>\?.*)?", re.DOTALL)

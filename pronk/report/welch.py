@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,18 @@ def welch(x: Any, y: Any) -> Welch:
     part = of_first / variance
     freedom = 1 / (part**2 / (len(first) - 1) + (1 - part) ** 2 / (len(second) - 1))
     return Welch(statistic, freedom, two_sided(statistic, freedom))
+
+
+def among_best(groups: Sequence[Any], level: float = 0.05) -> list[bool]:
+    """Which of the samples `[n]` have the largest mean, or one that does not differ from it
+    significantly: p ≥ `level` in `welch`. Duan et al. 2016, table 1, prints these in bold.
+    """
+    means = [float(np.mean(one)) for one in groups]
+    best = int(np.argmax(means))
+    return [
+        mean == means[best] or welch(one, groups[best]).p_value >= level  # False for NaN
+        for mean, one in zip(means, groups, strict=True)
+    ]
 
 
 def two_sided(statistic: float, freedom: float) -> float:

@@ -34,14 +34,19 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 def choose_tasks(wanted: Sequence[str], known: Iterable[str]) -> list[str]:
     """The tasks in `--tasks`, all if there are none; raises UserError for an unknown one."""
+    return choose("tasks", wanted, known)
+
+
+def choose(flag: str, wanted: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The names in `--FLAG`, all if there are none; raises UserError for an unknown one."""
     names = list(known)
-    for task in wanted:
-        if task not in names:
+    for name in wanted:
+        if name not in names:
             raise UserError(
-                f"`--tasks` has '{task}'{nearest(task, names) or ';'} known are"
+                f"`--{flag}` has '{name}'{nearest(name, names) or ';'} known are"
                 f" {', '.join(map(repr, names))}."
             )
-    return list(wanted) or names
+    return list(dict.fromkeys(wanted)) or names
 
 
 def plan_identity(plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +149,98 @@ class PBT(Tasks):
     """One seed, twelve members: some minutes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matrix(Training):
+    """What experiments with a run for each task, variant and seed have."""
+
+    seeds: int = 5
+    """Runs of each variant on each task."""
+    steps: int = 1_000_000
+    """Agent steps per run."""
+    tasks: tuple[str, ...] = ()
+    """Run only these tasks. [all]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agents(Matrix):
+    """What experiments that compare agents have."""
+
+    agents: tuple[str, ...] = ()
+    """Run only these agents. [all]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(Agents):
+    """How far each update moves the policy: the KL of TRPO, TNPG, NPG, REINFORCE and PPO."""
+
+    seeds: int = 3
+    """Runs of each agent on each task."""
+    quick: bool = False
+    """One seed and a quarter of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duan(Agents):
+    """The basic tasks of Duan et al. 2016: returns over training, ranks beside the published."""
+
+    steps: int = 5_000_000
+    """Agent steps per run: a fifth of the paper's, as its batches are."""
+    quick: bool = False
+    """Two tasks, two seeds, a twenty-fifth of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuJoCo(Agents):
+    """PPO, TRPO, TNPG and REINFORCE on Gymnasium's MuJoCo tasks, beside published results."""
+
+    env_version: Literal["v4", "v5"] = "v4"
+    """Version of the tasks. Rewards of v5 differ; its results have files of their own."""
+    quick: bool = False
+    """Two tasks, one seed, a fortieth of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasksets(Matrix):
+    """What experiments on the tasks in JAX or on MuJoCo's have."""
+
+    mujoco: bool = False
+    """Gymnasium's MuJoCo tasks instead of those in JAX."""
+    env_version: Literal["v4", "v5"] = "v4"
+    """Version of the MuJoCo tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOClip(Tasksets):
+    """PPO's surrogates: no clipping, clipping, adaptive and fixed KL penalties."""
+
+    seeds: int = 3
+    """Runs of each surrogate on each task."""
+    quick: bool = False
+    """Two tasks, one seed, a tenth of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Tasksets):
+    """PPO with the recommendations of a large study, and without each of them in turn."""
+
+    steps: int = 500_000
+    """Agent steps per run."""
+    quick: bool = False
+    """One task, two seeds, a tenth of the steps: some minutes."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
+    "duan": Duan,
+    "kl": KL,
+    "mujoco": MuJoCo,
     "pbt": PBT,
     "policy-lag": PolicyLag,
     "popart": PopArt,
     "popart-atari": PopArtAtari,
+    "ppo-clip": PPOClip,
     "r2d2-ablations": Ablations,
     "r2d2-staleness": Staleness,
+    "study": Study,
     "td-lambda": TDLambda,
     "natural-gradient": NaturalGradient,
     "vtrace-ablation": VTraceAblation,

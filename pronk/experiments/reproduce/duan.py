@@ -1,0 +1,173 @@
+"""The basic tasks of Duan et al. 2016 with a fifth of its batches: table 1, small.
+
+The metric is the paper's: the mean undiscounted return of all episodes of training. Per task, bold
+is the best agent and every other whose mean does not differ significantly (Welch's t, p < 0.05).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pronk import report
+from pronk.experiments.reproduce import common, matrix
+from pronk.experiments.reproduce.matrix import JAX_TASKS, RANDOM, Scores, Variant
+from pronk.experiments.reproduce.settings import Duan
+from pronk.report import published, statistics
+from pronk.run.setup import configure_jax
+
+_DUAN = {"preset": "duan"}
+# The Fisher information of a fifth of the batch, for speed; Schulman et al. 2015 take a tenth.
+_NATURAL = {"preset": "duan", "fisher_every": 5}
+# PPO is not in the paper; its settings are those of its own paper but for the batch and the policy.
+_PPO = {
+    "preset": "paper",
+    "unroll": 1250,
+    "batch_size": 8,
+    "minibatch_size": 100,
+    "hidden_sizes": (100, 50, 25),
+    "observation_normalisation": False,
+}
+# Further agents take one line each; `published.DUAN` says which of them the paper has.
+AGENTS = {
+    "reinforce": Variant("reinforce", _DUAN),
+    "npg": Variant("npg", _NATURAL),
+    "tnpg": Variant("tnpg", _NATURAL),
+    "trpo": Variant("trpo", _NATURAL),
+    "ppo": Variant("ppo", _PPO),
+}
+QUICK = ("CartPoleSwingUp", "DoublePendulum")
+REPEATS = 10_000  # of the bootstrap
+
+
+def run(settings: Duan, *, output: Path, results: Path) -> str:
+    """Train the missing runs, then write the tables and the figure."""
+    configure_jax()
+    names = common.choose_tasks(settings.tasks, JAX_TASKS)
+    agents = common.choose("agents", settings.agents, AGENTS)
+    if settings.quick:
+        names = list(settings.tasks) or list(QUICK)
+        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 25))
+    tasks = {name: JAX_TASKS[name] for name in names}
+    done = matrix.train(
+        output,
+        tasks,
+        {name: AGENTS[name] for name in agents},
+        seeds=settings.seeds,
+        steps=settings.steps,
+        runtime="fused",
+    )
+    random = {name: matrix.random_play(output, env) for name, env in tasks.items()}
+    matrix.write(done, results, "duan", f"pronk reproduce duan, {settings.steps:,} agent steps")
+    rows = [[name, value] for name, value in random.items()]
+    common.write_csv(results / "duan-random.csv", ["task", "mean_return"], rows)
+    return "\n\n".join([*tables(results), str(draw(results))])
+
+
+def tables(results: Path) -> list[str]:
+    """The tables of the report, from those in `results`."""
+    scores, random = _read(results)
+    tasks = matrix.complete(scores)
+    left_out = sorted({task for own in scores.values() for task in own} - {*tasks})
+    found = [table(scores, random)]
+    if tasks:
+        found += [summary(scores, random, tasks), agreement(scores, tasks)]
+    if left_out:
+        found.append(f"in no mean, as an agent has no episode there: {', '.join(left_out)}")
+    return [text for text in found if text]
+
+
+def _read(results: Path) -> tuple[Scores, dict[str, float]]:
+    scores = matrix.scores_of(common.read_csv(results / "duan-scores.csv"), "all_episodes")
+    rows = common.read_csv(results / "duan-random.csv")
+    return scores, {row["task"]: row["mean_return"] for row in rows}
+
+
+def table(scores: Scores, random: Mapping[str, float]) -> str:
+    """Tasks by agents, as in the paper: mean ± standard deviation."""
+    lines = []
+    for task, zero in random.items():
+        own = {name: runs[task] for name, runs in scores.items() if task in runs}
+        bold = dict(zip(own, report.among_best(list(own.values())), strict=True)) if own else {}
+        cells = [
+            matrix.spread(own[name], bold=bold[name]) if name in own else "–" for name in scores
+        ]
+        lines.append([task, f"{zero:.1f}", *cells])
+    return common.markdown(["", RANDOM, *scores], lines)
+
+
+def summary(scores: Scores, random: Mapping[str, float], tasks: list[str]) -> str:
+    """Agents by means over tasks, beside the same of the published table."""
+    share = matrix.normalised_means(scores, tasks, random).mean(0)
+    ranks = report.mean_ranks(matrix.means(scores, tasks))
+    compared, theirs, their_share = _published(scores, tasks)
+    ours = report.mean_ranks(matrix.means({n: scores[n] for n in compared}, tasks))
+    lines = []
+    for i, name in enumerate(scores):
+        cells = ["", "", ""]
+        if name in compared:
+            k = compared.index(name)
+            cells = [f"{ours[k]:.2f}", f"{theirs[k]:.2f}", f"{their_share[k]:.3f}"]
+        lines.append([name, f"{share[i]:.3f}", f"{ranks[i]:.2f}", *cells])
+    header = ["", "normalised", "mean rank", "among the paper's", "published", "its normalised"]
+    return common.markdown(header, lines)
+
+
+def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Any, Any]:
+    """The agents that the paper has, their mean ranks among themselves there, and their means over
+    these tasks of normalised scores, 1 being the best of all that the paper compares."""
+    rows = [published.DUAN[f"pronk/{task}"] for task in tasks]
+    compared = [name for name in scores if _key(name) in rows[0]]
+    means = np.array([[row[_key(name)].mean for name in compared] for row in rows])
+    zero = np.array([[row[RANDOM].mean] for row in rows])
+    best = np.array([[max(result.mean for result in row.values())] for row in rows])
+    return compared, report.mean_ranks(means), ((means - zero) / (best - zero)).mean(0)
+
+
+def _key(agent: str) -> str:
+    return agent.replace("_", "-")
+
+
+class Agreement(NamedTuple):
+    """Kendall's τ with the published ranking, its 95 % interval and median over resampled seeds."""
+
+    tau: float
+    low: float
+    high: float
+    median: float
+
+
+def kendall(scores: Scores, tasks: list[str]) -> Agreement:
+    """The agreement of mean ranks over tasks, of the agents that the paper has."""
+    compared, theirs, _ = _published(scores, tasks)
+    groups = [{task: scores[name][task] for task in tasks} for name in compared]
+
+    def tau(*groups: Any) -> Any:
+        means = np.stack([statistics.task_means(group) for group in groups], -1)
+        return report.kendall_tau(report.mean_ranks(means), theirs)
+
+    drawn = report.distribution(tau, *groups, repeats=REPEATS)
+    low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
+    return Agreement(float(tau(*(g.values() for g in groups))), low, high, median)
+
+
+def agreement(scores: Scores, tasks: list[str]) -> str:
+    """Kendall's τ in words; empty with fewer than three agents of the paper's."""
+    compared, _, _ = _published(scores, tasks)
+    if len(compared) < 3:
+        return ""
+    found = kendall(scores, tasks)
+    return (
+        f"Kendall's τ of the mean ranks of {', '.join(compared)} on {len(tasks)} tasks with the"
+        f" published: {found.tau:.2f}; over resampled seeds a median of {found.median:.2f}, 95 %"
+        f" interval [{found.low:.2f}, {found.high:.2f}]"
+    )
+
+
+def draw(results: Path) -> Path:
+    """Draw the learning curves from the table in `results`."""
+    return matrix.draw_curves(results, "duan")
