@@ -23,6 +23,8 @@ from pronk.run.setup import configure_jax
 _DUAN = {"preset": "duan"}
 # The Fisher information of a fifth of the batch, for speed; Schulman et al. 2015 take a tenth.
 _NATURAL = {"preset": "duan", "fisher_every": 5}
+# An update for every eighth step, for speed; the paper has one for each.
+_DDPG = {"preset": "duan", "envs_per_actor": 8, "updates_per_step": 0.125}
 # PPO is not in the paper; its settings are those of its own paper but for the batch and the policy.
 _PPO = {
     "preset": "paper",
@@ -38,6 +40,11 @@ AGENTS = {
     "npg": Variant("npg", _NATURAL),
     "tnpg": Variant("tnpg", _NATURAL),
     "trpo": Variant("trpo", _NATURAL),
+    "rwr": Variant("rwr", _DUAN),
+    "reps": Variant("reps", _DUAN),
+    "cem": Variant("cem", _DUAN),
+    "cma_es": Variant("cma_es", _DUAN),
+    "ddpg": Variant("ddpg", _DDPG),
     "ppo": Variant("ppo", _PPO),
 }
 QUICK = ("CartPoleSwingUp", "DoublePendulum")
