@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -367,6 +369,11 @@ def test_the_table_of_kls(tmp_path):
     lines = table.splitlines()
     assert lines[2] == "| trpo | 4 | 100.0% | 0.009 | 0.00998 | 1.1 | 0.01 | 33.3% | 25.0% |"
     assert lines[3] == "| reinforce | 4 | 75.0% | 0.003 | 0.0971 | 32.4 | 0.1 | 0.0% | 0.0% |"
+    assert kl.draw(tmp_path).stat().st_size > 10_000
+
+
+def test_the_committed_figure_can_be_drawn_from_the_committed_table(tmp_path):
+    shutil.copy(Path(__file__).parents[1] / "docs" / "results" / "kl.csv", tmp_path)
     assert kl.draw(tmp_path).stat().st_size > 10_000
 
 

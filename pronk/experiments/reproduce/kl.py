@@ -160,5 +160,6 @@ def draw(results: Path) -> Path:
     axes[0, 0].set_ylabel("mean KL of an update (dashed: δ)")
     axes[1, 0].set_ylabel("mean return of a batch")
     seeds = len(unique(rows, "seed"))
-    note = f"top: every update of {seeds} seed{'s' if seeds > 1 else ''}; below: {common.BAND}"
+    note = "top: every update that was taken; below: the batches' returns,"
+    note += f"\nmean over {seeds} seed{'s' if seeds > 1 else ''} and its 95 % bootstrap interval"
     return common.save(figure, results / "kl.png", note, columns=5)

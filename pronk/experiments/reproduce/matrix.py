@@ -245,8 +245,8 @@ def draw_curves(results: Path, name: str) -> Path:
                 style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.5, "linestyle": line}
                 common.draw_band(axis, *_on_a_grid(rows), i % len(COLOURS), variant, **style)
     seeds = len({run.seed for run in runs})
-    note = f"{common.BAND}; {seeds} seed{'s' if seeds > 1 else ''}"
-    return common.save(figure, results / f"{name}.png", note, columns=5)
+    note = f"mean over {seeds} seed{'s' if seeds > 1 else ''} and its 95 % bootstrap interval"
+    return common.save(figure, results / f"{name}.png", note, columns=2 * columns)
 
 
 def _on_a_grid(runs: Sequence[Sequence[Any]]) -> tuple[Array, Any]:
