@@ -304,13 +304,17 @@ def test_scores_are_of_whole_episodes_of_one_generation(unroll: int, wanted: int
     """By a slow count over all rows: a generation ends with the update in which its last member
     has its last episode, and episodes begun in an earlier one count for nothing."""
     rows = Ends([[3, 5, 2], [9]]).rows(122)
+    flags = rows.terminated.copy()
+    flags[:, 1] |= rows.first[:, 1]  # of the row that begins an episode, they mean nothing
+    rows = rows._replace(terminated=flags)
     agent = make(episodes_per_member=wanted, discount=0.9)
     played = play(agent, rows, unroll)
     key, sums, generations, dropped, spare = played.states[0].extra["key"], {}, 0, 0, 0
     for update, after in enumerate(played.states[1:]):
         for t in range(update * unroll, (update + 1) * unroll):
             for b in range(2):
-                if not (rows.terminated | rows.truncated)[t + 1, b]:
+                ends = (rows.terminated | rows.truncated)[t + 1, b]
+                if not ends or rows.first[t + 1, b]:
                     continue
                 begin = max(s for s in range(t + 1) if rows.first[s, b])
                 acted = {k: v[begin : t + 1, b] for k, v in played.extras.items()}

@@ -78,7 +78,7 @@ class Slot(NamedTuple):
     vector: Array  # [B, n], the parameters that act in this episode
     key: Array  # uint32 [B, k], of the generation that they were drawn in; 0: of none
     episode: Array  # int32 [B], its number in that generation
-    ended: Array  # bool [B], whether the last row was the episode's end
+    ended: Array  # bool [B], whether the last row was the episode's end, and not its only one
     index: Array  # int32 [B], which environment of the run this is
     stride: Array  # int32 [B], how many there are
     greedy: Array  # bool [B], plays the mean, as in evaluations
@@ -147,7 +147,7 @@ class Evolution:
         far and the next reward's factor."""
         core, first = carry.core, timestep.first
         slot = self._begin(behaviour, carry.private, first)
-        slot = slot._replace(ended=timestep.terminated | timestep.truncated)
+        slot = slot._replace(ended=(timestep.terminated | timestep.truncated) & ~first)
         score = jnp.where(first, 0.0, core.score + core.factor * timestep.reward)
         factor = jnp.where(first, 1.0, core.factor * self.config.discount)
         vector = jnp.where(slot.greedy[:, None], behaviour.mean, slot.vector)
