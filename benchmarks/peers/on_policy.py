@@ -107,10 +107,11 @@ def measure_pronk(name: str, seconds: float) -> dict[str, Any]:
     case = CASES[name]
     plan = resolve(case.agent, case.env, steps=10**9, **case.settings)
     result = train_for(plan, seconds)
+    runtime = case.settings.get("runtime", "local")
     return {
         "system": f"pronk {case.agent.upper()}",
         "version": f"{version('pronk')}, jax {version('jax')}",
-        "setting": f"{case.settings['batch_size']} environments, {plan.run.runtime} runtime",
+        "setting": f"{case.settings['batch_size']} environments, {runtime} runtime",
         "steps_per_second": result["end_to_end_steps_per_second"],
     }
 
@@ -158,7 +159,8 @@ def main() -> None:
             python = sys.executable if case.peer == "jax_ppo.py" else args.python
             ours = last_json([sys.executable, __file__, "--pronk-alone", name, *seconds])
             theirs = last_json([python, HERE / case.peer, "--case", name, *seconds])
-            rows += [{"case": name, "round": i} | row for row in (ours, theirs)]
+            for row in (ours, theirs):
+                rows.append({"case": name, "round": i} | {k: row[k] for k in FIELDS if k in row})
             ratio = ours["steps_per_second"] / theirs["steps_per_second"]
             print(f"{i} {name}: {ratio:.2f} × {theirs['system']}", json.dumps([ours, theirs]))
             sys.stdout.flush()
