@@ -49,7 +49,7 @@ class REPS:
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """The dual's minimum, then a fit of the policy to the weights that it gives.
 
-        A fit that is not accepted leaves the policy as it was, and η and ν move nevertheless.
+        A fit that is not accepted leaves the policy as it was; η and ν change nevertheless.
         """
         shared, config, old = self.shared, self.config, state
         state = shared.before(state, batch)

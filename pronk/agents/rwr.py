@@ -41,7 +41,7 @@ class RWR:
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """A fit of the policy, then the baseline's regression on the same batch.
 
-        A fit that is not accepted leaves the policy as it was, and the baseline learns
+        A fit that is not accepted leaves the policy as it was; the baseline is fitted
         nevertheless.
         """
         shared, old = self.shared, state
