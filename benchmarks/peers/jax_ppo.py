@@ -1,8 +1,8 @@
 """PPO on CartPole as one jitted program and nothing else, as PureJaxRL has it; see on_policy.py.
 
 A measure of what a runtime, an agent's interface, metrics and the counting of episodes cost: this
-script has none of them. Its environment is pronk's, whose resets are selected at each step. Prints
-JSON.
+script has none of them. Its environment is pronk's; every step computes a reset, and takes it where
+an episode ended. Prints JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENV = cartpole.make()
 
 
 class Network(nn.Module):
-    """Logits and value, of a network each."""
+    """Logits and value, from separate networks."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -77,7 +77,8 @@ def loss(params: Any, row: Row, advantage: jax.Array, target: jax.Array) -> jax.
 
 
 def update(state: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """A batch of ENVS × STEPS transitions, and all passes over it; its rewards and episode ends."""
+    """Play ENVS × STEPS transitions and learn from them in PASSES passes. Returns also the sum of
+    rewards and the number of episodes that ended."""
 
     def step(carry: Any, _: None) -> tuple[Any, Row]:
         params, slots, observation, key = carry

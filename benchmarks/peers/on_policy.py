@@ -31,7 +31,7 @@ RESULTS = ROOT / "docs" / "results" / "peers_on_policy.csv"
 
 
 class Case(NamedTuple):
-    """A comparison: pronk's settings, and the peer's script, which knows its own by the name."""
+    """A comparison: pronk's settings, and the peer's script, which has its own by case name."""
 
     agent: str
     env: str

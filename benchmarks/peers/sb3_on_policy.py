@@ -1,6 +1,6 @@
 """Stable-Baselines3's PPO and sb3-contrib's TRPO; see on_policy.py.
 
-Tries the settings that matter on few cores, and prints JSON of the fastest.
+Tries several numbers of environments, processes and threads, and prints JSON of the fastest.
 """
 
 from __future__ import annotations

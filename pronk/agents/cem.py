@@ -2,8 +2,8 @@
 
 Szita and Lőrincz 2006, "Learning Tetris Using the Noisy Cross-Entropy Method"; the constants are in
 `pronk.agents.cem_config`. The parameters of a policy are drawn from independent normal
-distributions. Those of the next generation have mean and deviation of the best members, and a
-variance that is larger by a term that decreases, without which the search ends too early.
+distributions. The next generation's distributions have the mean and deviation of the best members.
+To their variance a term is added that decreases; without it the search ends too early.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class CrossEntropyMethod:
 
     @property
     def members(self) -> int:
-        """Of a generation."""
+        """The number of members in a generation."""
         return self.config.population_size
 
     @property
     def parents(self) -> int:
-        """The elite's number."""
+        """The number of members in the elite."""
         return self.config.elite
 
     def start(self, hyper: Hyper) -> CrossEntropy:

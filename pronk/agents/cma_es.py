@@ -2,8 +2,8 @@
 
 Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv:1604.00772); the constants are in
 `pronk.maths.evolution` and `pronk.agents.cma_es_config`. The mean of the search distribution moves
-to a weighted mean of the better half of the members. Its step size follows the length of the path
-that the mean has taken, and its covariance the directions of the path and of the members.
+to a weighted mean of the better half of the members. The step size follows the length of the path
+that the mean has taken, and the covariance the directions of the path and of the members.
 """
 
 from __future__ import annotations
@@ -75,6 +75,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     members = config.population_size or evolution.population_size(size)
     constants = evolution.constants(size, members, separable)
     method = CovarianceAdaptation(config, size, members, separable, constants)
-    kind = "separable: a variance of each" if separable else "full: of all pairs"
+    kind = "separable: one variance per parameter" if separable else "full: of all pairs"
     note = f"{size:,} parameters are searched, with {members} members; the covariance is {kind}"
     return Evolution(config, policy, method, horizon).as_agent(note)

@@ -40,7 +40,7 @@ class Behaviour(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """N transitions side by side, `[N, ...]`."""
+    """N transitions, `[N, ...]`."""
 
     observation: PyTree
     action: Array  # [N, k], on the scale where ±1 are the bounds
@@ -54,8 +54,8 @@ class Samples(NamedTuple):
 class ContinuousQ:
     """Acting and learning for one environment; a base of agents.
 
-    critics: how many action values are learnt. targets: of which parts of the parameters a slowly
-    moving copy is kept.
+    critics: how many action values are learnt. targets: the parts of the parameters that have a
+    slowly moving copy.
     """
 
     config: Any
@@ -101,7 +101,7 @@ class ContinuousQ:
         }
         hyper = step.hyperparameters(self.config, self.config.hyper_names())
         extra = {"target": self._copied(params), "uniform": jnp.bool_(True)}
-        # `steps` has to count this far.
+        # `LearnerState.steps` counts transitions, up to this number.
         learnt = self.config.transitions_learnt(self.horizon)
         state = step.new_state("adam", params, hyper, key, extra, learnt)
         optimiser = step.optimiser("adam", hyper)
@@ -225,7 +225,7 @@ def build(
     targets: tuple[str, ...],
     last_scale: float = 0.0,
 ) -> Made:
-    """An agent of this `kind` and `name`, whose policy has `outputs` for each action dimension.
+    """An agent of this `kind` and `name`; its policy has `outputs` numbers per action dimension.
 
     Raises UserError for actions that are not a Box with finite bounds.
     """

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pronk.config.fields import choice, fraction, number, widths
 from pronk.errors import UserError
 
-# Few environments: there is an update for each step, so that more would not be faster, and would
-# learn from older policies.
+# Few environments: there is an update for each step, so that more environments would not be faster,
+# and would act with older parameters.
 RUN_DEFAULTS: dict[str, Any] = {"actors": 1, "envs_per_actor": 4}
 
 CAPABILITIES = {
@@ -30,11 +30,11 @@ class Config:
     batch_size: int = number(256, above=0)
     """Transitions per update."""
     updates_per_step: float = number(1.0, above=0, source="Haarnoja et al. 2018b, table 1")
-    """Updates for each agent step; the side that is ahead waits."""
+    """Updates for each agent step; actors and learner wait for each other."""
     discount: float = fraction(0.99, near_one=True)
     """γ."""
     target_rate: float = number(0.005, above=0, at_most=1)
-    """τ: after each update, target networks move by this part towards the ones that learn."""
+    """τ: the fraction of the way to the learning networks that targets move after each update."""
     replay_capacity: int = number(1_000_000, above=0, limit=10**12)
     """Agent steps that the replay holds."""
     replay_minimum: int = number(10_000, above=0, limit=10**12)
@@ -83,7 +83,7 @@ class Config:
         return Replayed(sequences, self.replay_minimum, draws)
 
     def transitions_learnt(self, agent_steps: int) -> int:
-        """How many transitions are drawn while these agent steps are made, for schedules."""
+        """How many transitions have been drawn after this many agent steps; for schedules."""
         steps = max(0, agent_steps - self.replay_minimum)
         return round(steps * self.updates_per_step * self.batch_size)
 

@@ -1,8 +1,8 @@
 """DDPG: Q-learning for continuous actions, with a deterministic policy that climbs Q.
 
 Lillicrap et al. 2016, "Continuous Control with Deep Reinforcement Learning" (arXiv:1509.02971),
-algorithm 1; the constants are in `pronk.agents.ddpg_config`. `learn` takes the steps, of the losses
-that `target`, `critic_loss` and `policy_loss` define.
+algorithm 1; the constants are in `pronk.agents.ddpg_config`. `learn` takes gradient steps on the
+losses that `target`, `critic_loss` and `policy_loss` define.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class DDPG(ContinuousQ):
     """DDPG for one environment; its methods are the functions of an `Agent`."""
 
     def init_core(self, batch: int) -> PyTree:
-        """The last action's noise, if that of the next one is correlated with it, `[B, k]`."""
+        """The last action's noise `[B, k]`, if the noise of consecutive actions is correlated."""
         if not self.config.noise_correlation:
             return ()
         return jnp.zeros((batch, self.bounds.size))

@@ -1,4 +1,4 @@
-"""DDPG's configuration: the paper's, that of a comparison with other agents, and common practice.
+"""DDPG's configuration: presets of the paper, of a comparison with other agents, and of practice.
 
 Sources: [L16] Lillicrap et al. 2016, "Continuous Control with Deep Reinforcement Learning"
 (arXiv:1509.02971), section 7. [D16] Duan et al. 2016, "Benchmarking Deep Reinforcement Learning for
@@ -25,7 +25,7 @@ class Config(continuous_q_config.Config):
     batch_size: int = number(64, above=0, source="L16")
     """Transitions per update."""
     target_rate: float = number(0.001, above=0, at_most=1, source="L16")
-    """τ: after each update, target networks move by this part towards the ones that learn."""
+    """τ: the fraction of the way to the learning networks that targets move after each update."""
     learning_rate: float = number(1e-4, above=0, limit=10, source="L16", tune=(1e-5, 1e-2))
     """Adam's learning rate of the policy."""
     critic_learning_rate: float = number(1e-3, above=0, limit=10, source="L16", tune=(1e-5, 1e-2))
@@ -53,9 +53,9 @@ class Config(continuous_q_config.Config):
 PRESETS: dict[str, dict[str, Any]] = {
     # [L16].
     "paper": {},
-    # [D16], and rllab where the paper is silent: no weight decay.
+    # [D16]; where it says nothing, [L16], but no weight decay, as in rllab.
     "duan": {"batch_size": 32, "reward_scale": 0.1, "critic_weight_decay": 0.0},
-    # Any environment: independent noise, as in [F18], and what SAC has.
+    # Any environment: independent noise, as in [F18]; otherwise as SAC's `continuous`.
     "continuous": {
         "batch_size": 256,
         "target_rate": 0.005,

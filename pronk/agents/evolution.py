@@ -1,15 +1,15 @@
-"""What agents share which search a policy's parameters by whole episodes: acting and scoring.
+"""Acting and scoring of the agents that search a policy's parameters by whole episodes.
 
 A generation is a set of parameter vectors, its members, drawn from a search distribution. Each
 environment plays an episode with one member, then one with the next. When every member has been
 scored by enough episodes, the agent's own `Method` makes the next distribution from the best.
 
-A generation's key and a member's number give its vector, so that acting and learning draw the same
-one. An environment keeps its vector in `Carry.private` until its episode ends. If the generation
-ends meanwhile, the episode is played to its end and counts for nothing: each row names the
-generation, by its key, and the episode's number in it. Scores are thus means over whole episodes,
-whatever the unroll, the number of environments and their speed. Which episodes count is decided
-when they begin; otherwise long ones would be missing where there are enough short ones.
+A member's vector follows from its number and its generation's key, so that acting and learning draw
+the same one. An environment keeps its vector in `Carry.private` until its episode ends. If the
+generation ends meanwhile, the episode is played to its end and ignored: each row has the
+generation's key and the episode's number in the generation. Scores are thus means over whole
+episodes, whatever the unroll, the number of environments and their speed. An episode's number
+decides whether it counts. If the first episodes to end counted, short ones would be favoured.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from pronk.types import (
 
 
 class Method(Protocol):
-    """How the search distribution changes: its mean `[n]`, and its shape, which is all else.
+    """The search distribution, a mean `[n]` and a shape, which is all else; and how it changes.
 
-    A shape has `generation`, int32 [], the generations that it has learnt from.
+    A shape has `generation`, int32 [], the number of generations that it was learnt from.
     """
 
     @property
@@ -61,7 +61,7 @@ class Behaviour(NamedTuple):
 
     mean: Array  # [n]
     shape: PyTree
-    key: Array  # uint32 [k], the data of the generation's key, by which it is known
+    key: Array  # uint32 [k], the data of the generation's key, which names the generation
 
 
 class Core(NamedTuple):
@@ -78,9 +78,9 @@ class Slot(NamedTuple):
     vector: Array  # [B, n], the parameters that act in this episode
     key: Array  # uint32 [B, k], of the generation that they were drawn in; 0: of none
     episode: Array  # int32 [B], its number in that generation
-    ended: Array  # bool [B], whether the last row was the episode's end, and not its only one
+    ended: Array  # bool [B], whether the last row ended an episode of one step or more
     index: Array  # int32 [B], which environment of the run this is
-    stride: Array  # int32 [B], how many there are
+    stride: Array  # int32 [B], how many environments the run has
     greedy: Array  # bool [B], plays the mean, as in evaluations
 
 
@@ -143,8 +143,8 @@ class Evolution:
     def act(
         self, behaviour: Behaviour, carry: Carry, timestep: TimeStep, key: Key
     ) -> tuple[Array, Carry, dict[str, Array]]:
-        """Decide for slots `[B]`; `extras` name generation and episode, and have the score so
-        far and the next reward's factor."""
+        """Decide for slots `[B]`; `extras` has the generation's key, the episode's number, the
+        score so far and the next reward's factor."""
         core, first = carry.core, timestep.first
         slot = self._begin(behaviour, carry.private, first)
         slot = slot._replace(ended=(timestep.terminated | timestep.truncated) & ~first)
@@ -156,10 +156,10 @@ class Evolution:
         return action, Carry(Core(network, score, factor), slot), extras
 
     def _begin(self, behaviour: Behaviour, slot: Slot, first: Array) -> Slot:
-        """The slots after those that begin an episode have taken its member.
+        """The slots; those that begin an episode have the vector of its member.
 
-        Environment i of N plays the episodes i, i + N, i + 2 N, … of a generation, and those again
-        that an environment was restarted in. Episode e is of member e mod P.
+        Environment i of N plays the episodes i, i + N, i + 2 N, … of a generation, and again each
+        that a restart of the environment cut off. Member e mod P plays episode e.
         """
         begins = first & ~slot.greedy
 
@@ -180,7 +180,7 @@ class Evolution:
         return jax.lax.cond(jnp.any(begins), drawn, lambda slot: slot, slot)
 
     def vectors(self, behaviour: Behaviour, member: Array) -> Array:
-        """Those of the members `[B]`, `[B, n]`."""
+        """The parameter vectors `[B, n]` of the members `[B]`."""
         normals = self._normals(behaviour.key, member)
         return behaviour.mean + self.method.offset(behaviour.shape, normals)
 
@@ -217,8 +217,8 @@ class Evolution:
         return Learnt(new._replace(skipped=state.skipped + skipped), metrics)
 
     def _next(self, state: LearnerState) -> tuple[LearnerState, Array, Array]:
-        """The state with the next generation, 1 if nothing was learnt of this one, and how far the
-        mean moved.
+        """The state with the next generation, 1 if nothing was learnt from this one, and how far
+        the mean moved.
 
         With fewer members of finite score than parents, the distribution stays, and other members
         are drawn from it.
@@ -245,6 +245,6 @@ class Evolution:
         return state._replace(params=mean, extra=extra), (~learnt).astype(jnp.int32), moved
 
     def as_agent(self, note: str) -> Agent:
-        """These functions, and what a run says at its start."""
+        """These functions as an `Agent`. note: what a run prints at its start."""
         acting = (self.init, self.behaviour, self.initial_carry, self.act)
         return Agent(*acting, self.learn, step.adopt, self.warm_start, notes=(note,))

@@ -1,4 +1,4 @@
-"""The settings that agents share which search a policy's parameters by whole episodes.
+"""The shared settings of the agents that search a policy's parameters by whole episodes.
 
 Sources: [D16] Duan et al. 2016, "Benchmarking Deep Reinforcement Learning for Continuous Control",
 and its code.
@@ -27,17 +27,17 @@ class Config:
     """Shared settings; an agent's own are in its subclass."""
 
     unroll: int = number(32, above=0)
-    """Agent steps per trajectory, T. A generation ends between two updates; longer trajectories
-    need fewer updates and wait longer for its end."""
+    """Agent steps per trajectory, T. A generation ends at an update: with longer
+    trajectories there are fewer updates, and generations end later."""
     batch_size: int = number(8, above=0)
     """Trajectories per update, and environments, B."""
     episodes_per_member: int = number(1, above=0, source="D16")
     """Episodes from which a member's score is estimated. The score is their mean."""
     discount: float = fraction(1.0, near_one=True)
-    """γ of the returns that are compared; 1: their plain sum."""
+    """γ of the returns that members are scored by; 1: the plain sum of rewards."""
     sampled_actions: bool = choice(False, source="D16: True")
-    """Draw actions from the policy's distribution, whose deviations are searched, too. Otherwise
-    each member takes its likeliest action."""
+    """Draw actions from the policy's distribution, whose standard deviations are searched, too.
+    Otherwise each member takes its most likely action."""
     torso: Literal["auto", "mlp", "minatar", "shallow", "nature", "deep"] = choice("auto")
     """Feature extractor; auto is `shallow` for images and `mlp` for vectors. nature is DQN's;
     minatar is one convolution, for images of 10 × 10."""
@@ -55,7 +55,7 @@ class Config:
     """The largest number of parameters to search. Each environment keeps a vector of its own, and
     each generation draws one for every member."""
 
-    # What `actor_critic.make` wants to know and nothing here needs.
+    # `actor_critic.make` reads these; they have no effect here.
     reward_scale: ClassVar[float] = 1.0
     reward_clip: ClassVar[float] = 0.0
     separate_value: ClassVar[bool] = False

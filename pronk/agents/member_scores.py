@@ -27,9 +27,9 @@ def zero(members: int) -> Scores:
 
 
 def counted(scores: Scores, batch: Batch, key: Array, wanted: int) -> Scores:
-    """The scores after the batch's episodes that ended, of the generation with this key.
+    """The scores after the episodes of the generation with this key that ended in the batch.
 
-    wanted: episodes of each member; those with higher numbers count for nothing.
+    wanted: the number of episodes per member; episodes with higher numbers are ignored.
     """
     rows, extras = batch.trajectory.timestep, batch.trajectory.extras
     returns = extras["score"][:-1] + extras["factor"][:-1] * rows.reward[1:]

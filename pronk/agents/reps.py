@@ -1,10 +1,11 @@
-"""REPS, relative entropy policy search: samples are reweighed within a KL of the batch.
+"""REPS, relative entropy policy search: samples are reweighted within a KL of the batch.
 
 Peters, Mülling and Altün 2010, "Relative Entropy Policy Search"; as in Duan et al. 2016,
 "Benchmarking Deep Reinforcement Learning for Continuous Control". The weights are the solution of a
-convex problem: the largest mean reward within KL ε of the batch, where states that are entered more
-often are also left more often. Its dual gives the temperature η and a value function ν·φ(x); then
-the policy is fitted to the weighted actions. The constants are in `pronk.agents.reps_config`.
+convex problem: the largest mean reward within KL ε of the batch, where states are entered as often
+as they are left, in the mean of features φ. Its dual gives the temperature η and a value function
+ν·φ(x); then the policy is fitted to the weighted actions. The constants are in
+`pronk.agents.reps_config`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class REPS:
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """The dual's minimum, then a fit of the policy to the weights that it gives.
 
-        A fit that is not accepted leaves the policy as it was, and η and ν move nevertheless.
+        A fit that is not accepted leaves the policy as it was; η and ν change nevertheless.
         """
         shared, config, old = self.shared, self.config, state
         state = shared.before(state, batch)
@@ -66,7 +67,7 @@ class REPS:
             *(shared, state.params, data.samples, weights),
             jax.random.fold_in(state.key, state.updates),
             iterations=config.fit_iterations,
-            # At the minimum it is at most ε; far above it, the search has not come near.
+            # It is at most ε at the minimum; if it is far above ε, the search did not come near.
             usable=divergence <= 2.0 * epsilon,
         )
         steps = jnp.sum(weight)
@@ -91,8 +92,8 @@ class REPS:
         """The batch's dual, and the mean features `[F]` of its episodes' first states.
 
         The Bellman error is δ = r + γ (1 − terminated) ν·φ(x') + (1 − γ) ν·φ₀ − ν·φ(x): with
-        probability 1 − γ a step begins anew, in states of mean features φ₀. Without a discount it
-        is the error of the papers.
+        probability 1 − γ a step restarts, in states of mean features φ₀. With γ = 1, δ is the error
+        of the papers.
         """
         features, t = data.features, data.transitions
         assert features is not None

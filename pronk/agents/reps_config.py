@@ -1,7 +1,8 @@
 """REPS's configuration.
 
 Sources: [P10] Peters, Mülling and Altün 2010, "Relative Entropy Policy Search". [D16] Duan et al.
-2016, "Benchmarking Deep Reinforcement Learning for Continuous Control", and its code.
+2016, "Benchmarking Deep Reinforcement Learning for Continuous Control", and its code. [OAI] OpenAI
+Baselines' ppo2.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ CAPABILITIES = on_policy_config.CAPABILITIES | {
     "observations": "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of them; no pixels"
 }
 
-# Settings that all on-policy agents have, and that say nothing to this one: its value function is
-# the dual's, and it has no optimiser but L-BFGS.
+# Settings that all on-policy agents have and this one does not use: its value function is the
+# dual's, and it has no optimiser but L-BFGS.
 UNUSED = (
     *("gae_lambda", "advantage_normalisation", "separate_value", "value_hidden_sizes"),
     *("value_normalisation", "optimiser_epsilon", "max_gradient_norm"),
@@ -48,13 +49,14 @@ class Config(on_policy_config.Config):
     max_kl: float = number(0.5, above=0, limit=100, source="D16", tune=(0.05, 2.0))
     """ε, largest KL of the reweighted samples from the batch, in nats."""
     initial_eta: float = number(15.0, above=0, source="D16, code")
-    """η at the start; later updates begin with the η and ν of the one before."""
+    """η that the first update's search begins with; later ones begin with the last η and ν."""
     dual_penalty: float = number(1.0, above=0)
-    """λ, weight of ‖ν‖² in the dual, which has no minimum without."""
+    """λ, weight of Σ s_i² ν_i² in the dual; s_i² is the mean square flow of feature i. Without the
+    penalty the dual often has no minimum."""
     dual_iterations: int = number(50, above=0, limit=1000, source="D16, code")
-    """Steps of L-BFGS by which the dual is minimised, at most."""
+    """Largest number of L-BFGS steps to minimise the dual."""
     fit_iterations: int = number(50, above=0, limit=1000, source="D16, code")
-    """Steps of L-BFGS by which the policy is fitted, at most."""
+    """Largest number of L-BFGS steps of the policy's fit."""
 
     def check(self) -> None:
         """Raise UserError for settings that do not go together."""

@@ -1,8 +1,8 @@
-"""RWR, reward-weighted regression: the policy is fitted to its own actions, the good ones more.
+"""RWR, reward-weighted regression: the policy is fitted to its own actions, weighted by advantage.
 
 Peters and Schaal 2007, "Reinforcement Learning by Reward-Weighted Regression for Operational Space
-Control"; Kober and Peters 2009, "Policy Search for Motor Primitives in Robotics", for rewards that
-come later; as in Duan et al. 2016, "Benchmarking Deep Reinforcement Learning for Continuous
+Control"; Kober and Peters 2009, "Policy Search for Motor Primitives in Robotics", for delayed
+rewards; as in Duan et al. 2016, "Benchmarking Deep Reinforcement Learning for Continuous
 Control". An update is one step of expectation maximisation: weights w ≥ 0 that rise with the
 advantage, then the policy of the largest Σ w log π(a|x). The constants are in
 `pronk.agents.rwr_config`.
@@ -41,7 +41,7 @@ class RWR:
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """A fit of the policy, then the baseline's regression on the same batch.
 
-        A fit that is not accepted leaves the policy as it was, and the baseline learns
+        A fit that is not accepted leaves the policy as it was; the baseline is fitted
         nevertheless.
         """
         shared, old = self.shared, state

@@ -41,9 +41,9 @@ class Config(on_policy_config.RegressionConfig):
     """Weight of a transition of advantage A. shifted: A minus the batch's smallest. exponential:
     exp(A / β)."""
     temperature: float = number(1.0, above=0)
-    """β of exponential weights: the smaller, the fewer transitions count."""
+    """β of exponential weights: the smaller it is, the fewer transitions have much weight."""
     fit_iterations: int = number(20, above=0, limit=1000, source="D16, code")
-    """Steps of L-BFGS by which the policy is fitted, at most."""
+    """Largest number of L-BFGS steps of the policy's fit."""
 
     def check(self) -> None:
         """Raise UserError for settings that do not go together."""

@@ -1,8 +1,8 @@
 """SAC: soft actor-critic, with two critics and a learnt temperature.
 
 Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (arXiv:1812.05905), algorithm
-1; the constants are in `pronk.agents.sac_config`. `learn` takes the steps, of the losses that
-`target`, `policy_loss` and `temperature_loss` define.
+1; the constants are in `pronk.agents.sac_config`. `learn` takes gradient steps on the losses
+that `target`, `policy_loss` and `temperature_loss` define.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SAC's configuration: the paper's table, and fewer random steps at the start.
+"""SAC's configuration: presets of the paper's table, and of fewer random steps at the start.
 
 Source: [H18] Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications"
 (arXiv:1812.05905), table 1.

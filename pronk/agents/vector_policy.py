@@ -24,7 +24,7 @@ class VectorPolicy:
     model: ActorCritic
     size: int  # n, of the vector
     unravel: Callable[[Array], PyTree]  # a vector to the parameters that are searched
-    constant: PyTree  # the others, all of them 0
+    constant: PyTree  # the other parameters, all of them 0
     sampled: bool  # whether actions are drawn
 
     def first(self, key: Key) -> Array:
@@ -37,7 +37,7 @@ class VectorPolicy:
     ) -> tuple[Array, Core]:
         """The actions and the network's memory of slots `[B]`, each with parameters of its own.
 
-        vector `[B, n]`. greedy: bool `[B]`, slots that take the likeliest action in any case.
+        vector `[B, n]`. greedy: bool `[B]`, slots that take the most likely action in any case.
         """
         distribution = self.model.distribution
 
@@ -62,14 +62,14 @@ class VectorPolicy:
 def make(config: Any, spec: EnvSpec) -> VectorPolicy:
     """The policy for an environment's spaces.
 
-    config: as `evolution_config.Config`. Unless actions are drawn, the deviations of continuous
-    ones are no parameters. Raises UserError where a space can't be handled, for a suite, and where
-    the vector has more than `config.max_parameters` elements.
+    config: as `evolution_config.Config`. Unless actions are drawn, the standard deviations of
+    continuous ones are not searched. Raises UserError where a space can't be handled, for a suite,
+    and where the vector has more than `config.max_parameters` elements.
     """
     if spec.num_tasks > 1:
         raise UserError(
-            f"`env` is a suite of {spec.num_tasks} tasks, and this agent compares the returns of"
-            " episodes, which are those of one task each; expected a single environment."
+            f"`env` is a suite of {spec.num_tasks} tasks, and this agent ranks members by their"
+            " returns, which can't be compared between tasks; expected a single environment."
         )
     model = actor_critic.make(config, spec, constant_std=True)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

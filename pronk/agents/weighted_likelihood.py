@@ -1,8 +1,8 @@
-"""Weighted maximum likelihood: the policy's update of the agents that reweigh their samples.
+"""Weighted maximum likelihood: the policy's update of agents that reweight their samples.
 
 `rwr` and `reps` differ in the weights that they give to a batch's transitions. The policy that is
-fitted maximises Σ w log π(a|x) by L-BFGS. Nothing but the number of its steps keeps it near the old
-policy.
+fitted maximises Σ w log π(a|x) by L-BFGS. Only the bound on the number of steps keeps it near the
+old policy.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def fit(
     """The parameters after a fit of the policy; those of a separate value network stay.
 
     weights: `[T, B]`, 0 for dummies, 1 on average over other transitions. iterations: of L-BFGS, at
-    most. If the weights are not `usable`, or not finite, or all equal, which would only repeat the
-    batch, and if the fit is not finite, the parameters stay as they are, bit for bit, and
-    `accepted` is 0.
+    most. The parameters stay as they are, bit for bit, and `accepted` is 0, if the weights are not
+    `usable`, not finite, or all equal (a fit would only repeat the batch), if no step increases the
+    likelihood, or if the fit is not finite.
     """
     distribution, weight = shared.model.distribution, samples.weight
     policy, rest = networks.split_value(params)

@@ -31,7 +31,7 @@ def ranking(scores: Array) -> Array:
 class CrossEntropy(NamedTuple):
     """The shape of the cross-entropy method's distribution, whose parameters are independent."""
 
-    deviation: Array  # [n], of the members that the generation was made from
+    deviation: Array  # [n], of the best members of the generation before
     sampled: Array  # [n], with the extra noise: what members are drawn with
     generation: Array  # int32 [], generations completed
 
@@ -131,7 +131,7 @@ def adapted_offset(shape: Adapted, normals: Array) -> Array:
     """Members `[..., n]` minus the mean; normals `[..., n]`.
 
     The symmetric root is used where the tutorial has B D: the members' distribution is the same,
-    and C^-½ of a sum of members is the sum of their normals.
+    and C^-½ Σ w_i y_i = Σ w_i z_i needs no inverse.
     """
     return shape.step_size * _directions(shape, normals)
 

@@ -21,7 +21,7 @@ class Minimum(NamedTuple):
     params: PyTree
     value: Array  # float [], of the function at `params`
     initial: Array  # float [], at the parameters that the search began with
-    gradient_norm: Array  # float [], there
+    gradient_norm: Array  # float [], at those parameters
     iterations: Array  # int32 [], steps taken
 
 
@@ -32,17 +32,17 @@ def minimise(
     steps of L-BFGS (Liu and Nocedal 1989; memory of 10) with a line search for the Wolfe
     conditions.
 
-    A step that does not make the value smaller, NaN included, is not taken and ends the search:
-    the line search of optax may take one where it finds none, as it does near a minimum, where the
-    values differ by rounding. So the value never rises, and parameters from which no step leads
-    down are returned bit for bit.
+    A step that does not make the value smaller, NaN included, is not taken and ends the search.
+    optax's line search may return such a step if it finds no better one, as near a minimum, where
+    values differ by rounding only. So the value never rises, and parameters from which no step
+    leads down are returned bit for bit.
     """
     solver = optax.lbfgs(
         memory_size=10,
         linesearch=optax.scale_by_zoom_linesearch(TRIALS, initial_guess_strategy="one"),
     )
 
-    # One vector: the search's states as trees would be thousands of operations to compile.
+    # One vector: with trees, there would be thousands of operations to compile.
     vector, unravel = ravel_pytree(params)
 
     def flat(vector: Array) -> Array:

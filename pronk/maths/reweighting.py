@@ -71,7 +71,7 @@ class Dual(NamedTuple):
     flow: Array  # x, [..., F], change of the features in a transition
     weight: Array  # [...]
     epsilon: Array | float  # ε, in nats
-    penalty: Array | float  # λ, of the coefficients of features whose mean square flow is 1
+    penalty: Array | float  # λ, of the coefficients of features scaled to a mean square flow of 1
 
     def errors(self, nu: Array) -> Array:
         """δ = r + νᵀx, `[...]`, 0 for dummies; nu: `[F]`."""
@@ -79,7 +79,7 @@ class Dual(NamedTuple):
         return jnp.where(self.weight > 0, self.reward, 0.0) + self._flow() @ nu
 
     def _flow(self) -> Array:
-        """x without dummies, whose numbers, even NaN, would reach the gradient."""
+        """x, 0 for dummies: their numbers, NaN among them, would reach the gradient."""
         return jnp.where(self.weight[..., None] > 0, self.flow, 0.0)
 
     def value(self, eta: Array, nu: Array) -> Array:
@@ -104,8 +104,8 @@ class Dual(NamedTuple):
     def minimise(self, eta: Array, nu: Array, *, iterations: int) -> Multipliers:
         """The minimum over η > 0 and ν, searched from these values by L-BFGS.
 
-        log η is searched, so that η is positive, and ν in the units of the features' flow, because
-        those of raw features differ by factors of thousands.
+        The search is over log η, so that η is positive, and over s ν, because the scales s of the
+        features differ by factors of thousands.
         """
         scale = self._scale()
 

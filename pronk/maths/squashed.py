@@ -13,8 +13,8 @@ from pronk.maths import distributions
 from pronk.maths.shapes import assert_same_shape
 from pronk.types import Array, EnvSpec
 
-# Log standard deviations are clipped to these, as in the code of Haarnoja et al. 2018. Zero, where
-# a policy begins, is inside, and `sample` divides by no deviation, however small.
+# Log standard deviations are clipped to this range, as in the code of Haarnoja et al. 2018. It
+# contains 0, where a policy begins. `sample` divides by no deviation, so that none is too small.
 LOG_STD = (-20.0, 2.0)
 
 
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     def action(self, unit: Array) -> Array:
         """The environment's actions for those on the scale where ±1 are the bounds, `[..., k]`."""
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        # Of each half, so that the difference of two large bounds does not overflow.
+        # A sum of two halves: the difference of two large bounds might overflow.
         scaled = 0.5 * (1.0 - unit) * low + 0.5 * (1.0 + unit) * high
         return jnp.clip(scaled, low, high)
 
@@ -57,8 +57,8 @@ def bounds(agent: str, spec: EnvSpec) -> Bounds:
             raise UserError(
                 f"{agent} squashes actions into their bounds, and dimension {i} of the actions of"
                 f" '{spec.name}', {space}, goes from {low:g} to {high:g}; expected two finite"
-                " bounds: give it some (gymnasium.wrappers.TransformAction), or use an agent that"
-                " needs none, such as ppo."
+                " bounds: wrap the environment (gymnasium.wrappers.TransformAction), or use an"
+                " agent that needs none, such as ppo."
             )
     return Bounds(gaussian.low, gaussian.high)
 

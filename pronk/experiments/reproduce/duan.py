@@ -1,4 +1,4 @@
-"""The basic tasks of Duan et al. 2016 with a fifth of its batches: table 1, small.
+"""The basic tasks of Duan et al. 2016, table 1, with a fifth of its batches and steps.
 
 The metric is the paper's: the mean undiscounted return of all episodes of training. Per task, bold
 is the best agent and every other whose mean does not differ significantly (Welch's t, p < 0.05).
@@ -108,7 +108,7 @@ def table(scores: Scores, random: Mapping[str, float]) -> str:
 
 
 def summary(scores: Scores, random: Mapping[str, float], tasks: list[str]) -> str:
-    """Agents by means over tasks, beside the same of the published table."""
+    """Per agent, normalised scores and ranks, means over tasks, beside the published ones."""
     share = matrix.normalised_means(scores, tasks, random).mean(0)
     ranks = report.mean_ranks(matrix.means(scores, tasks))
     compared, theirs, their_share = _published(scores, tasks)
@@ -126,7 +126,7 @@ def summary(scores: Scores, random: Mapping[str, float], tasks: list[str]) -> st
 
 def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Any, Any]:
     """The agents that the paper has, their mean ranks among themselves there, and their means over
-    these tasks of normalised scores, 1 being the best of all that the paper compares."""
+    these tasks of normalised scores, where 1 is the best mean of all agents in the paper."""
     rows = [published.DUAN[f"pronk/{task}"] for task in tasks]
     compared = [name for name in scores if _key(name) in rows[0]]
     means = np.array([[row[_key(name)].mean for name in compared] for row in rows])

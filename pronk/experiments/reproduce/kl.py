@@ -1,8 +1,7 @@
 """How far an update moves the policy: the mean KL(π_old ‖ π) of each update of five agents.
 
-TRPO keeps it within δ, TNPG and NPG aim at it or do not, and a step along the plain gradient has
-whatever KL it has (Duan et al. 2016, figure 3b). The KL is the metric `kl`: exact, measured after
-the update on all data of the batch.
+TRPO and TNPG keep it within δ; NPG, REINFORCE and PPO do not bound it (Duan et al. 2016, figure
+3b). The KL is the metric `kl`: exact, measured after the update on all data of the batch.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from pronk.types import Array
 SHOWN = ("trpo", "tnpg", "npg", "reinforce", "ppo")
 TASKS = ("CartPoleSwingUp", "DoublePendulum")
 DELTA = 0.01
-# The search measures from the policy's output for the batch, the metric from the one stored when
-# acting: they differ by rounding.
+# TRPO and TNPG recompute the old policy's output for the batch when they test a step; the metric
+# takes the output that was stored when acting. The two KLs differ by rounding.
 ROUNDING = 1e-6
 CHUNK = 10  # updates per call of the compiled program
 
 
 def plan_for(agent: str, task: str, seed: int, steps: int) -> Plan:
-    """A run's plan: the agent's settings for the comparison of Duan et al., and δ."""
+    """A run's plan: the agent's settings in `duan`, and δ."""
     variant = AGENTS[agent]
     delta = {"max_kl": DELTA} if agent in ("trpo", "tnpg") else {}
     settings = {**variant.settings, **delta}

@@ -70,8 +70,8 @@ def train(
 ) -> list[Done]:
     """Train the runs that are missing in `output`; returns all.
 
-    tasks: names and environments. settings: of all runs; a variant's own come before. Raises
-    KeyboardInterrupt once a run was interrupted, which the next call resumes.
+    tasks: names and environments. settings: of all runs; a variant's own take precedence.
+    Raises KeyboardInterrupt once a run is interrupted; the next call resumes it.
     """
     for env in tasks.values():
         envs.spec_of(env)  # raises where a package is missing, before anything is trained
@@ -141,7 +141,7 @@ def random_play(output: Path, env: str) -> float:
             while len(returns) < RANDOM_EPISODES:
                 drawn = rng.uniform(low, high, (vector.num_envs, *low.shape))
                 vector.step(drawn.astype(np.float32))
-                for episode in vector.episodes():  # as many of each, so that none is favoured
+                for episode in vector.episodes():  # as many of each environment
                     quota[episode.env_id] = quota.get(episode.env_id, 0) + 1
                     if quota[episode.env_id] <= RANDOM_EPISODES // vector.num_envs:
                         returns.append(episode.episode_return)

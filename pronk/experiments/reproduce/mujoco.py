@@ -70,7 +70,7 @@ def tables(results: Path, version: str) -> list[str]:
         found.append(common.markdown([f"{version}, {words}", *tasks], lines))
     agents = common.unique(rows, "variant")
     if "tnpg" in agents:
-        agents.append("npg")  # which differs from it by the length of the step only
+        agents.append("npg")  # NPG differs from TNPG by the length of the step only
     lines = [
         [
             f"{source.agent}, {source.name} ({source.version}; {source.metric})",

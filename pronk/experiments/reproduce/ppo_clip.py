@@ -1,7 +1,8 @@
-"""PPO's surrogates compared: table 1 of Schulman et al. 2017, small.
+"""PPO's surrogates compared, as in table 1 of Schulman et al. 2017.
 
-The score of a run is the mean return of its last 100 episodes, in units where random play is 0 and
-the best surrogate's mean on the task is 1; tasks are averaged.
+The tasks are the five in JAX, or with `--mujoco` the paper's seven MuJoCo tasks. The score
+of a run is the mean return of its last 100 episodes, in units where random play is 0 and the best
+surrogate's mean on the task is 1; tasks are averaged.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def run(settings: Study, *, output: Path, results: Path) -> str:
 
 
 def table(results: Path, name: str = "study") -> str:
-    """What each change costs, per task and as a share of the study's own score: differences of
-    means with 95 % bootstrap intervals; negative is worse without the advice."""
+    """What each change costs per task: the difference of its mean from the study's, with a 95 %
+    bootstrap interval; negative is worse without the advice."""
     rows = common.read_csv(results / f"{name}-scores.csv")
     scores = matrix.scores_of(rows, "all_episodes")
     tasks = [task for task in common.unique(rows, "task") if task in scores.get(ALL, {})]
