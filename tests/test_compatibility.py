@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pronk.agents import sac_config
 from pronk.agents.impala_config import Config
 from pronk.config.architectures import ARCHITECTURES, Case, actors_and_envs, fused_shape, is_fused
 from pronk.config.compatibility import ROWS, check
@@ -27,8 +28,9 @@ LEARNERS = {"learners": 2, "coordinator": "here:1"}
 RAY = {"ray": "auto"}
 
 
-def plan_of(batch_size: int = 32, **run: Any) -> Plan:
-    return Plan("impala", "CartPole-v1", RunConfig(**run), Config(batch_size=batch_size))
+def plan_of(batch_size: int = 32, config: Any = None, **run: Any) -> Plan:
+    config = config or Config(batch_size=batch_size)
+    return Plan("impala", "CartPole-v1", RunConfig(**run), config)
 
 
 def run_check(
@@ -135,6 +137,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "16 are replayed, so that 16 environments have to make the others",
     ),
     "fused: draws": (fused(source=REPLAYED._replace(samples_per_insert=1.5)), "be a whole number"),
+    "fused: unroll of transitions": (
+        fused(source=sequences(length=1, burn_in=0), config=sac_config.Config(unroll=8)),
+        "`--unroll` is 8; expected 1",
+    ),
     "fused: burn_in": (fused(source=sequences(burn_in=11)), "`--burn-in` 11 must not be larger"),
     "fused: capacity": (
         fused(source=sequences(capacity=60)),
@@ -275,7 +281,7 @@ def test_fewer_environments_draw_fewer_batches_of_the_same_size() -> None:
     shape = fused_shape(plan_of(envs_per_actor=16), agent)
     assert (shape["num_envs"], shape["draws"], shape["draw_size"]) == (16, 1, 32)
     run_check(**fused(source=REPLAYED, envs_per_actor=16))
-    with pytest.raises(UserError, match=r"make 0.5 batches, which must be a whole number"):
+    with pytest.raises(UserError, match=r"make 0.5 updates, which must be a whole number"):
         run_check(**fused(source=REPLAYED, envs_per_actor=8))
 
 

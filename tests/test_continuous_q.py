@@ -544,7 +544,7 @@ def test_an_exported_policy_acts_alike_and_learns_on(name: str, tmp_path: Path) 
 def test_a_fused_run_whose_ratio_is_no_number_of_batches_is_refused(
     name: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"make 1.2 batches, which must be a whole number"):
+    with pytest.raises(UserError, match=r"`--updates-per-step` 0.3 make 1.2 updates"):
         pronk.train(
             name,
             "pronk/CartPoleBalance-v0",
@@ -553,6 +553,13 @@ def test_a_fused_run_whose_ratio_is_no_number_of_batches_is_refused(
             updates_per_step=0.3,
             envs_per_actor=4,
         )
+
+
+@both
+def test_a_fused_run_has_unrolls_of_one_step(name: str, tmp_path: Path) -> None:
+    fused = {"runtime": "fused", "unroll": 8, "run_dir": tmp_path}
+    with pytest.raises(UserError, match="`--unroll` is 8; expected 1"):
+        pronk.train(name, "pronk/CartPoleBalance-v0", **fused)
 
 
 def test_discrete_actions_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -383,8 +383,8 @@ def test_the_member_that_acts_is_the_one_that_is_learnt_from(agent: str, covaria
 
 
 def test_environments_share_the_episodes_and_repeat_what_was_cut() -> None:
-    """Environment i of N plays the episodes i, i + N, …; one that begins anew without an end, as
-    after a restart of the environment, plays the same one again."""
+    """Environment i of N plays the episodes i, i + N, …; one that begins anew without an end
+    plays the same one again."""
     rows = Ends([[2], [2]]).rows(21)
     cut = rows.terminated.copy(), rows.truncated.copy()
     for flags in cut:

@@ -408,6 +408,15 @@ def test_the_ring_has_each_sequence_with_its_burn_in_and_state():
     np.testing.assert_array_equal(replay.rows[1][at].T, name)
 
 
+def test_a_ring_counts_no_further_than_twice_its_capacity():
+    """The count, which says where the next sequences go, must not overflow; the newest stay."""
+    replay = filled_ring(40)
+    capacity = replay.version.shape[0]
+    assert capacity <= replay.count < 2 * capacity
+    newest = np.sort(np.repeat(np.arange(0, 160, 4), WIDTH))[-capacity:]
+    np.testing.assert_array_equal(np.sort(replay.version), newest)
+
+
 def test_the_ring_can_be_revised():
     """The last of several columns that are one sequence counts; nothing else changes."""
     replay = filled_ring(3)

@@ -117,6 +117,12 @@ def test_exponential_weights_by_hand():
     np.testing.assert_array_equal(tiny, [0, 0, 0, 4, 0])  # no overflow
 
 
+def test_at_temperature_0_all_weight_is_that_of_the_best():
+    advantage = jnp.array([1.0, 3.0, 2.0, 9.0])
+    weights = reweighting.exponential(advantage, 0.0, jnp.array([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(weights, [0.0, 3.0, 0.0, 0.0])
+
+
 def test_how_many_samples_count():
     equals = jnp.array([1.0, 0.0, 1.0, 1.0, 1.0])
     one = jnp.array([4.0, 0.0, 0.0, 0.0, 0.0])
@@ -375,6 +381,19 @@ def test_a_constant_reward_without_a_bootstrap_moves_no_policy():
     assert after.metrics["steps"] == after.state.steps > 0
 
 
+def test_reps_learns_from_the_first_reward_after_many_constant_ones():
+    """Of constant δ, η goes to 0; the search begins from above it once δ is not constant."""
+    state, learn, trajectory = made("reps")
+    for _ in range(3):
+        state = learn(state, rewarded(trajectory, 1.0)).state
+    low = state.extra["eta"]
+    reward = np.random.default_rng(0).random(trajectory.timestep.reward.shape) < 0.1
+    after = learn(state, rewarded(trajectory, reward))
+    assert after.metrics["eta"] > 10 * low
+    assert after.metrics["weights_kl"] <= 2 * state.hyper["max_kl"]
+    assert after.metrics["accepted"] == 1
+
+
 def test_the_dual_is_of_the_papers_bellman_errors():
     """δ by a loop over transitions, with ends of both kinds; dummies count nothing."""
     settings = config("reps", discount=0.9, unroll=7, batch_size=1)
@@ -454,10 +473,11 @@ def test_settings_that_do_not_fit(agent, wrong, message):
         make()
 
 
-def test_reps_takes_no_images():
+@pytest.mark.parametrize("agent", ["reps", "rwr"])
+def test_a_linear_value_function_takes_no_images(agent):
     spec = EnvSpec("test/Pixels", spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2))
-    with pytest.raises(UserError, match=r"test/Pixels are images.*expected vectors"):
-        agents.make("reps", config("reps"), spec, horizon=100)
+    with pytest.raises(UserError, match=r"'test/Pixels' are images.*expected vectors"):
+        agents.make(agent, config(agent), spec, horizon=100)
 
 
 def test_a_wrong_bound_on_the_command_line(capsys, tmp_path):

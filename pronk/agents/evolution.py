@@ -120,8 +120,8 @@ class Evolution:
         return Behaviour(state.params, state.extra["shape"], state.extra["key"])
 
     def warm_start(self, own: LearnerState, behaviour: Behaviour) -> LearnerState:
-        """Continue with another run's distribution, from its generation's first episode."""
-        extra = own.extra | {"shape": behaviour.shape, "key": behaviour.key}
+        """Continue with another run's distribution; the members are drawn anew."""
+        extra = own.extra | {"shape": behaviour.shape}
         return own._replace(params=behaviour.mean, extra=extra)
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
@@ -159,7 +159,7 @@ class Evolution:
         """The slots; those that begin an episode have the vector of its member.
 
         Environment i of N plays the episodes i, i + N, i + 2 N, … of a generation, and again each
-        that a restart of the environment cut off. Member e mod P plays episode e.
+        that begins anew without an end. Member e mod P plays episode e.
         """
         begins = first & ~slot.greedy
 

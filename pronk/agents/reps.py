@@ -19,10 +19,8 @@ from pronk.agents import on_policy, step, weighted_likelihood
 from pronk.agents.on_policy import OnPolicy
 from pronk.agents.reps_config import Config
 from pronk.agents.rollout import Data
-from pronk.errors import UserError
 from pronk.maths import reweighting, weighted
 from pronk.maths.reweighting import Dual
-from pronk.maths.spaces import is_image, leaf_spaces
 from pronk.types import Agent, Array, Batch, EnvSpec, Key, LearnerState, Learnt
 
 
@@ -58,9 +56,11 @@ class REPS:
         features = data.features
         assert features is not None
         dual, start = self.dual(state, data)
-        found = dual.minimise(
-            state.extra["eta"], state.extra["baseline"], iterations=config.dual_iterations
-        )
+        # Where δ was constant, η went to 0, from where a search in log η would not come back: it
+        # begins no lower than where the weights of normally distributed δ have a KL of ε.
+        spread = weighted.deviation(dual.errors(state.extra["baseline"]), weight)
+        begin = jnp.maximum(state.extra["eta"], spread / jnp.sqrt(2.0 * epsilon))
+        found = dual.minimise(begin, state.extra["baseline"], iterations=config.dual_iterations)
         weights = dual.weights(found.eta, found.nu)
         divergence = reweighting.divergence(weights, weight)
         fitted = weighted_likelihood.fit(
@@ -113,10 +113,5 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
     Raises UserError for settings that do not go together, and where a space of the environment
     can't be handled.
     """
-    if any(is_image(leaf) for leaf in leaf_spaces(spec.observation_space)):
-        raise UserError(
-            f"the observations of {spec.name} are images, and REPS's value function is linear in"
-            " the observation; expected vectors: use another agent, such as ppo or trpo."
-        )
     agent = REPS(config, on_policy.make(config, spec, horizon=horizon, linear=True))
     return agent.shared.as_agent(agent.learn)._replace(init=agent.init)

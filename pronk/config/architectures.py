@@ -218,6 +218,15 @@ class Case:
         return due_draws(self.plan, self.source) if isinstance(self.source, Replayed) else 0
 
     @property
+    def draw_settings(self) -> str:
+        """The settings, beside the environments, that `due_draws` follows from."""
+        config = self.config
+        if hasattr(config, "updates_per_step"):  # for each step, whatever the batch size
+            return f"`--updates-per-step` {config.updates_per_step:g}"
+        drawn = self.source.samples_per_insert  # type: ignore[union-attr]
+        return f"`--samples-per-insert` {drawn:g} and `--batch-size` {config.batch_size}"
+
+    @property
     def inserted_steps(self) -> int:
         """Agent steps that the fused runtime's replay takes up at a time."""
         return self.shape["num_envs"] * self.shape["unroll"]

@@ -251,11 +251,20 @@ _FUSED = (
                 math.isclose(c.due_draws, c.shape["draws"], rel_tol=1e-6) and c.shape["draws"] >= 1
             )
         ),
-        "the fused runtime draws whole batches after each unroll: `--envs-per-actor`"
-        " {c.shape[num_envs]}, each of which inserts a sequence that is to be drawn"
-        " {c.source.samples_per_insert:g} times, and `--batch-size` {c.config.batch_size} make"
-        " {c.due_draws:g} batches, which must be a whole number; change one of them, or"
-        " {c.instead}.",
+        "the fused runtime makes whole updates after each unroll: `--envs-per-actor`"
+        " {c.shape[num_envs]} and {c.draw_settings} make {c.due_draws:g} updates, which must be a"
+        " whole number; change one of them, or {c.instead}.",
+    ),
+    Row(
+        "fused: unroll of transitions",
+        lambda c: (
+            c.fused
+            and c.replayed
+            and hasattr(c.config, "updates_per_step")
+            and c.config.unroll != c.sequences.length
+        ),
+        "`--unroll` is {c.config.unroll}; expected {c.sequences.length}: the fused runtime learns"
+        " after each step of its environments; leave it out, or {c.instead}.",
     ),
     Row(
         "fused: burn_in",

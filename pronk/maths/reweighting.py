@@ -29,6 +29,8 @@ def exponential(advantage: Array, temperature: Array | float, weight: Array) -> 
     """Weights in proportion to exp(A / β), β the temperature (Peters and Schaal 2007)."""
     assert_same_shape(advantage=advantage, weight=weight)
     # Division by β comes last: it may be so small that its inverse overflows.
+    # A schedule may end at 0, where all weight is that of the best.
+    temperature = jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
     best = jnp.max(jnp.where(weight > 0, advantage, -jnp.inf))
     return _normalised(
         jnp.where(weight > 0, jnp.exp((advantage - best) / temperature), 0.0), weight

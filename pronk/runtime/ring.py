@@ -20,7 +20,8 @@ class Ring(NamedTuple):
     rows: PyTree  # (timestep, action, extras), leaves [capacity, burn_in + length + 1, ...]
     core: PyTree  # recurrent states before row 0, leaves [capacity, ...]
     version: Array  # int32 [capacity]
-    count: Array  # int32 [], inserted in all
+    # int32 [], inserted in all, less a multiple of the capacity once the ring is full
+    count: Array
     # (rows, core): the rows before the next sequences, leaves [burn_in, B, ...], and the recurrent
     # states before these.
     before: PyTree
@@ -66,13 +67,16 @@ def insert(ring: Ring, sequences: Sequences, trajectory: Trajectory, next_core: 
     def put(store: Array, x: Array) -> Array:
         return store.at[at].set(x)
 
+    count = ring.count + width
+    # In steps of one transition, an int32 would overflow in long runs.
+    count = jnp.where(count >= 2 * capacity, count - capacity, count)
     # The next sequence begins with the last row; its burn-in are those before it.
     last = jax.tree.map(lambda x: x[-1 - sequences.burn_in : -1], rows)
     return Ring(
         jax.tree.map(lambda s, x: put(s, jnp.moveaxis(x, 1, 0)), ring.rows, rows),
         jax.tree.map(put, ring.core, core),
         put(ring.version, trajectory.version),
-        ring.count + width,
+        count,
         (last, next_core),
     )
 
