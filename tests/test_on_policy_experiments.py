@@ -82,10 +82,12 @@ def test_random_play_is_0_and_the_best_mean_1():
 
 def level(plan) -> float:
     """The return that a pretended run arrives at: by agent, seed, and a few settings."""
-    base = {"reinforce": 10.0, "npg": 20.0, "tnpg": 40.0, "trpo": 41.0, "ppo": 30.0}[plan.agent]
+    base = {"reinforce": 10.0, "npg": 20.0, "tnpg": 40.0, "trpo": 41.0, "ppo": 30.0}.get(
+        plan.agent, 5.0
+    )
     config = plan.agent_config
     base -= 25.0 * (getattr(config, "objective", "clip") == "none")
-    base -= 5.0 * (config.gae_lambda == 0.95)
+    base -= 5.0 * (getattr(config, "gae_lambda", None) == 0.95)
     return base + plan.run.seed
 
 
@@ -178,7 +180,8 @@ def test_a_run_that_did_not_finish_is_resumed(trained, tmp_path, monkeypatch):
 def test_duans_table(trained, tmp_path, capsys):
     """In the paper's form, its metric, and the comparison with the published ranking."""
     names = ("--tasks", "Acrobot", "DoublePendulum", "--seeds", "3", "--steps", "1000")
-    cli.main(arguments("duan", tmp_path, *names))
+    agents = ("reinforce", "npg", "tnpg", "trpo", "ppo")
+    cli.main(arguments("duan", tmp_path, *names, "--agents", *agents))
     shown = capsys.readouterr().out
     assert "| | random | reinforce | npg | tnpg | trpo | ppo |" in shown
     # Half of `level` of seeds 0 to 2; the two best do not differ significantly.
@@ -188,15 +191,15 @@ def test_duans_table(trained, tmp_path, capsys):
     assert "| trpo | 1.000 | 1.00 | 1.00 | 1.50 |" in shown
     assert "| ppo | 0.619 | 3.00 | | | |" in shown
     assert "Kendall's τ of the mean ranks of reinforce, tnpg, trpo on 2 tasks" in shown
-    agents = {plan.agent: plan.agent_config for plan in trained}
-    assert {config.hidden_sizes for config in agents.values()} == {(100, 50, 25)}
-    assert {config.unroll * config.batch_size for config in agents.values()} == {10_000}
-    assert {agents[name].fisher_every for name in ("npg", "tnpg", "trpo")} == {5}
+    configs = {plan.agent: plan.agent_config for plan in trained}
+    assert {config.hidden_sizes for config in configs.values()} == {(100, 50, 25)}
+    assert {config.unroll * config.batch_size for config in configs.values()} == {10_000}
+    assert {configs[name].fisher_every for name in ("npg", "tnpg", "trpo")} == {5}
     assert {plan.run.runtime for plan in trained} == {"fused"}
     assert (tmp_path / "duan.png").stat().st_size > 10_000
     # The curves can be reported on, and say the same as the runs.
     made = report.make(report.read([tmp_path / "duan.csv"]), normalise="duan2016", metric="auc")
-    assert set(made.groups) == set(duan.AGENTS)
+    assert set(made.groups) == set(agents)
     assert {len(runs) for group in made.groups.values() for runs in group.values()} == {3}
     assert len(rows_of(tmp_path / "duan.csv")) == 10 * len(trained)
     # An agent that the paper does not have is compared with nothing.
@@ -277,7 +280,8 @@ def test_every_variant_can_be_resolved():
     for variants in (duan.AGENTS, mujoco.AGENTS):
         for variant in variants.values():
             plan = resolve(variant.agent, JAX_TASKS["Acrobot"], **variant.settings)
-            plan.agent_config.check()
+            if hasattr(plan.agent_config, "check"):
+                plan.agent_config.check()
 
 
 @pytest.mark.extended
@@ -285,7 +289,7 @@ def test_quick_experiments_are_smaller(trained, tmp_path):
     for name in ("duan", "mujoco", "ppo-clip", "study"):
         trained.clear()
         cli.main(arguments(name, tmp_path, "--quick"))
-        assert 0 < len(trained) <= 24
+        assert 0 < len(trained) <= 40
         assert {plan.run.steps for plan in trained} <= {25_000, 50_000, 100_000, 200_000}
 
 
