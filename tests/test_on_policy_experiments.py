@@ -160,6 +160,22 @@ def test_an_interrupted_experiment_trains_only_what_is_missing(
     assert "| Acrobot | 0.0 |" in capsys.readouterr().out
 
 
+def test_runs_of_other_settings_are_not_reused(trained, tmp_path):
+    changes = {
+        "runtime": "local",
+        "architecture": "sync-unroll",
+        "actors": 3,
+        "envs_per_actor": 4,
+        "eval_every": 500,
+        "eval_episodes": 7,
+    }
+    for settings in ({}, *({name: value} for name, value in changes.items())):
+        for _ in range(2):
+            variants = {"ppo": Variant("ppo", {"preset": "paper", **settings})}
+            matrix.train(tmp_path, {"a": JAX_TASKS["Acrobot"]}, variants, seeds=1, steps=1000)
+    assert len({plan.run_dir for plan in trained}) == len(trained) == 1 + len(changes)
+
+
 def test_a_run_that_did_not_finish_is_resumed(trained, tmp_path, monkeypatch):
     args = arguments("duan", tmp_path, "--seeds", "1", "--steps", "1000", "--tasks", "Acrobot")
     cli.main([*args, "--agents", "trpo"])

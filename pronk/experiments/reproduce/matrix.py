@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pronk import envs, report
+from pronk.config.spec import Plan
 from pronk.experiments.reproduce import common
 from pronk.experiments.reproduce.common import COLOURS, Row
 from pronk.report import long_csv
@@ -94,7 +95,7 @@ def _one(
 ) -> Done:
     settings = {"preset": "auto", **settings, **variant.settings}
     plan = resolve(variant.agent, env, seed=seed, quiet=True, keep_checkpoints=1, **settings)
-    words = f"{name}-{task}-{seed}-{common.digest(common.plan_identity(plan))}"
+    words = f"{name}-{task}-{seed}-{common.digest(_identity(plan))}"
     directory = output / re.sub(r"[^A-Za-z0-9.]+", "-", words)
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
     if not _is_finished(directory):
@@ -103,6 +104,13 @@ def _one(
             raise KeyboardInterrupt
         print(f"{directory.name}: {time.perf_counter() - start:.0f} s", flush=True)
     return read(directory, task, name, seed)
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """`common.plan_identity` and the settings of the run in which variants may differ."""
+    run = plan.as_json()["run"]
+    further = ("runtime", "architecture", "actors", "envs_per_actor", "eval_every", "eval_episodes")
+    return common.plan_identity(plan) | {name: run[name] for name in further}
 
 
 def _is_finished(directory: Path) -> bool:
