@@ -193,6 +193,24 @@ def test_a_run_that_did_not_finish_is_resumed(trained, tmp_path, monkeypatch):
     assert resumed == [directory]
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_finished_run_without_its_checkpoint_is_named(trained, tmp_path, damaged):
+    args = tmp_path, {"a": JAX_TASKS["Acrobot"]}, {"ppo": Variant("ppo", {"preset": "paper"})}
+    matrix.train(*args, seeds=1, steps=1000)
+    directory = trained[0].directory
+    (checkpoint,) = (directory / "checkpoints").glob("*.safetensors")
+    if damaged:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:20])
+    else:
+        checkpoint.unlink()
+    with pytest.raises(UserError, match="Delete the directory") as caught:
+        matrix.train(*args, seeds=1, steps=1000)
+    assert f"'{directory}'" in str(caught.value)
+    shutil.rmtree(directory)
+    matrix.train(*args, seeds=1, steps=1000)
+    assert len(trained) == 2
+
+
 def test_duans_table(trained, tmp_path, capsys):
     """In the paper's form, its metric, and the comparison with the published ranking."""
     names = ("--tasks", "Acrobot", "DoublePendulum", "--seeds", "3", "--steps", "1000")

@@ -18,6 +18,7 @@ import numpy as np
 
 from pronk import envs, report
 from pronk.config.spec import Plan
+from pronk.errors import UserError
 from pronk.experiments.reproduce import common
 from pronk.experiments.reproduce.common import COLOURS, Row
 from pronk.report import long_csv
@@ -120,10 +121,17 @@ def _is_finished(directory: Path) -> bool:
 
 
 def read(directory: Path, task: str, variant: str, seed: int) -> Done:
-    """The run in a directory, and its scores."""
+    """The run in a directory, and its scores; raises UserError without a usable checkpoint."""
     (run,) = report.read([directory])
-    saved = Checkpointer(directory / "checkpoints").load()
-    assert saved is not None
+    try:
+        saved, why = Checkpointer(directory / "checkpoints").load(), "there is none"
+    except UserError as error:
+        saved, why = None, str(error)
+    if saved is None:
+        raise UserError(
+            f"'{directory}' is a finished run, but the checkpoint with its scores can't be read"
+            f" ({why}). Delete the directory and repeat the command, which then trains it again."
+        )
     tally = Tally.from_json(saved.meta["tally"], 1)
     mean = tally.total[0] / tally.count[0] if tally.count[0] else math.nan
     last, evaluation = (
