@@ -243,6 +243,25 @@ def test_duans_table(trained, tmp_path, capsys):
     assert "Kendall" not in shown
 
 
+@pytest.mark.parametrize("name", ["duan", "mujoco", "ppo-clip", "study"])
+def test_without_episodes_the_tables_are_printed(name, trained, tmp_path, monkeypatch, capsys):
+    def without(plan):
+        summary = pretended(plan)
+        (plan.directory / "metrics.jsonl").write_text('{"steps": 1000, "episodes": 0}\n')
+        shutil.rmtree(plan.directory / "checkpoints")
+        trees = {"learner": {"x": np.zeros(1)}}
+        Checkpointer(plan.directory / "checkpoints").save(1000, trees, {"tally": {}}, block=True)
+        return summary
+
+    monkeypatch.setattr(matrix.training, "run", without)
+    task = "Hopper" if name == "mujoco" else "Acrobot"
+    cli.main(arguments(name, tmp_path, "--seeds", "1", "--steps", "1000", "--tasks", task))
+    shown = capsys.readouterr().out
+    assert "|---|" in shown
+    assert "There is no figure, because no episode ended" in shown
+    assert not list(tmp_path.glob("*.png"))
+
+
 def test_the_agreement_of_rankings_is_resampled():
     rng = np.random.default_rng(0)
     order = ("reps", "cma-es", "cem", "rwr", "reinforce", "ddpg", "tnpg", "trpo")

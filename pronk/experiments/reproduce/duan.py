@@ -72,7 +72,7 @@ def run(settings: Duan, *, output: Path, results: Path) -> str:
     matrix.write(done, results, "duan", f"pronk reproduce duan, {settings.steps:,} agent steps")
     rows = [[name, value] for name, value in random.items()]
     common.write_csv(results / "duan-random.csv", ["task", "mean_return"], rows)
-    return "\n\n".join([*tables(results), str(draw(results))])
+    return "\n\n".join([*tables(results), draw(results)])
 
 
 def tables(results: Path) -> list[str]:
@@ -175,6 +175,6 @@ def agreement(scores: Scores, tasks: list[str]) -> str:
     )
 
 
-def draw(results: Path) -> Path:
+def draw(results: Path) -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, "duan")

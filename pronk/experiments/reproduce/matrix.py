@@ -237,9 +237,17 @@ def spread(values: Array, *, bold: bool = False) -> str:
 # Figure
 
 
-def draw_curves(results: Path, name: str) -> Path:
-    """Draw the curves of `NAME.csv`: a panel per task, a line per variant."""
-    runs = report.read([results / f"{name}.csv"])
+def draw_curves(results: Path, name: str) -> str:
+    """Draw the curves of `NAME.csv`: a panel per task, a line per variant.
+
+    Returns the figure's path, or a sentence where no run has a curve and there is no figure.
+    """
+    table, picture = results / f"{name}.csv", results / f"{name}.png"
+    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
+    runs = report.read([table]) if len(lines) > 1 else []  # an empty table is an error for `read`
+    if not any(run.of(TRAINING) for run in runs):
+        picture.unlink(missing_ok=True)  # of earlier runs
+        return "There is no figure, because no episode ended in any run: more `--steps` are needed."
     tasks = list(dict.fromkeys(run.env for run in runs))
     variants = list(dict.fromkeys(run.settings["variant"] for run in runs))
     columns = min(3, len(tasks))
@@ -262,7 +270,7 @@ def draw_curves(results: Path, name: str) -> Path:
                 common.draw_band(axis, *_on_a_grid(rows), i % len(COLOURS), variant, **style)
     seeds = len({run.seed for run in runs})
     note = f"mean over {seeds} seed{'s' if seeds > 1 else ''} and its 95 % bootstrap interval"
-    return common.save(figure, results / f"{name}.png", note, columns=2 * columns)
+    return str(common.save(figure, picture, note, columns=2 * columns))
 
 
 def _on_a_grid(runs: Sequence[Sequence[Any]]) -> tuple[Array, Any]:

@@ -53,7 +53,7 @@ def run(settings: MuJoCo, *, output: Path, results: Path) -> str:
     head = f"pronk reproduce mujoco --env-version {settings.env_version}, {settings.steps:,} steps"
     matrix.write(done, results, name, head)
     version = settings.env_version
-    return "\n\n".join([*tables(results, version), str(draw(results, version))])
+    return "\n\n".join([*tables(results, version), draw(results, version)])
 
 
 def tables(results: Path, version: str) -> list[str]:
@@ -82,6 +82,6 @@ def tables(results: Path, version: str) -> list[str]:
     return [*found, common.markdown(["published", *tasks], lines)]
 
 
-def draw(results: Path, version: str = "v4") -> Path:
+def draw(results: Path, version: str = "v4") -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, name_of(version))

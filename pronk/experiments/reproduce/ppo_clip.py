@@ -70,7 +70,7 @@ def run(settings: PPOClip, *, output: Path, results: Path) -> str:
     matrix.write(done, results, name, f"pronk reproduce ppo-clip, {settings.steps:,} agent steps")
     random = [[task, matrix.random_play(output, env)] for task, env in tasks.items()]
     common.write_csv(results / f"{name}-random.csv", ["task", "mean_return"], random)
-    return "\n\n".join([table(results, name), str(draw(results, name))])
+    return "\n\n".join([table(results, name), draw(results, name)])
 
 
 def table(results: Path, name: str = "ppo-clip") -> str:
@@ -107,6 +107,6 @@ def _short(value: common.Interval) -> str:
     return f"{mean} [{value.low:.2f}, {value.high:.2f}]" if math.isfinite(value.low) else mean
 
 
-def draw(results: Path, name: str = "ppo-clip") -> Path:
+def draw(results: Path, name: str = "ppo-clip") -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, name)

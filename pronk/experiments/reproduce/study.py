@@ -64,7 +64,7 @@ def run(settings: Study, *, output: Path, results: Path) -> str:
     )
     name = name_of(settings, "study")
     matrix.write(done, results, name, f"pronk reproduce study, {settings.steps:,} agent steps")
-    return "\n\n".join([table(results, name), str(draw(results, name))])
+    return "\n\n".join([table(results, name), draw(results, name)])
 
 
 def table(results: Path, name: str = "study") -> str:
@@ -98,6 +98,6 @@ def difference(scores: Scores, variant: str, task: str) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def draw(results: Path, name: str = "study") -> Path:
+def draw(results: Path, name: str = "study") -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, name)
