@@ -276,6 +276,10 @@ def test_the_agreement_of_rankings_is_resampled():
     noisy = {n: {t: x + rng.normal(0, 400, 5) for t, x in own.items()} for n, own in scores.items()}
     found = duan.kendall(noisy, list(JAX_TASKS))
     assert found.low < found.median < found.high
+    assert f"a median of {found.median:.2f}" in duan.agreement(noisy, list(JAX_TASKS))
+    # Of one run each, nothing can be resampled.
+    single = {name: {t: x[:1] for t, x in own.items()} for name, own in scores.items()}
+    assert duan.agreement(single, list(JAX_TASKS)).endswith(f"published: {expected:.2f}")
 
 
 def test_mujoco_as_an_experiment(trained, tmp_path, capsys):

@@ -7,6 +7,7 @@ is the best agent and every other whose mean does not differ significantly (Welc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +141,8 @@ def _key(agent: str) -> str:
 
 
 class Agreement(NamedTuple):
-    """Kendall's τ with the published ranking, its 95 % interval and median over resampled seeds."""
+    """Kendall's τ with the published ranking, its 95 % interval and median over resampled seeds;
+    these are NaN where no agent has more than one run of a task."""
 
     tau: float
     low: float
@@ -157,8 +159,10 @@ def kendall(scores: Scores, tasks: list[str]) -> Agreement:
         means = np.stack([statistics.task_means(group) for group in groups], -1)
         return report.kendall_tau(report.mean_ranks(means), theirs)
 
-    drawn = report.distribution(tau, *groups, repeats=REPEATS)
-    low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
+    low = median = high = math.nan
+    if any(len(runs) > 1 for group in groups for runs in group.values()):
+        drawn = report.distribution(tau, *groups, repeats=REPEATS)
+        low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
     return Agreement(float(tau(*(g.values() for g in groups))), low, high, median)
 
 
@@ -168,10 +172,15 @@ def agreement(scores: Scores, tasks: list[str]) -> str:
     if len(compared) < 3:
         return ""
     found = kendall(scores, tasks)
-    return (
+    text = (
         f"Kendall's τ of the mean ranks of {', '.join(compared)} on {len(tasks)} tasks with the"
-        f" published: {found.tau:.2f}; over resampled seeds a median of {found.median:.2f}, 95 %"
-        f" interval [{found.low:.2f}, {found.high:.2f}]"
+        f" published: {found.tau:.2f}"
+    )
+    if math.isnan(found.median):
+        return text
+    return (
+        f"{text}; over resampled seeds a median of {found.median:.2f}, 95 % interval"
+        f" [{found.low:.2f}, {found.high:.2f}]"
     )
 
 
