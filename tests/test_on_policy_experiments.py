@@ -77,6 +77,30 @@ def test_random_play_is_0_and_the_best_mean_1():
     assert matrix.spread(np.array([1.0]), bold=True) == "**1.0**"
 
 
+def test_a_task_without_an_agent_above_random_play_is_not_normalised(tmp_path):
+    scores = {
+        "reinforce": {"Acrobot": np.array([10.0]), "MountainCar": np.array([-9.0])},
+        "trpo": {"Acrobot": np.array([20.0]), "MountainCar": np.array([-5.0])},
+    }
+    random = {"Acrobot": 0.0, "MountainCar": -5.0}
+    above, words = matrix.above_random(scores, list(random), random)
+    assert above == ["Acrobot"]
+    assert words.endswith("above random play: MountainCar")
+    assert "| reinforce | 0.500 | 2.00 |" in duan.summary(scores, random, list(random))
+    assert "| trpo | – | 1.00 |" in duan.summary(scores, random, ["MountainCar"])
+    rows = [
+        [task, name, 0, -6.0 if task == "MountainCar" else 10.0]
+        for task in random
+        for name in ("clip 0.1", "clip 0.2")
+    ]
+    header = ["task", "variant", "seed", "last_100"]
+    common.write_csv(tmp_path / "ppo-clip-scores.csv", header, rows)
+    common.write_csv(tmp_path / "ppo-clip-random.csv", ["task", "mean_return"], random.items())
+    shown = ppo_clip.table(tmp_path)
+    assert "| clip 0.2 | 1.00 | 0.82 | 10.0 | -6.0 |" in shown
+    assert shown.endswith("above random play: MountainCar")
+
+
 # Runs that are pretended, so that an experiment takes no time.
 
 
@@ -270,7 +294,7 @@ def test_the_agreement_of_rankings_is_resampled():
         for i, name in enumerate(order)
     }
     found = duan.kendall(scores, list(JAX_TASKS))
-    _, theirs, _ = duan._published(scores, list(JAX_TASKS))
+    _, theirs = duan._published(scores, list(JAX_TASKS))
     expected = scipy.stats.kendalltau(range(8, 0, -1), theirs).statistic
     assert found == pytest.approx((expected,) * 4)  # 100 apart: no resampling changes an order
     noisy = {n: {t: x + rng.normal(0, 400, 5) for t, x in own.items()} for n, own in scores.items()}

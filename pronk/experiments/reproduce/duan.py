@@ -20,6 +20,7 @@ from pronk.experiments.reproduce.matrix import JAX_TASKS, RANDOM, Scores, Varian
 from pronk.experiments.reproduce.settings import Duan
 from pronk.report import published, statistics
 from pronk.run.setup import configure_jax
+from pronk.types import Array
 
 _DUAN = {"preset": "duan"}
 # The Fisher information of a fifth of the batch, for speed; Schulman et al. 2015 take a tenth.
@@ -83,7 +84,8 @@ def tables(results: Path) -> list[str]:
     left_out = sorted({task for own in scores.values() for task in own} - {*tasks})
     found = [table(scores, random)]
     if tasks:
-        found += [summary(scores, random, tasks), agreement(scores, tasks)]
+        _, below = matrix.above_random(scores, tasks, random)
+        found += [summary(scores, random, tasks), below, agreement(scores, tasks)]
     if left_out:
         found.append(f"in no mean, as an agent has no episode there: {', '.join(left_out)}")
     return [text for text in found if text]
@@ -109,31 +111,45 @@ def table(scores: Scores, random: Mapping[str, float]) -> str:
 
 
 def summary(scores: Scores, random: Mapping[str, float], tasks: list[str]) -> str:
-    """Per agent, normalised scores and ranks, means over tasks, beside the published ones."""
-    share = matrix.normalised_means(scores, tasks, random).mean(0)
+    """Per agent, normalised scores and ranks, means over tasks, beside the published ones.
+
+    The means of normalised scores are of the tasks of `matrix.above_random`.
+    """
+    above, _ = matrix.above_random(scores, tasks, random)
     ranks = report.mean_ranks(matrix.means(scores, tasks))
-    compared, theirs, their_share = _published(scores, tasks)
+    compared, theirs = _published(scores, tasks)
+    share = ["–"] * len(scores)
+    their_share = ["–"] * len(compared)
+    if above:
+        share = [f"{x:.3f}" for x in matrix.normalised_means(scores, above, random).mean(0)]
+        their_share = [f"{x:.3f}" for x in _published_share(compared, above)]
     ours = report.mean_ranks(matrix.means({n: scores[n] for n in compared}, tasks))
     lines = []
     for i, name in enumerate(scores):
         cells = ["", "", ""]
         if name in compared:
             k = compared.index(name)
-            cells = [f"{ours[k]:.2f}", f"{theirs[k]:.2f}", f"{their_share[k]:.3f}"]
-        lines.append([name, f"{share[i]:.3f}", f"{ranks[i]:.2f}", *cells])
+            cells = [f"{ours[k]:.2f}", f"{theirs[k]:.2f}", their_share[k]]
+        lines.append([name, share[i], f"{ranks[i]:.2f}", *cells])
     header = ["", "normalised", "mean rank", "among the paper's", "published", "its normalised"]
     return common.markdown(header, lines)
 
 
-def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Any, Any]:
-    """The agents that the paper has, their mean ranks among themselves there, and their means over
-    these tasks of normalised scores, where 1 is the best mean of all agents in the paper."""
+def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Array]:
+    """The agents that the paper has, and their mean ranks among themselves there."""
     rows = [published.DUAN[f"pronk/{task}"] for task in tasks]
     compared = [name for name in scores if _key(name) in rows[0]]
     means = np.array([[row[_key(name)].mean for name in compared] for row in rows])
+    return compared, report.mean_ranks(means)
+
+
+def _published_share(compared: list[str], tasks: list[str]) -> Array:
+    """The paper's normalised scores, means over tasks; 1 is the best mean of all its agents."""
+    rows = [published.DUAN[f"pronk/{task}"] for task in tasks]
+    means = np.array([[row[_key(name)].mean for name in compared] for row in rows])
     zero = np.array([[row[RANDOM].mean] for row in rows])
     best = np.array([[max(result.mean for result in row.values())] for row in rows])
-    return compared, report.mean_ranks(means), ((means - zero) / (best - zero)).mean(0)
+    return ((means - zero) / (best - zero)).mean(0)
 
 
 def _key(agent: str) -> str:
@@ -152,7 +168,7 @@ class Agreement(NamedTuple):
 
 def kendall(scores: Scores, tasks: list[str]) -> Agreement:
     """The agreement of mean ranks over tasks, of the agents that the paper has."""
-    compared, theirs, _ = _published(scores, tasks)
+    compared, theirs = _published(scores, tasks)
     groups = [{task: scores[name][task] for task in tasks} for name in compared]
 
     def tau(*groups: Any) -> Any:
@@ -168,7 +184,7 @@ def kendall(scores: Scores, tasks: list[str]) -> Agreement:
 
 def agreement(scores: Scores, tasks: list[str]) -> str:
     """Kendall's τ in words; empty with fewer than three agents of the paper's."""
-    compared, _, _ = _published(scores, tasks)
+    compared, _ = _published(scores, tasks)
     if len(compared) < 3:
         return ""
     found = kendall(scores, tasks)

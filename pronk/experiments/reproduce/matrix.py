@@ -220,8 +220,23 @@ def means(scores: Scores, tasks: Sequence[str]) -> Array:
     return np.array([[own[task].mean() for own in scores.values()] for task in tasks])
 
 
+def above_random(
+    scores: Scores, tasks: Sequence[str], random: Mapping[str, float]
+) -> tuple[list[str], str]:
+    """The tasks whose best mean is above random play, so that scores can be normalised, and a
+    sentence that names the others, empty if there are none."""
+    best = [max(own[task].mean() for own in scores.values()) for task in tasks]
+    above = [task for task, one in zip(tasks, best, strict=True) if one > random[task]]
+    others = [task for task in tasks if task not in above]
+    words = "not in the normalised scores, as no mean there is above random play: "
+    return above, words + ", ".join(others) if others else ""
+
+
 def normalised_means(scores: Scores, tasks: Sequence[str], random: Mapping[str, float]) -> Array:
-    """Mean scores `[tasks, variants]` in units where random play is 0 and a task's best mean 1."""
+    """Mean scores `[tasks, variants]` in units where random play is 0 and a task's best mean 1.
+
+    tasks: those of `above_random`.
+    """
     found = means(scores, tasks)
     zero = np.array([[random[task]] for task in tasks])
     return (found - zero) / (found.max(1, keepdims=True) - zero)

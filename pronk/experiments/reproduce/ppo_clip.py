@@ -78,20 +78,24 @@ def table(results: Path, name: str = "ppo-clip") -> str:
     scores = matrix.scores_of(common.read_csv(results / f"{name}-scores.csv"), "last_100")
     rows = common.read_csv(results / f"{name}-random.csv")
     random = {row["task"]: row["mean_return"] for row in rows}
-    tasks = matrix.complete(scores)
+    tasks, left_out = matrix.above_random(scores, matrix.complete(scores), random)
     average = normalised(scores, random, tasks) if tasks else {}
     lines = []
     for variant, own in scores.items():
         cells = [matrix.spread(own[task]) if task in own else "–" for task in random]
         shown = _short(average[variant]) if tasks else "–"
         lines.append([variant, shown, f"{published.PPO_SURROGATES[variant]:.2f}", *cells])
-    return common.markdown(["", "normalised", "published (MuJoCo)", *random], lines)
+    found = common.markdown(["", "normalised", "published (MuJoCo)", *random], lines)
+    return f"{found}\n\n{left_out}" if left_out else found
 
 
 def normalised(
     scores: Scores, random: Mapping[str, float], tasks: list[str]
 ) -> dict[str, common.Interval]:
-    """The mean over tasks of each variant's normalised scores, with a 95 % interval over seeds."""
+    """The mean over tasks of each variant's normalised scores, with a 95 % interval over seeds.
+
+    tasks: those of `matrix.above_random`.
+    """
     best = matrix.means(scores, tasks).max(1)
     pairs = {task: (random[task], float(one)) for task, one in zip(tasks, best, strict=True)}
     found = {}
