@@ -314,7 +314,7 @@ def test_mujoco_as_an_experiment(trained, tmp_path, capsys):
     assert "| v4, 100 episodes of the final policy | Hopper | Walker2d |" in evaluated
     assert "| trpo | 83.0 ± 1.4 | 83.0 ± 1.4 |" in evaluated  # twice `level`
     assert "| trpo | 41.5 ± 0.7 | 41.5 ± 0.7 |" in training
-    assert "| trpo, SB3 Contrib (v3; evaluation, 3 seeds) | 3372 | 4502 |" in shown
+    assert "| trpo, SB3 Contrib (v3; evaluation, 3 seeds; discount 0.9999 in Swimmer) | 3372 | 4502 |" in shown
     assert "reinforce" not in shown
     assert {plan.env for plan in trained} == {"Hopper-v4", "Walker2d-v4"}
     assert {(p.run.eval_every, p.run.eval_episodes) for p in trained} == {(4096, 100)}

@@ -93,7 +93,7 @@ MUJOCO: tuple[Source, ...] = (
             5783.9, 2609.3, 3588.5, 66.7, 9231.3, -4.1),
     _source("trpo", "Baselines trpo_mpi", "training, 6 seeds", "v2",
             1290, 1913, 2343, 95.0, 6732, -4.8),
-    _source("trpo", "SB3 Contrib", "evaluation, 3 seeds", "v3",
+    _source("trpo", "SB3 Contrib", "evaluation, 3 seeds; discount 0.9999 in Swimmer", "v3",
             1803, 3372, 4502, 359, None, None),
     _source("trpo", "Tianshou", _TIANSHOU, "v3 (v2: last two)",
             4471.2, 2046.0, 3826.7, 40.9, 8435.2, -5.1),
