@@ -245,6 +245,8 @@ def test_duans_table(trained, tmp_path, capsys):
     # Half of `level` of seeds 0 to 2; the two best do not differ significantly.
     cells = "5.5 ± 0.5 | 10.5 ± 0.5 | **20.5 ± 0.5** | **21.0 ± 0.5** | 13.0 ± 0.5"
     assert f"| Acrobot | 0.0 | {cells} |" in shown
+    columns = "rank among the paper's agents | published rank | published normalised score"
+    assert f"| | normalised score | mean rank | {columns} |" in shown
     assert "| reinforce | 0.262 | 5.00 | 3.00 | 3.00 | 0.876 |" in shown
     assert "| trpo | 1.000 | 1.00 | 1.00 | 1.50 |" in shown
     assert "| ppo | 0.619 | 3.00 | | | |" in shown

@@ -131,8 +131,8 @@ def summary(scores: Scores, random: Mapping[str, float], tasks: list[str]) -> st
             k = compared.index(name)
             cells = [f"{ours[k]:.2f}", f"{theirs[k]:.2f}", their_share[k]]
         lines.append([name, share[i], f"{ranks[i]:.2f}", *cells])
-    header = ["", "normalised", "mean rank", "among the paper's", "published", "its normalised"]
-    return common.markdown(header, lines)
+    theirs_too = ["rank among the paper's agents", "published rank", "published normalised score"]
+    return common.markdown(["", "normalised score", "mean rank", *theirs_too], lines)
 
 
 def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Array]:
