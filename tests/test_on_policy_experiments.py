@@ -159,6 +159,8 @@ def test_an_interrupted_experiment_trains_only_what_is_missing(
     trained, tmp_path, monkeypatch, capsys
 ):
     args = arguments("duan", tmp_path, "--seeds", "2", "--steps", "1000", "--tasks", "Acrobot")
+    agents = ("reinforce", "cem", "trpo")
+    args += ["--agents", *agents]
     run = matrix.training.run
 
     def some(plan):
@@ -171,16 +173,16 @@ def test_an_interrupted_experiment_trains_only_what_is_missing(
     assert not (tmp_path / "duan.csv").exists()
     monkeypatch.setattr(matrix.training, "run", run)
     cli.main(args)
-    assert len({plan.run_dir for plan in trained}) == len(trained) == 2 * len(duan.AGENTS)
+    assert len({plan.run_dir for plan in trained}) == len(trained) == 2 * len(agents)
     before = (tmp_path / "duan-scores.csv").read_text()
     cli.main(args)
-    assert len(trained) == 2 * len(duan.AGENTS)
+    assert len(trained) == 2 * len(agents)
     assert (tmp_path / "duan-scores.csv").read_text() == before
     # Further seeds are added, and other steps have runs of their own.
     cli.main([*args, "--seeds", "3"])
-    assert len(trained) == 3 * len(duan.AGENTS)
+    assert len(trained) == 3 * len(agents)
     cli.main([*args, "--steps", "2000"])
-    assert len(trained) == 5 * len(duan.AGENTS)
+    assert len(trained) == 5 * len(agents)
     assert "| Acrobot | 0.0 |" in capsys.readouterr().out
 
 
@@ -316,7 +318,10 @@ def test_mujoco_as_an_experiment(trained, tmp_path, capsys):
     assert "| v4, 100 episodes of the final policy | Hopper | Walker2d |" in evaluated
     assert "| trpo | 83.0 ± 1.4 | 83.0 ± 1.4 |" in evaluated  # twice `level`
     assert "| trpo | 41.5 ± 0.7 | 41.5 ± 0.7 |" in training
-    assert "| trpo, SB3 Contrib (v3; evaluation, 3 seeds; discount 0.9999 in Swimmer) | 3372 | 4502 |" in shown
+    assert (
+        "| trpo, SB3 Contrib (v3; evaluation, 3 seeds; discount 0.9999 in Swimmer) | 3372 | 4502 |"
+        in shown
+    )
     assert "reinforce" not in shown
     assert {plan.env for plan in trained} == {"Hopper-v4", "Walker2d-v4"}
     assert {(p.run.eval_every, p.run.eval_episodes) for p in trained} == {(4096, 100)}

@@ -83,7 +83,8 @@ def _source(agent: str, name: str, metric: str, version: str, *results: float | 
 _TIANSHOU = "largest evaluation while training, 10 seeds"
 # Means only. Baselines: openai/baselines, benchmarks_mujoco1M.htm. CleanRL: vwxyzjn/cleanrl,
 # docs/rl-algorithms/ppo.md. Tianshou: thu-ml/tianshou, examples/mujoco/README.md. SB3 Contrib:
-# Stable-Baselines-Team/stable-baselines3-contrib, docs/modules/trpo.rst.
+# Stable-Baselines-Team/stable-baselines3-contrib, docs/modules/trpo.rst;
+# its discounts: DLR-RM/rl-baselines3-zoo, hyperparams/trpo.yml.
 MUJOCO: tuple[Source, ...] = (
     _source("ppo", "Baselines ppo2", "training, 6 seeds", "v2",
             1669, 2316, 3425, 111, 7103, -6.7),
