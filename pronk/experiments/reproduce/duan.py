@@ -6,7 +6,6 @@ is the best agent and every other whose mean does not differ significantly (Welc
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,12 +55,8 @@ REPEATS = 10_000  # of the bootstrap
 def run(settings: Duan, *, output: Path, results: Path) -> str:
     """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    names = common.choose_tasks(settings.tasks, JAX_TASKS)
+    settings, tasks = matrix.choose(settings, JAX_TASKS, QUICK, seeds=2, share=25)
     agents = common.choose("agents", settings.agents, AGENTS)
-    if settings.quick:
-        names = list(settings.tasks) or list(QUICK)
-        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 25))
-    tasks = {name: JAX_TASKS[name] for name in names}
     done = matrix.train(
         output,
         tasks,
@@ -70,10 +65,8 @@ def run(settings: Duan, *, output: Path, results: Path) -> str:
         steps=settings.steps,
         runtime="fused",
     )
-    random = {name: matrix.random_play(output, env) for name, env in tasks.items()}
     matrix.write(done, results, "duan", f"pronk reproduce duan, {settings.steps:,} agent steps")
-    rows = [[name, value] for name, value in random.items()]
-    common.write_csv(results / "duan-random.csv", ["task", "mean_return"], rows)
+    matrix.play_randomly(output, results, "duan", tasks)
     return "\n\n".join([*tables(results), draw(results)])
 
 

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from pronk.config.spec import Plan
 from pronk.errors import UserError
 from pronk.experiments.reproduce import common
 from pronk.experiments.reproduce.common import COLOURS, Row
+from pronk.experiments.reproduce.settings import Matrix
 from pronk.report import long_csv
 from pronk.report.runs import EVALUATION, TRAINING, Run
 from pronk.run import train as training
@@ -40,6 +41,7 @@ RANDOM = "random"
 RANDOM_EPISODES = 100
 
 Scores = dict[str, dict[str, Array]]  # variant, task, the scores of its runs
+_Settings = TypeVar("_Settings", bound=Matrix)
 
 
 class Variant(NamedTuple):
@@ -59,6 +61,22 @@ class Done(NamedTuple):
     all_episodes: float  # mean return of all episodes of training: the metric of Duan et al. 2016
     last_100: float  # of the last 100 of them
     evaluation: float  # of the last evaluation
+
+
+def choose(
+    settings: _Settings, known: Mapping[str, str], quick: Sequence[str], *, seeds: int, share: int
+) -> tuple[_Settings, dict[str, str]]:
+    """The settings and the tasks, names and environments, after `--tasks` and `--quick`.
+
+    known: all tasks. With `--quick`, `quick` are the tasks unless `--tasks` names some, `seeds` the
+    seeds, and the steps are divided by `share`. Raises UserError for an unknown task.
+    """
+    names = common.choose_tasks(settings.tasks, known)
+    if settings.quick:
+        names = list(settings.tasks) or quick
+        steps = max(1, settings.steps // share)
+        settings = dataclasses.replace(settings, seeds=seeds, steps=steps)
+    return settings, {name: known[name] for name in names}
 
 
 def train(
@@ -168,6 +186,12 @@ def random_play(output: Path, env: str) -> float:
     name = f"random-{env}".replace("/", "-")
     identity = {"env": env, "episodes": RANDOM_EPISODES}
     return common.cached(output, name, identity, play)["mean_return"]
+
+
+def play_randomly(output: Path, results: Path, name: str, tasks: Mapping[str, str]) -> None:
+    """Write `NAME-random.csv`, the tasks' returns of `random_play`."""
+    rows = [[task, random_play(output, env)] for task, env in tasks.items()]
+    common.write_csv(results / f"{name}-random.csv", ["task", "mean_return"], rows)
 
 
 # Tables

@@ -7,7 +7,6 @@ surrogate's mean on the task is 1; tasks are averaged.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,12 +52,8 @@ def name_of(settings: Tasksets, name: str) -> str:
 def run(settings: PPOClip, *, output: Path, results: Path) -> str:
     """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    known = known_tasks(settings)
-    names = common.choose_tasks(settings.tasks, known)
-    if settings.quick:
-        names = list(settings.tasks) or list(QUICK[settings.mujoco])
-        settings = dataclasses.replace(settings, seeds=1, steps=max(1, settings.steps // 10))
-    tasks = {name: known[name] for name in names}
+    known, quick = known_tasks(settings), QUICK[settings.mujoco]
+    settings, tasks = matrix.choose(settings, known, quick, seeds=1, share=10)
     done = matrix.train(
         output,
         tasks,
@@ -68,8 +63,7 @@ def run(settings: PPOClip, *, output: Path, results: Path) -> str:
     )
     name = name_of(settings, "ppo-clip")
     matrix.write(done, results, name, f"pronk reproduce ppo-clip, {settings.steps:,} agent steps")
-    random = [[task, matrix.random_play(output, env)] for task, env in tasks.items()]
-    common.write_csv(results / f"{name}-random.csv", ["task", "mean_return"], random)
+    matrix.play_randomly(output, results, name, tasks)
     return "\n\n".join([table(results, name), draw(results, name)])
 
 
