@@ -277,8 +277,9 @@ def test_without_episodes_the_tables_are_printed(name, trained, tmp_path, monkey
         summary = pretended(plan)
         (plan.directory / "metrics.jsonl").write_text('{"steps": 1000, "episodes": 0}\n')
         shutil.rmtree(plan.directory / "checkpoints")
-        trees = {"learner": {"x": np.zeros(1)}}
-        Checkpointer(plan.directory / "checkpoints").save(1000, trees, {"tally": {}}, block=True)
+        if name != "duan":  # whose runs are too short for an update
+            trees, meta = {"learner": {"x": np.zeros(1)}}, {"tally": {}}
+            Checkpointer(plan.directory / "checkpoints").save(1000, trees, meta, block=True)
         return summary
 
     monkeypatch.setattr(matrix.training, "run", without)
@@ -286,7 +287,7 @@ def test_without_episodes_the_tables_are_printed(name, trained, tmp_path, monkey
     cli.main(arguments(name, tmp_path, "--seeds", "1", "--steps", "1000", "--tasks", task))
     shown = capsys.readouterr().out
     assert "|---|" in shown
-    assert "There is no figure, because no episode ended" in shown
+    assert "There is no figure, because no run recorded an episode" in shown
     assert not list(tmp_path.glob("*.png"))
 
 

@@ -139,18 +139,23 @@ def _is_finished(directory: Path) -> bool:
 
 
 def read(directory: Path, task: str, variant: str, seed: int) -> Done:
-    """The run in a directory, and its scores; raises UserError without a usable checkpoint."""
+    """The run in a directory, and its scores.
+
+    Raises UserError without a usable checkpoint, unless the run is too short for an update: it
+    then has no records and no checkpoint.
+    """
     (run,) = report.read([directory])
+    missing = "there is none"
     try:
-        saved, why = Checkpointer(directory / "checkpoints").load(), "there is none"
+        saved, why = Checkpointer(directory / "checkpoints").load(), missing
     except UserError as error:
         saved, why = None, str(error)
-    if saved is None:
+    if saved is None and (run.rows or why != missing):
         raise UserError(
             f"'{directory}' is a finished run, but the checkpoint with its scores can't be read"
             f" ({why}). Delete the directory and repeat the command, which then trains it again."
         )
-    tally = Tally.from_json(saved.meta["tally"], 1)
+    tally = Tally.from_json(saved.meta["tally"] if saved else {}, 1)
     mean = tally.total[0] / tally.count[0] if tally.count[0] else math.nan
     last, evaluation = (
         rows[-1].score if (rows := run.of(metric)) else math.nan
@@ -286,7 +291,7 @@ def draw_curves(results: Path, name: str) -> str:
     runs = report.read([table]) if len(lines) > 1 else []  # an empty table is an error for `read`
     if not any(run.of(TRAINING) for run in runs):
         picture.unlink(missing_ok=True)  # of earlier runs
-        return "There is no figure, because no episode ended in any run: more `--steps` are needed."
+        return "There is no figure, because no run recorded an episode: more `--steps` are needed."
     tasks = list(dict.fromkeys(run.env for run in runs))
     variants = list(dict.fromkeys(run.settings["variant"] for run in runs))
     columns = min(3, len(tasks))
