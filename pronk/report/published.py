@@ -83,7 +83,8 @@ def _source(agent: str, name: str, metric: str, version: str, *results: float | 
 _TIANSHOU = "largest evaluation while training, 10 seeds"
 # Means only. Baselines: openai/baselines, benchmarks_mujoco1M.htm. CleanRL: vwxyzjn/cleanrl,
 # docs/rl-algorithms/ppo.md. Tianshou: thu-ml/tianshou, examples/mujoco/README.md. SB3 Contrib:
-# Stable-Baselines-Team/stable-baselines3-contrib, docs/modules/trpo.rst.
+# Stable-Baselines-Team/stable-baselines3-contrib, docs/modules/trpo.rst;
+# its discounts: DLR-RM/rl-baselines3-zoo, hyperparams/trpo.yml.
 MUJOCO: tuple[Source, ...] = (
     _source("ppo", "Baselines ppo2", "training, 6 seeds", "v2",
             1669, 2316, 3425, 111, 7103, -6.7),
@@ -93,7 +94,7 @@ MUJOCO: tuple[Source, ...] = (
             5783.9, 2609.3, 3588.5, 66.7, 9231.3, -4.1),
     _source("trpo", "Baselines trpo_mpi", "training, 6 seeds", "v2",
             1290, 1913, 2343, 95.0, 6732, -4.8),
-    _source("trpo", "SB3 Contrib", "evaluation, 3 seeds", "v3",
+    _source("trpo", "SB3 Contrib", "evaluation, 3 seeds; discount 0.9999 in Swimmer", "v3",
             1803, 3372, 4502, 359, None, None),
     _source("trpo", "Tianshou", _TIANSHOU, "v3 (v2: last two)",
             4471.2, 2046.0, 3826.7, 40.9, 8435.2, -5.1),

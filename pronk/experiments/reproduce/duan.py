@@ -6,7 +6,7 @@ is the best agent and every other whose mean does not differ significantly (Welc
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from pronk.experiments.reproduce.matrix import JAX_TASKS, RANDOM, Scores, Varian
 from pronk.experiments.reproduce.settings import Duan
 from pronk.report import published, statistics
 from pronk.run.setup import configure_jax
+from pronk.types import Array
 
 _DUAN = {"preset": "duan"}
 # The Fisher information of a fifth of the batch, for speed; Schulman et al. 2015 take a tenth.
@@ -54,12 +55,8 @@ REPEATS = 10_000  # of the bootstrap
 def run(settings: Duan, *, output: Path, results: Path) -> str:
     """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    names = common.choose_tasks(settings.tasks, JAX_TASKS)
+    settings, tasks = matrix.choose(settings, JAX_TASKS, QUICK, seeds=2, share=25)
     agents = common.choose("agents", settings.agents, AGENTS)
-    if settings.quick:
-        names = list(settings.tasks) or list(QUICK)
-        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 25))
-    tasks = {name: JAX_TASKS[name] for name in names}
     done = matrix.train(
         output,
         tasks,
@@ -68,11 +65,9 @@ def run(settings: Duan, *, output: Path, results: Path) -> str:
         steps=settings.steps,
         runtime="fused",
     )
-    random = {name: matrix.random_play(output, env) for name, env in tasks.items()}
     matrix.write(done, results, "duan", f"pronk reproduce duan, {settings.steps:,} agent steps")
-    rows = [[name, value] for name, value in random.items()]
-    common.write_csv(results / "duan-random.csv", ["task", "mean_return"], rows)
-    return "\n\n".join([*tables(results), str(draw(results))])
+    matrix.play_randomly(output, results, "duan", tasks)
+    return "\n\n".join([*tables(results), draw(results)])
 
 
 def tables(results: Path) -> list[str]:
@@ -82,7 +77,8 @@ def tables(results: Path) -> list[str]:
     left_out = sorted({task for own in scores.values() for task in own} - {*tasks})
     found = [table(scores, random)]
     if tasks:
-        found += [summary(scores, random, tasks), agreement(scores, tasks)]
+        _, below = matrix.above_random(scores, tasks, random)
+        found += [summary(scores, random, tasks), below, agreement(scores, tasks)]
     if left_out:
         found.append(f"in no mean, as an agent has no episode there: {', '.join(left_out)}")
     return [text for text in found if text]
@@ -108,31 +104,45 @@ def table(scores: Scores, random: Mapping[str, float]) -> str:
 
 
 def summary(scores: Scores, random: Mapping[str, float], tasks: list[str]) -> str:
-    """Per agent, normalised scores and ranks, means over tasks, beside the published ones."""
-    share = matrix.normalised_means(scores, tasks, random).mean(0)
+    """Per agent, normalised scores and ranks, means over tasks, beside the published ones.
+
+    The means of normalised scores are of the tasks of `matrix.above_random`.
+    """
+    above, _ = matrix.above_random(scores, tasks, random)
     ranks = report.mean_ranks(matrix.means(scores, tasks))
-    compared, theirs, their_share = _published(scores, tasks)
+    compared, theirs = _published(scores, tasks)
+    share = ["–"] * len(scores)
+    their_share = ["–"] * len(compared)
+    if above:
+        share = [f"{x:.3f}" for x in matrix.normalised_means(scores, above, random).mean(0)]
+        their_share = [f"{x:.3f}" for x in _published_share(compared, above)]
     ours = report.mean_ranks(matrix.means({n: scores[n] for n in compared}, tasks))
     lines = []
     for i, name in enumerate(scores):
         cells = ["", "", ""]
         if name in compared:
             k = compared.index(name)
-            cells = [f"{ours[k]:.2f}", f"{theirs[k]:.2f}", f"{their_share[k]:.3f}"]
-        lines.append([name, f"{share[i]:.3f}", f"{ranks[i]:.2f}", *cells])
-    header = ["", "normalised", "mean rank", "among the paper's", "published", "its normalised"]
-    return common.markdown(header, lines)
+            cells = [f"{ours[k]:.2f}", f"{theirs[k]:.2f}", their_share[k]]
+        lines.append([name, share[i], f"{ranks[i]:.2f}", *cells])
+    theirs_too = ["rank among the paper's agents", "published rank", "published normalised score"]
+    return common.markdown(["", "normalised score", "mean rank", *theirs_too], lines)
 
 
-def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Any, Any]:
-    """The agents that the paper has, their mean ranks among themselves there, and their means over
-    these tasks of normalised scores, where 1 is the best mean of all agents in the paper."""
+def _published(scores: Scores, tasks: list[str]) -> tuple[list[str], Array]:
+    """The agents that the paper has, and their mean ranks among themselves there."""
     rows = [published.DUAN[f"pronk/{task}"] for task in tasks]
     compared = [name for name in scores if _key(name) in rows[0]]
     means = np.array([[row[_key(name)].mean for name in compared] for row in rows])
+    return compared, report.mean_ranks(means)
+
+
+def _published_share(compared: list[str], tasks: list[str]) -> Array:
+    """The paper's normalised scores, means over tasks; 1 is the best mean of all its agents."""
+    rows = [published.DUAN[f"pronk/{task}"] for task in tasks]
+    means = np.array([[row[_key(name)].mean for name in compared] for row in rows])
     zero = np.array([[row[RANDOM].mean] for row in rows])
     best = np.array([[max(result.mean for result in row.values())] for row in rows])
-    return compared, report.mean_ranks(means), ((means - zero) / (best - zero)).mean(0)
+    return ((means - zero) / (best - zero)).mean(0)
 
 
 def _key(agent: str) -> str:
@@ -140,7 +150,8 @@ def _key(agent: str) -> str:
 
 
 class Agreement(NamedTuple):
-    """Kendall's τ with the published ranking, its 95 % interval and median over resampled seeds."""
+    """Kendall's τ with the published ranking, its 95 % interval and median over resampled seeds;
+    these are NaN where no agent has more than one run of a task."""
 
     tau: float
     low: float
@@ -150,31 +161,38 @@ class Agreement(NamedTuple):
 
 def kendall(scores: Scores, tasks: list[str]) -> Agreement:
     """The agreement of mean ranks over tasks, of the agents that the paper has."""
-    compared, theirs, _ = _published(scores, tasks)
+    compared, theirs = _published(scores, tasks)
     groups = [{task: scores[name][task] for task in tasks} for name in compared]
 
     def tau(*groups: Any) -> Any:
         means = np.stack([statistics.task_means(group) for group in groups], -1)
         return report.kendall_tau(report.mean_ranks(means), theirs)
 
-    drawn = report.distribution(tau, *groups, repeats=REPEATS)
-    low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
+    low = median = high = math.nan
+    if any(len(runs) > 1 for group in groups for runs in group.values()):
+        drawn = report.distribution(tau, *groups, repeats=REPEATS)
+        low, median, high = np.quantile(drawn, [0.025, 0.5, 0.975])
     return Agreement(float(tau(*(g.values() for g in groups))), low, high, median)
 
 
 def agreement(scores: Scores, tasks: list[str]) -> str:
     """Kendall's τ in words; empty with fewer than three agents of the paper's."""
-    compared, _, _ = _published(scores, tasks)
+    compared, _ = _published(scores, tasks)
     if len(compared) < 3:
         return ""
     found = kendall(scores, tasks)
-    return (
+    text = (
         f"Kendall's τ of the mean ranks of {', '.join(compared)} on {len(tasks)} tasks with the"
-        f" published: {found.tau:.2f}; over resampled seeds a median of {found.median:.2f}, 95 %"
-        f" interval [{found.low:.2f}, {found.high:.2f}]"
+        f" published: {found.tau:.2f}"
+    )
+    if math.isnan(found.median):
+        return text
+    return (
+        f"{text}; over resampled seeds a median of {found.median:.2f}, 95 % interval"
+        f" [{found.low:.2f}, {found.high:.2f}]"
     )
 
 
-def draw(results: Path) -> Path:
+def draw(results: Path) -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, "duan")

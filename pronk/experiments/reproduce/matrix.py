@@ -12,13 +12,16 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pronk import envs, report
+from pronk.config.spec import Plan
+from pronk.errors import UserError
 from pronk.experiments.reproduce import common
 from pronk.experiments.reproduce.common import COLOURS, Row
+from pronk.experiments.reproduce.settings import Matrix
 from pronk.report import long_csv
 from pronk.report.runs import EVALUATION, TRAINING, Run
 from pronk.run import train as training
@@ -38,6 +41,7 @@ RANDOM = "random"
 RANDOM_EPISODES = 100
 
 Scores = dict[str, dict[str, Array]]  # variant, task, the scores of its runs
+_Settings = TypeVar("_Settings", bound=Matrix)
 
 
 class Variant(NamedTuple):
@@ -57,6 +61,22 @@ class Done(NamedTuple):
     all_episodes: float  # mean return of all episodes of training: the metric of Duan et al. 2016
     last_100: float  # of the last 100 of them
     evaluation: float  # of the last evaluation
+
+
+def choose(
+    settings: _Settings, known: Mapping[str, str], quick: Sequence[str], *, seeds: int, share: int
+) -> tuple[_Settings, dict[str, str]]:
+    """The settings and the tasks, names and environments, after `--tasks` and `--quick`.
+
+    known: all tasks. With `--quick`, `quick` are the tasks unless `--tasks` names some, `seeds` the
+    seeds, and the steps are divided by `share`. Raises UserError for an unknown task.
+    """
+    names = common.choose_tasks(settings.tasks, known)
+    if settings.quick:
+        names = list(settings.tasks) or quick
+        steps = max(1, settings.steps // share)
+        settings = dataclasses.replace(settings, seeds=seeds, steps=steps)
+    return settings, {name: known[name] for name in names}
 
 
 def train(
@@ -94,7 +114,7 @@ def _one(
 ) -> Done:
     settings = {"preset": "auto", **settings, **variant.settings}
     plan = resolve(variant.agent, env, seed=seed, quiet=True, keep_checkpoints=1, **settings)
-    words = f"{name}-{task}-{seed}-{common.digest(common.plan_identity(plan))}"
+    words = f"{name}-{task}-{seed}-{common.digest(_identity(plan))}"
     directory = output / re.sub(r"[^A-Za-z0-9.]+", "-", words)
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, run_dir=directory))
     if not _is_finished(directory):
@@ -105,6 +125,13 @@ def _one(
     return read(directory, task, name, seed)
 
 
+def _identity(plan: Plan) -> dict[str, Any]:
+    """`common.plan_identity` and the settings of the run in which variants may differ."""
+    run = plan.as_json()["run"]
+    further = ("runtime", "architecture", "actors", "envs_per_actor", "eval_every", "eval_episodes")
+    return common.plan_identity(plan) | {name: run[name] for name in further}
+
+
 def _is_finished(directory: Path) -> bool:
     if not (directory / "summary.json").exists():
         return False
@@ -112,11 +139,23 @@ def _is_finished(directory: Path) -> bool:
 
 
 def read(directory: Path, task: str, variant: str, seed: int) -> Done:
-    """The run in a directory, and its scores."""
+    """The run in a directory, and its scores.
+
+    Raises UserError without a usable checkpoint, unless the run is too short for an update: it
+    then has no records and no checkpoint.
+    """
     (run,) = report.read([directory])
-    saved = Checkpointer(directory / "checkpoints").load()
-    assert saved is not None
-    tally = Tally.from_json(saved.meta["tally"], 1)
+    missing = "there is none"
+    try:
+        saved, why = Checkpointer(directory / "checkpoints").load(), missing
+    except UserError as error:
+        saved, why = None, str(error)
+    if saved is None and (run.rows or why != missing):
+        raise UserError(
+            f"'{directory}' is a finished run, but the checkpoint with its scores can't be read"
+            f" ({why}). Delete the directory and repeat the command, which then trains it again."
+        )
+    tally = Tally.from_json(saved.meta["tally"] if saved else {}, 1)
     mean = tally.total[0] / tally.count[0] if tally.count[0] else math.nan
     last, evaluation = (
         rows[-1].score if (rows := run.of(metric)) else math.nan
@@ -152,6 +191,12 @@ def random_play(output: Path, env: str) -> float:
     name = f"random-{env}".replace("/", "-")
     identity = {"env": env, "episodes": RANDOM_EPISODES}
     return common.cached(output, name, identity, play)["mean_return"]
+
+
+def play_randomly(output: Path, results: Path, name: str, tasks: Mapping[str, str]) -> None:
+    """Write `NAME-random.csv`, the tasks' returns of `random_play`."""
+    rows = [[task, random_play(output, env)] for task, env in tasks.items()]
+    common.write_csv(results / f"{name}-random.csv", ["task", "mean_return"], rows)
 
 
 # Tables
@@ -204,8 +249,23 @@ def means(scores: Scores, tasks: Sequence[str]) -> Array:
     return np.array([[own[task].mean() for own in scores.values()] for task in tasks])
 
 
+def above_random(
+    scores: Scores, tasks: Sequence[str], random: Mapping[str, float]
+) -> tuple[list[str], str]:
+    """The tasks whose best mean is above random play, so that scores can be normalised, and a
+    sentence that names the others, empty if there are none."""
+    best = [max(own[task].mean() for own in scores.values()) for task in tasks]
+    above = [task for task, one in zip(tasks, best, strict=True) if one > random[task]]
+    others = [task for task in tasks if task not in above]
+    words = "not in the normalised scores, as no mean there is above random play: "
+    return above, words + ", ".join(others) if others else ""
+
+
 def normalised_means(scores: Scores, tasks: Sequence[str], random: Mapping[str, float]) -> Array:
-    """Mean scores `[tasks, variants]` in units where random play is 0 and a task's best mean 1."""
+    """Mean scores `[tasks, variants]` in units where random play is 0 and a task's best mean 1.
+
+    tasks: those of `above_random`.
+    """
     found = means(scores, tasks)
     zero = np.array([[random[task]] for task in tasks])
     return (found - zero) / (found.max(1, keepdims=True) - zero)
@@ -221,9 +281,17 @@ def spread(values: Array, *, bold: bool = False) -> str:
 # Figure
 
 
-def draw_curves(results: Path, name: str) -> Path:
-    """Draw the curves of `NAME.csv`: a panel per task, a line per variant."""
-    runs = report.read([results / f"{name}.csv"])
+def draw_curves(results: Path, name: str) -> str:
+    """Draw the curves of `NAME.csv`: a panel per task, a line per variant.
+
+    Returns the figure's path, or a sentence where no run has a curve and there is no figure.
+    """
+    table, picture = results / f"{name}.csv", results / f"{name}.png"
+    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
+    runs = report.read([table]) if len(lines) > 1 else []  # an empty table is an error for `read`
+    if not any(run.of(TRAINING) for run in runs):
+        picture.unlink(missing_ok=True)  # of earlier runs
+        return "There is no figure, because no run recorded an episode: more `--steps` are needed."
     tasks = list(dict.fromkeys(run.env for run in runs))
     variants = list(dict.fromkeys(run.settings["variant"] for run in runs))
     columns = min(3, len(tasks))
@@ -246,7 +314,7 @@ def draw_curves(results: Path, name: str) -> Path:
                 common.draw_band(axis, *_on_a_grid(rows), i % len(COLOURS), variant, **style)
     seeds = len({run.seed for run in runs})
     note = f"mean over {seeds} seed{'s' if seeds > 1 else ''} and its 95 % bootstrap interval"
-    return common.save(figure, results / f"{name}.png", note, columns=2 * columns)
+    return str(common.save(figure, picture, note, columns=2 * columns))
 
 
 def _on_a_grid(runs: Sequence[Sequence[Any]]) -> tuple[Array, Any]:

@@ -6,7 +6,6 @@ does not explore, and that of the last 100 episodes of training.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from pronk.experiments.reproduce import common, matrix
@@ -35,14 +34,12 @@ def name_of(version: str) -> str:
 def run(settings: MuJoCo, *, output: Path, results: Path) -> str:
     """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    names = common.choose_tasks(settings.tasks, TASKS)
+    known = {name: f"{name}-{settings.env_version}" for name in TASKS}
+    settings, tasks = matrix.choose(settings, known, QUICK, seeds=1, share=40)
     agents = common.choose("agents", settings.agents, AGENTS)
-    if settings.quick:
-        names = list(settings.tasks) or list(QUICK)
-        settings = dataclasses.replace(settings, seeds=1, steps=max(1, settings.steps // 40))
     done = matrix.train(
         output,
-        {name: f"{name}-{settings.env_version}" for name in names},
+        tasks,
         {name: AGENTS[name] for name in agents},
         seeds=settings.seeds,
         steps=settings.steps,
@@ -53,7 +50,7 @@ def run(settings: MuJoCo, *, output: Path, results: Path) -> str:
     head = f"pronk reproduce mujoco --env-version {settings.env_version}, {settings.steps:,} steps"
     matrix.write(done, results, name, head)
     version = settings.env_version
-    return "\n\n".join([*tables(results, version), str(draw(results, version))])
+    return "\n\n".join([*tables(results, version), draw(results, version)])
 
 
 def tables(results: Path, version: str) -> list[str]:
@@ -82,6 +79,6 @@ def tables(results: Path, version: str) -> list[str]:
     return [*found, common.markdown(["published", *tasks], lines)]
 
 
-def draw(results: Path, version: str = "v4") -> Path:
+def draw(results: Path, version: str = "v4") -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, name_of(version))

@@ -7,7 +7,6 @@ surrogate's mean on the task is 1; tasks are averaged.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,12 +52,8 @@ def name_of(settings: Tasksets, name: str) -> str:
 def run(settings: PPOClip, *, output: Path, results: Path) -> str:
     """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    known = known_tasks(settings)
-    names = common.choose_tasks(settings.tasks, known)
-    if settings.quick:
-        names = list(settings.tasks) or list(QUICK[settings.mujoco])
-        settings = dataclasses.replace(settings, seeds=1, steps=max(1, settings.steps // 10))
-    tasks = {name: known[name] for name in names}
+    known, quick = known_tasks(settings), QUICK[settings.mujoco]
+    settings, tasks = matrix.choose(settings, known, quick, seeds=1, share=10)
     done = matrix.train(
         output,
         tasks,
@@ -68,9 +63,8 @@ def run(settings: PPOClip, *, output: Path, results: Path) -> str:
     )
     name = name_of(settings, "ppo-clip")
     matrix.write(done, results, name, f"pronk reproduce ppo-clip, {settings.steps:,} agent steps")
-    random = [[task, matrix.random_play(output, env)] for task, env in tasks.items()]
-    common.write_csv(results / f"{name}-random.csv", ["task", "mean_return"], random)
-    return "\n\n".join([table(results, name), str(draw(results, name))])
+    matrix.play_randomly(output, results, name, tasks)
+    return "\n\n".join([table(results, name), draw(results, name)])
 
 
 def table(results: Path, name: str = "ppo-clip") -> str:
@@ -78,20 +72,24 @@ def table(results: Path, name: str = "ppo-clip") -> str:
     scores = matrix.scores_of(common.read_csv(results / f"{name}-scores.csv"), "last_100")
     rows = common.read_csv(results / f"{name}-random.csv")
     random = {row["task"]: row["mean_return"] for row in rows}
-    tasks = matrix.complete(scores)
+    tasks, left_out = matrix.above_random(scores, matrix.complete(scores), random)
     average = normalised(scores, random, tasks) if tasks else {}
     lines = []
     for variant, own in scores.items():
         cells = [matrix.spread(own[task]) if task in own else "–" for task in random]
         shown = _short(average[variant]) if tasks else "–"
         lines.append([variant, shown, f"{published.PPO_SURROGATES[variant]:.2f}", *cells])
-    return common.markdown(["", "normalised", "published (MuJoCo)", *random], lines)
+    found = common.markdown(["", "normalised", "published (MuJoCo)", *random], lines)
+    return f"{found}\n\n{left_out}" if left_out else found
 
 
 def normalised(
     scores: Scores, random: Mapping[str, float], tasks: list[str]
 ) -> dict[str, common.Interval]:
-    """The mean over tasks of each variant's normalised scores, with a 95 % interval over seeds."""
+    """The mean over tasks of each variant's normalised scores, with a 95 % interval over seeds.
+
+    tasks: those of `matrix.above_random`.
+    """
     best = matrix.means(scores, tasks).max(1)
     pairs = {task: (random[task], float(one)) for task, one in zip(tasks, best, strict=True)}
     found = {}
@@ -107,6 +105,6 @@ def _short(value: common.Interval) -> str:
     return f"{mean} [{value.low:.2f}, {value.high:.2f}]" if math.isfinite(value.low) else mean
 
 
-def draw(results: Path, name: str = "ppo-clip") -> Path:
+def draw(results: Path, name: str = "ppo-clip") -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, name)

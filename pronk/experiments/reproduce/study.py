@@ -7,7 +7,6 @@ all its episodes.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +46,21 @@ REPEATS = 10_000
 def run(settings: Study, *, output: Path, results: Path) -> str:
     """Train the missing runs, then write the tables and the figure."""
     configure_jax()
-    known = known_tasks(settings)
-    names = common.choose_tasks(settings.tasks, known)
-    if not settings.tasks and settings.mujoco:
-        names = list(MUJOCO)
-    if settings.quick:
-        names = list(settings.tasks) or list(QUICK[settings.mujoco])
-        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 10))
+    known, quick = known_tasks(settings), QUICK[settings.mujoco]
+    settings, tasks = matrix.choose(settings, known, quick, seeds=2, share=10)
+    if settings.mujoco and not (settings.tasks or settings.quick):
+        tasks = {name: known[name] for name in MUJOCO}
     variants = {ALL: {}, **WITHOUT}
     done = matrix.train(
         output,
-        {name: known[name] for name in names},
+        tasks,
         {name: Variant("ppo", {**_STUDY, **changed}) for name, changed in variants.items()},
         seeds=settings.seeds,
         steps=settings.steps,
     )
     name = name_of(settings, "study")
     matrix.write(done, results, name, f"pronk reproduce study, {settings.steps:,} agent steps")
-    return "\n\n".join([table(results, name), str(draw(results, name))])
+    return "\n\n".join([table(results, name), draw(results, name)])
 
 
 def table(results: Path, name: str = "study") -> str:
@@ -98,6 +94,6 @@ def difference(scores: Scores, variant: str, task: str) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def draw(results: Path, name: str = "study") -> Path:
+def draw(results: Path, name: str = "study") -> str:
     """Draw the learning curves from the table in `results`."""
     return matrix.draw_curves(results, name)
