@@ -50,7 +50,8 @@ class Config:
     optimiser_epsilon: float = number(1e-8, above=0)
     """Adam's ε."""
     max_gradient_norm: float = number(math.inf, above=0, limit=math.inf)
-    """Norm to which the gradients of policy and of action values are clipped, each."""
+    """Norm to which the gradient of each part of the parameters is clipped: of the policy, of the
+    action values, and of SAC's temperature."""
     reward_scale: float = number(1.0, above=0, limit=1e15)
     """Factor of rewards, before clipping."""
     reward_clip: float = number(0.0, at_least=0, limit=math.inf)

@@ -31,7 +31,7 @@ class Config:
     trajectories there are fewer updates, and generations end later."""
     batch_size: int = number(8, above=0)
     """Trajectories per update, and environments, B."""
-    episodes_per_member: int = number(1, above=0, source="D16")
+    episodes_per_member: int = number(1, above=0, limit=1000, source="D16")
     """Episodes from which a member's score is estimated. The score is their mean."""
     discount: float = fraction(1.0, near_one=True)
     """γ of the returns that members are scored by; 1: the plain sum of rewards."""
