@@ -359,7 +359,8 @@ def test_a_resumed_run_goes_on_with_its_replay(tmp_path):
 
 
 def test_the_fused_runtime_keeps_the_ratio(tmp_path):
-    train(tmp_path, 2000, "pronk/Catch-v0", **FUSED)
+    # So large that the count is of all sequences.
+    train(tmp_path, 2000, "pronk/Catch-v0", **{**FUSED, "replay_capacity": 5000})
     loaded = Checkpointer(tmp_path / "checkpoints").load()
     inserted = int(loaded.tree("fused")["replay"]["count"])
     # From the third unroll on, which has the 20th sequence, two updates for each.

@@ -50,6 +50,7 @@ R2D2: dict[str, Any] = {
     "replay_minimum": 20, "replay_capacity": 400,
 }  # fmt: skip
 TRANSITIONS: dict[str, Any] = {
+    "unroll": 1,
     "replay_minimum": 50,
     "replay_capacity": 400,
     "updates_per_step": 0.5,

@@ -120,8 +120,8 @@ class Evolution:
         return Behaviour(state.params, state.extra["shape"], state.extra["key"])
 
     def warm_start(self, own: LearnerState, behaviour: Behaviour) -> LearnerState:
-        """Continue with another run's distribution; the members are drawn anew."""
-        extra = own.extra | {"shape": behaviour.shape}
+        """Continue with another run's distribution, from its generation's first episode."""
+        extra = own.extra | {"shape": behaviour.shape, "key": behaviour.key}
         return own._replace(params=behaviour.mean, extra=extra)
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pronk.errors import UserError
 from pronk.maths import running
 from pronk.maths.running import Running
 from pronk.maths.spaces import as_vector, is_image, leaf_spaces
-from pronk.types import Array, PyTree
+from pronk.types import Array, EnvSpec, PyTree
 
 Statistics = dict[str, Any]  # `observation`: of each leaf that is standardised; `reward`; `value`
 
@@ -63,6 +64,17 @@ def vectors(space: gym.Space, observation: PyTree) -> Array:
         rows = as_vector(leaf, x.reshape(-1, *x.shape[2:]), jnp)
         flat.append(rows.reshape(*x.shape[:2], -1))
     return jnp.concatenate(flat, axis=-1)
+
+
+def refuse_images(spec: EnvSpec) -> None:
+    """Raise UserError where observations are images, which `vectors` would make far too many
+    numbers of."""
+    if any(map(is_image, leaf_spaces(spec.observation_space))):
+        raise UserError(
+            f"the observations of '{spec.name}' are images, and the value function is linear in the"
+            " observation; expected vectors: use `--baseline network`, if the agent has it, or"
+            " another agent, such as ppo."
+        )
 
 
 def observe(statistics: Statistics, observation: PyTree) -> Statistics:

@@ -19,9 +19,8 @@ from pronk.agents import actor_critic, exploration, normalisation, step
 from pronk.agents.actor_critic import ActorCritic
 from pronk.agents.normalisation import Statistics
 from pronk.agents.rollout import Data, Estimates, Samples
-from pronk.errors import UserError
 from pronk.maths import linear_baseline, returns, weighted
-from pronk.maths.spaces import is_image, leaf_spaces
+from pronk.maths.spaces import leaf_spaces
 from pronk.nn import cores
 from pronk.types import (
     Agent,
@@ -127,9 +126,8 @@ class OnPolicy:
         return distribution.action(decided.raw), carry, extras
 
     def _standardised(self, statistics: Statistics, timestep: TimeStep) -> TimeStep:
-        observation = normalisation.standardise(
-            statistics, timestep.observation, self.config.observation_clip
-        )
+        clip = self.config.observation_clip
+        observation = normalisation.standardise(statistics, timestep.observation, clip)
         return timestep._replace(observation=observation)
 
     def data(self, statistics: Statistics, hyper: Hyper, batch: Batch) -> Data:
@@ -239,13 +237,8 @@ def make(config: Any, spec: EnvSpec, *, horizon: int, linear: bool = False) -> O
     can't be handled.
     """
     config.check()
-    if linear and any(map(is_image, leaf_spaces(spec.observation_space))):
-        raise UserError(
-            f"the observations of '{spec.name}' are images, and the value function is linear in the"
-            " observation; expected vectors: use `--baseline network`, if the agent has it, or"
-            " another agent, such as ppo."
-        )
     if linear:  # the network's own value is not used: its head is all that there is of it
+        normalisation.refuse_images(spec)
         config = dataclasses.replace(config, separate_value=False, value_normalisation="none")
     model = actor_critic.make(
         config,
