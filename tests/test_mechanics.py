@@ -30,6 +30,11 @@ class System(NamedTuple):
     limit: float
 
 
+def jitted(env: JaxEnv) -> JaxEnv:
+    """The environment with a compiled step, for tests that take many."""
+    return env._replace(step=jax.jit(env.step))
+
+
 def body(place: Callable, q: Array, v: Array, mass: float) -> tuple[Array, Array]:
     """The kinetic energy of a point, and its height times its mass."""
     point, velocity = jax.jvp(place, (q,), (v,))
@@ -124,7 +129,7 @@ SYSTEMS = {
     ),
     "acrobot": System(
         acrobot,
-        acrobot.make(),
+        jitted(acrobot.make()),
         2,
         flat(acrobot._rate, acrobot.Physics),
         acrobot_energies,
@@ -133,7 +138,7 @@ SYSTEMS = {
     ),
     "double_pendulum": System(
         double_pendulum,
-        double_pendulum.make(),
+        jitted(double_pendulum.make()),
         3,
         lambda s, force: flat(double_pendulum._rate, double_pendulum.Physics)(s, 500 * force),
         double_pendulum_energies,
@@ -141,7 +146,7 @@ SYSTEMS = {
         1,
     ),
     "mountain_car": System(
-        mountain_car, mountain_car.make(), 1, car_rate, car_energies, car_force, 1
+        mountain_car, jitted(mountain_car.make()), 1, car_rate, car_energies, car_force, 1
     ),
 }
 every_system = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
@@ -433,8 +438,7 @@ def test_mountain_car_by_hand():
 
 def test_a_car_at_rest_needs_a_push():
     """Friction, 0.04 N, slows it down, and a force of 1 N cannot lift it to the goal at once."""
-    make = mountain_car.make
-    env, state = make(), car(x_dot=0.3)
+    env, state = jitted(mountain_car.make()), car(x_dot=0.3)
     for _ in range(200):
         state, *_ = env.step(state, jnp.zeros(1), KEY)
     assert abs(float(state.x_dot)) < 0.01
@@ -471,7 +475,7 @@ def test_acrobot_by_hand():
 
 
 def test_acrobots_speeds_have_the_engines_limit():
-    env, state = acrobot.make(), links(upper_dot=157, lower_dot=-157)
+    env, state = jitted(acrobot.make()), links(upper_dot=157, lower_dot=-157)
     for _ in range(5):
         state, observation, reward, *_ = env.step(state, jnp.float32([50]), KEY)
         assert np.abs(state.physics.upper_dot) <= acrobot.MAX_SPEED
@@ -508,7 +512,7 @@ def test_double_pendulum_by_hand():
 
 def test_double_pendulum_is_mujocos():
     """The observations of MuJoCo 4.0.0 with rllab's model, without its horizontal gravity."""
-    env = double_pendulum.make()
+    env = jitted(double_pendulum.make())
     state = poles(0.5, 0.1, -0.2, 0.3, 0.4, -0.6)
     for action, expected in zip((0.3, -1.0, 0.05), MUJOCO, strict=True):
         state, observation, *_ = env.step(state, jnp.float32([action]), KEY)
@@ -523,7 +527,7 @@ MUJOCO = [
 
 
 def test_the_track_of_the_double_pendulum_ends():
-    env, state = double_pendulum.make(), poles(x=9.5, x_dot=5)
+    env, state = jitted(double_pendulum.make()), poles(x=9.5, x_dot=5)
     seen = []
     for _ in range(100):
         state, observation, *_ = env.step(state, jnp.float32([1]), KEY)
