@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pronk.experiments.reproduce.natural_gradient import METHODS, greediness, invariance
@@ -41,8 +41,8 @@ KINDS = {
 
 def problem(kind: str, seed: int = 0, masked: bool = False):
     """A policy of two layers, its parameters, distribution and weights, some of them zero."""
-    space, settings = KINDS[kind]
-    distribution = distributions.for_space(space, **settings)
+    space, arguments = KINDS[kind]
+    distribution = distributions.for_space(space, **arguments)
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(ROWS, INPUTS))
     params = {
@@ -117,6 +117,7 @@ def test_a_dummy_has_no_part_in_the_product():
         np.testing.assert_allclose(a, b)
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 8), st.integers(0, 10_000))
 def test_conjugate_gradients_solve_the_system(n, seed):
     rng = np.random.default_rng(seed)
@@ -194,6 +195,7 @@ def test_without_a_good_step_the_parameters_stay_bit_for_bit(what):
     assert (found.divergence, found.improvement) == (0.0, 0.0)
 
 
+@settings(max_examples=25)
 @given(st.sampled_from(sorted(KINDS)), st.integers(0, 1000))
 def test_an_accepted_step_improves_and_stays_in_the_region(kind, seed):
     """Measured anew on the same data, for random policies and advantages."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pronk import agents, cli, envs
@@ -52,6 +52,7 @@ def batch_of(agent: Agent, env: str = "pronk/CartPole-v1", unrolls: int = 1, **a
 # Running statistics.
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_merged_statistics_are_those_of_all_data_at_once(seed, sizes):
     rng = np.random.default_rng(seed)
