@@ -6,6 +6,7 @@ its action. Policies and values work on the scale where ±1 are the actions' bou
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -51,7 +52,7 @@ class Samples(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ContinuousQ:
+class ContinuousQ(abc.ABC):
     """Acting and learning for one environment; a base of agents.
 
     critics: how many action values are learnt. targets: the parts of the parameters that have a
@@ -67,17 +68,17 @@ class ContinuousQ:
     critics: int
     targets: tuple[str, ...]
 
+    @abc.abstractmethod
     def explore(self, outputs: Array, core: PyTree, first: Array, key: Key) -> tuple[Array, PyTree]:
         """Actions `[B, k]` and the core after them, for the policy's outputs `[B, ...]`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def greedy(self, outputs: Array) -> Array:
         """Actions `[B, k]` without exploration, for the policy's outputs `[B, ...]`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """One update of all parts of the parameters."""
-        raise NotImplementedError
 
     def init_core(self, batch: int) -> PyTree:
         """What exploration remembers within an episode, `[B, ...]`: nothing."""
@@ -103,7 +104,7 @@ class ContinuousQ:
         extra = {"target": self._copied(params), "uniform": jnp.bool_(True)}
         # `LearnerState.steps` counts transitions, up to this number.
         learnt = self.config.transitions_learnt(self.horizon)
-        state = step.new_state("adam", params, hyper, key, extra, learnt)
+        state = step.new_state("none", params, hyper, key, extra, learnt)
         optimiser = step.optimiser("adam", hyper)
         return state._replace(
             opt_state={name: optimiser.init(part) for name, part in params.items()}

@@ -18,7 +18,16 @@ from pronk.agents.on_policy import OnPolicy
 from pronk.agents.rollout import Data, Estimates
 from pronk.maths import linear_baseline, losses, weighted
 from pronk.nn import networks
-from pronk.types import Array, LearnerState, PyTree
+from pronk.types import Array, Key, LearnerState, PyTree
+
+
+def init(shared: OnPolicy, key: Key) -> LearnerState:
+    """The learner's first state; only the value network, if there is one, has an optimiser."""
+    state = shared.init(key, optimiser="none")
+    if shared.linear:
+        return state
+    _, value = networks.split_value(state.params)
+    return state._replace(opt_state={"value": step.optimiser("adam", state.hyper).init(value)})
 
 
 def fit(

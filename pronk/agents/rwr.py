@@ -19,7 +19,6 @@ from pronk.agents import on_policy, regression, step, weighted_likelihood
 from pronk.agents.on_policy import OnPolicy
 from pronk.agents.rwr_config import Config
 from pronk.maths import reweighting
-from pronk.nn import networks
 from pronk.types import Agent, Array, Batch, EnvSpec, Hyper, Key, LearnerState, Learnt
 
 
@@ -32,11 +31,7 @@ class RWR:
 
     def init(self, key: Key) -> LearnerState:
         """The learner's first state; only a value network has an optimiser."""
-        state = self.shared.init(key)
-        if self.shared.linear:
-            return state._replace(opt_state={})
-        _, value = networks.split_value(state.params)
-        return state._replace(opt_state={"value": step.optimiser("adam", state.hyper).init(value)})
+        return regression.init(self.shared, key)
 
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """A fit of the policy, then the baseline's regression on the same batch.

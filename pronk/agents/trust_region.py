@@ -47,11 +47,7 @@ class NaturalGradient:
 
     def init(self, key: Key) -> LearnerState:
         """The learner's first state; only the value network has an optimiser."""
-        state = self.shared.init(key)
-        if self.shared.linear:
-            return state._replace(opt_state={})
-        _, value = networks.split_value(state.params)
-        return state._replace(opt_state={"value": step.optimiser("adam", state.hyper).init(value)})
+        return regression.init(self.shared, key)
 
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """One step of the policy, then the value function's regression on the same batch.
