@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pronk import cli, report
+from pronk import agents, cli, envs, report
+from pronk.config import compatibility
 from pronk.config.registry import agent_module
 from pronk.errors import UserError
 from pronk.experiments.reproduce import common, duan, kl, matrix, mujoco, ppo_clip, study
@@ -366,11 +367,12 @@ def test_every_variant_can_be_resolved():
     for settings in (*ppo_clip.VARIANTS.values(), *study.WITHOUT.values()):
         plan = resolve("ppo", JAX_TASKS["Acrobot"], preset="paper", **settings)
         plan.agent_config.check()
-    for variants in (duan.AGENTS, mujoco.AGENTS):
+    env = JAX_TASKS["Acrobot"]
+    for runtime, variants in (("fused", duan.AGENTS), ("local", mujoco.AGENTS)):
         for variant in variants.values():
-            plan = resolve(variant.agent, JAX_TASKS["Acrobot"], **variant.settings)
-            if hasattr(plan.agent_config, "check"):
-                plan.agent_config.check()
+            plan = resolve(variant.agent, env, runtime=runtime, **variant.settings)
+            agent = agents.make(plan.agent, plan.agent_config, envs.spec_of(env), horizon=1)
+            compatibility.check(plan, agent, jax_env=True)
 
 
 @pytest.mark.extended

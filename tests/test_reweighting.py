@@ -382,16 +382,13 @@ def test_a_constant_reward_without_a_bootstrap_moves_no_policy():
 
 
 def test_reps_learns_from_the_first_reward_after_many_constant_ones():
-    """Of constant δ, η goes to 0; the search begins from above it once δ is not constant."""
+    """Where all δ are equal, η goes to 0. A search from there, in log η, would not come back."""
     state, learn, trajectory = made("reps")
-    for _ in range(3):
-        state = learn(state, rewarded(trajectory, 1.0)).state
-    low = state.extra["eta"]
+    state = state._replace(extra=state.extra | {"eta": jnp.float32(1e-8)})
     reward = np.random.default_rng(0).random(trajectory.timestep.reward.shape) < 0.1
-    after = learn(state, rewarded(trajectory, reward))
-    assert after.metrics["eta"] > 10 * low
-    assert after.metrics["weights_kl"] <= 2 * state.hyper["max_kl"]
-    assert after.metrics["accepted"] == 1
+    metrics = learn(state, rewarded(trajectory, reward)).metrics
+    np.testing.assert_allclose(metrics["weights_kl"], state.hyper["max_kl"], rtol=0.01)
+    assert metrics["accepted"] == 1
 
 
 def test_the_dual_is_of_the_papers_bellman_errors():
