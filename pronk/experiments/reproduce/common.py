@@ -98,6 +98,11 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
+def band_note(seeds: int) -> str:
+    """What a figure says of the lines of `seeds` runs; one run has no interval."""
+    return f"mean over {seeds} seeds and its 95 % bootstrap interval" if seeds > 1 else "one seed"
+
+
 def band(curves: Any) -> tuple[Array, Array, Array]:
     """Mean and 95 % bootstrap band `[points]` of curves `[seeds, points]`, NaN ignored."""
     values = np.array(curves, float)

@@ -313,8 +313,7 @@ def draw_curves(results: Path, name: str) -> str:
                 style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.5, "linestyle": line}
                 common.draw_band(axis, *_on_a_grid(rows), i % len(COLOURS), variant, **style)
     seeds = len({run.seed for run in runs})
-    note = f"mean over {seeds} seed{'s' if seeds > 1 else ''} and its 95 % bootstrap interval"
-    return str(common.save(figure, picture, note, columns=2 * columns))
+    return str(common.save(figure, picture, common.band_note(seeds), columns=2 * columns))
 
 
 def _on_a_grid(runs: Sequence[Sequence[Any]]) -> tuple[Array, Any]:
