@@ -17,7 +17,11 @@ from pronk.run.setup import configure_jax
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "InvertedDoublePendulum", "Reacher")
 # Batches of 2,048 steps, of eight environments: one inference for all of them.
 _PAPER = {"preset": "paper", "unroll": 256, "batch_size": 8}
-AGENTS = {name: Variant(name, _PAPER) for name in ("ppo", "trpo", "tnpg", "reinforce")}
+AGENTS = {
+    "ppo": Variant("ppo", _PAPER),
+    "ppo-study": Variant("ppo", {**_PAPER, "preset": "study"}),
+    **{name: Variant(name, _PAPER) for name in ("trpo", "tnpg", "reinforce")},
+}
 QUICK = ("HalfCheetah", "InvertedDoublePendulum")
 EPISODES = 100  # of the final evaluation
 SCORES = {
@@ -65,9 +69,9 @@ def tables(results: Path, version: str) -> list[str]:
             for name, own in scores.items()
         ]
         found.append(common.markdown([f"{version}, {words}", *tasks], lines))
-    agents = common.unique(rows, "variant")
+    agents = {AGENTS[name].agent for name in common.unique(rows, "variant")}
     if "tnpg" in agents:
-        agents.append("npg")  # NPG differs from TNPG by the length of the step only
+        agents.add("npg")  # NPG differs from TNPG by the length of the step only
     lines = [
         [
             f"{source.agent}, {source.name} ({source.version}; {source.metric})",
