@@ -98,9 +98,12 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
-def band_note(seeds: int) -> str:
-    """What a figure says of the lines of `seeds` runs; one run has no interval."""
-    return f"mean over {seeds} seeds and its 95 % bootstrap interval" if seeds > 1 else "one seed"
+def band_note(fewest: int, most: int) -> str:
+    """What a figure says of its lines, means over `fewest` to `most` runs; one run has no band."""
+    if most == 1:
+        return "one seed"
+    seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"mean over {seeds} seeds and its 95 % bootstrap interval"
 
 
 def band(curves: Any) -> tuple[Array, Array, Array]:

@@ -160,5 +160,5 @@ def draw(results: Path) -> Path:
     axes[1, 0].set_ylabel("mean return of a batch")
     seeds = len(unique(rows, "seed"))
     note = "top: every update that was taken; below: the batches' returns,"
-    note += f"\n{common.band_note(seeds)}"
+    note += f"\n{common.band_note(seeds, seeds)}"
     return common.save(figure, results / "kl.png", note, columns=5)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -312,8 +313,9 @@ def draw_curves(results: Path, name: str) -> str:
                 line = "-" if i < len(COLOURS) else "--"
                 style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.5, "linestyle": line}
                 common.draw_band(axis, *_on_a_grid(rows), i % len(COLOURS), variant, **style)
-    seeds = len({run.seed for run in runs})
-    return str(common.save(figure, picture, common.band_note(seeds), columns=2 * columns))
+    seeds = Counter((run.env, run.settings["variant"]) for run in runs).values()
+    note = common.band_note(min(seeds), max(seeds))
+    return str(common.save(figure, picture, note, columns=2 * columns))
 
 
 def _on_a_grid(runs: Sequence[Sequence[Any]]) -> tuple[Array, Any]:
