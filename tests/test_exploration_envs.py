@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 
-import pronk.envs
-from pronk.envs import disco_maze, key_door, maze, patience, random_coin
+from pronk.envs import disco_maze, jax_suite, key_door, maze, patience, random_coin
 from pronk.envs.grid import DOWN, LEFT, MOVES, RIGHT, UP
 from pronk.envs.jax_env import JaxEnv, JaxVectorEnv, advance, start
+from pronk.envs.suite import Task
 from pronk.errors import UserError
 
 KEY = jax.random.key(0)
@@ -39,7 +40,9 @@ def play(env: JaxEnv, policy, num_steps: int, num_envs: int, seed: int = 0):
 
 def uniform(env: JaxEnv, state, key):
     del state
-    return jax.random.randint(key, (), 0, env.spec.action_space.n)
+    space = env.spec.action_space
+    assert isinstance(space, spaces.Discrete)
+    return jax.random.randint(key, (), 0, space.n)
 
 
 def by(expert):
@@ -180,7 +183,7 @@ def test_disco_mazes_return_is_the_share_visited():
                 continue
             position[b] += MOVES[action[b]]
             if free[b][tuple(position[b])]:
-                cells[b].add(tuple(map(int, position[b])))
+                cells[b].add((int(position[b][0]), int(position[b][1])))
             if timestep.terminated[b] or timestep.truncated[b]:
                 expected.append(len(cells[b]) / 7)
         episodes += vector.episodes()
@@ -188,26 +191,26 @@ def test_disco_mazes_return_is_the_share_visited():
     assert len(set(expected)) > 2
 
 
-def test_disco_mazes_return_in_a_suite():
-    part = disco_maze.make(5, max_steps=12)
-    suite = pronk.envs.jax_env_of("pronk/RandomDiscoMaze-v0,pronk/Catch-v0")
-    assert suite is not None
-    score = suite.envs[0].score  # type: ignore[union-attr]
-    state, _ = part.reset(KEY)
-    assert float(score(state)) == pytest.approx(1 / 7)
+def test_disco_mazes_return_is_scaled_by_a_suite():
+    env = disco_maze.make(5, max_steps=12)
+    task = Task("maze", "pronk/RandomDiscoMaze-v0", reward_scale=0.5)
+    suite = jax_suite.make("one", (task,), (env,))
+    score = suite.envs[0].score
+    assert score is not None
+    assert float(score(env.reset(KEY)[0])) == pytest.approx(0.5 / 7)
 
 
 def test_depth_first_visits_everything():
     lengths = []
     for free in mazes(10, 100):
         actions = disco_maze.depth_first(free)
-        position, seen = np.array([1, 1]), {(1, 1)}
+        position, seen, last = np.array([1, 1]), {(1, 1)}, 0
         for action in actions:
             assert tuple(position) in seen
             last = len(seen)
             position = position + MOVES[action]
             assert free[tuple(position)]
-            seen.add(tuple(map(int, position)))
+            seen.add((int(position[0]), int(position[1])))
         assert len(seen) == 199
         assert last == 198  # it stops with the last cell
         lengths.append(len(actions))
@@ -344,6 +347,7 @@ def test_key_door_by_hand():
     np.testing.assert_array_equal(board, expected)
 
     def go(state, text):
+        board, rest = None, []
         for move in text:
             state, board, *rest = env.step(state, jnp.int32("URDL".index(move)), KEY)
             assert rest[0] == (rest[1] and 1)

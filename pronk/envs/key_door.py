@@ -99,7 +99,8 @@ def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> Ja
             )
             layout = jnp.stack([drawn[:4], across], -1)
         start = jnp.array([rows // 2, columns // 2], jnp.int32)
-        state = State(start, *layout, jnp.bool_(False), jnp.int32(0))
+        objects = layout[0], layout[1], layout[2], layout[3]
+        state = State(start, *objects, jnp.bool_(False), jnp.int32(0))
         return state, observe(state)
 
     def step(state: State, action: Array, key: Key) -> tuple[State, Array, Array, Array, Array]:
