@@ -497,6 +497,7 @@ def test_patience_by_chance_and_by_waiting():
         (random_coin.make, {"size": 4}),
         (random_coin.make, {"max_steps": 27}),
         (patience.make, {"delay": 0}),
+        (patience.make, {"delay": 2.5}),
         (patience.make, {"small": 0}),
         (patience.make, {"small": 2.0}),
         (patience.make, {"large": float("inf")}),

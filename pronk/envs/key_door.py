@@ -115,14 +115,14 @@ def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> Ja
         ended = (position == state.goal).all()
         return state, observe(state), ended.astype(jnp.float32), ended, (t >= max_steps) & ~ended
 
-    def render(state: State) -> np.ndarray:
-        picture = np.full((*shape, 3), FLOOR, np.uint8)
-        channels = np.moveaxis(np.asarray(observe(state)), -1, 0)
-        for i, colour in ((0, WALL), (2, _KEY), (3, _DOOR), (4, _GOAL), (1, AGENT)):
-            picture[channels[i] > 0] = colour
-        return enlarged(picture)
+    return JaxEnv(spec, reset, step, render=lambda state: _picture(np.asarray(observe(state))))
 
-    return JaxEnv(spec, reset, step, render=render)
+
+def _picture(observation: np.ndarray) -> np.ndarray:
+    picture = np.full((*observation.shape[:2], 3), FLOOR, np.uint8)
+    for i, colour in ((0, WALL), (2, _KEY), (3, _DOOR), (4, _GOAL), (1, AGENT)):
+        picture[observation[..., i] > 0] = colour
+    return enlarged(picture)
 
 
 def _longest_way(size: int) -> int:

@@ -39,12 +39,12 @@ def make(delay: int = 400, small: float = 1.0, large: float = 2.0) -> JaxEnv:
     a mean return of `(small + large) / 2`, 1.5 by default; so does any first action that is a
     guess, which is why `small` is the score 0 of a comparison.
 
-    Raises UserError if `delay` < 1, or unless 0 < `small` < `large`, both finite.
+    Raises UserError if `delay` < 1 or not whole, or unless 0 < `small` < `large`, both finite.
     """
-    if delay < 1 or not 0 < small < large < math.inf:
+    if delay < 1 or delay % 1 or not 0 < small < large < math.inf:
         raise UserError(
-            f"Patience has delay={delay}, small={small} and large={large}; expected a delay of at"
-            " least 1 step and finite rewards above 0, the large one larger than the small one."
+            f"Patience has delay={delay}, small={small} and large={large}; expected a delay of"
+            " at least 1 whole step, and finite rewards above 0, of which the large one is larger."
         )
     steps = delay + 1
     spec = EnvSpec("pronk/Patience-v0", spaces.Box(0, 1, (3,), np.float32), spaces.Discrete(2))
