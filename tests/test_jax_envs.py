@@ -20,10 +20,14 @@ from pronk.envs import (
     cartpole_force,
     catch,
     deep_sea,
+    disco_maze,
     double_pendulum,
+    key_door,
     memory_cue,
     mountain_car,
     orchard,
+    patience,
+    random_coin,
     space_invaders,
 )
 from pronk.envs.jax_env import JaxEnv, JaxVectorEnv, Slots, advance, start
@@ -117,6 +121,10 @@ ENVS = {
     "mountain_car": mountain_car.make(max_steps=12),
     "acrobot": acrobot.make(max_steps=12),
     "double_pendulum": double_pendulum.make(max_steps=12),
+    "disco_maze": disco_maze.make(size=5, max_steps=12)._replace(score=None),  # sums of rewards
+    "key_door": key_door.make(size=3, max_steps=24),
+    "random_coin": random_coin.make(size=5, max_steps=8),
+    "patience": patience.make(delay=5),
 }
 every_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS.keys())
 
@@ -678,7 +686,7 @@ def test_each_id_makes_its_environment(name: str):
     made = JaxVectorEnv(env, 1, seed=3)
     made.reset()
     pictures = [np.asarray(env.render(made.first_state()))]
-    while not made.episodes():  # also of the terminal state
+    while not made.episodes() or len(pictures) < 4:  # also of the terminal state
         made.step(np.zeros((1, *(env.spec.action_space.shape or ())), np.int32))
         pictures.append(np.asarray(env.render(made.first_state())))
     assert {(p.dtype, p.ndim, p.shape[2]) for p in pictures} == {(np.dtype(np.uint8), 3, 3)}

@@ -46,9 +46,13 @@ _JAX = {  # module and function
     "pronk/Catch-v0": ("catch", "make"),
     "pronk/DeepSea-v0": ("deep_sea", "make"),
     "pronk/DoublePendulum-v0": ("double_pendulum", "make"),
+    "pronk/KeyDoor-v0": ("key_door", "make"),
     "pronk/MemoryCue-v0": ("memory_cue", "make"),
     "pronk/MountainCar-v0": ("mountain_car", "make"),
     "pronk/Orchard-v0": ("orchard", "make"),
+    "pronk/Patience-v0": ("patience", "make"),
+    "pronk/RandomCoin-v0": ("random_coin", "make"),
+    "pronk/RandomDiscoMaze-v0": ("disco_maze", "make"),
     "pronk/SpaceInvaders-v0": ("space_invaders", "make"),
 }
 _PROBE_STEPS = 40

@@ -40,12 +40,16 @@ class JaxEnv(NamedTuple):
     # (False), the return and the recurrent state (True), or the return alone ("roll").
     life_lost: Callable[[PyTree], Array] | None = None
     life_loss: bool | Literal["roll"] = False
+    # (state) -> float32 []: what is reported as the episode's return in place of the sum of its
+    # rewards, where rewards don't say how good an episode is. Agents don't see it.
+    score: Callable[[PyTree], Array] | None = None
 
 
 class Slots(NamedTuple):
     """The state of `B` environments that begin a new episode after each end, `[B, ...]`.
 
-    `episode_return` and `episode_length` count the current episode, and are final where `done`.
+    `episode_return` and `episode_length` count the current episode, and are final where `done`. The
+    return is that of `JaxEnv.score`, if there is one, from an episode's first step on.
     """
 
     state: PyTree
@@ -95,13 +99,14 @@ def advance(env: JaxEnv, slots: Slots, action: Array) -> tuple[Slots, TimeStep]:
     lost, first = jnp.zeros_like(new), jnp.logical_or(new, slots.lost)
     if env.life_lost is not None and env.life_loss:
         lost = jax.vmap(env.life_lost)(state) & ~new
+    score = slots.episode_return + reward if env.score is None else jax.vmap(env.score)(state)
     slots = Slots(
         state,
         slots.key,
         episode,
         terminated | truncated,
         lost if env.life_loss is True else slots.lost,
-        jnp.where(new, 0, slots.episode_return + reward),
+        jnp.where(new, 0, score),
         jnp.where(new, 0, slots.episode_length + 1),
     )
     reward = jnp.where(first, 0, reward)

@@ -76,8 +76,17 @@ def _convert(env: JaxEnv, k: int, task: Task, spec: EnvSpec, shared: CommonSpace
         mask = None if env.action_mask is None else env.action_mask(state)[None]
         return shared.action_mask(env.spec.action_space, mask, 1, jnp)[0]
 
-    mask = action_mask if shared.has_action_mask else None
-    return env._replace(spec=spec, reset=reset, step=step, action_mask=mask)
+    def score(state: PyTree) -> Array:
+        assert env.score is not None
+        return env.score(state) * task.reward_scale
+
+    return env._replace(
+        spec=spec,
+        reset=reset,
+        step=step,
+        action_mask=action_mask if shared.has_action_mask else None,
+        score=None if env.score is None else score,
+    )
 
 
 def stepper(env: JaxEnv | JaxSuite, num_envs: int) -> Stepper:
