@@ -36,8 +36,7 @@ class Average(NamedTuple):
 
 def no_average(slots: int) -> Average:
     """Before any value: weight, mean and variance 0."""
-    zeros = jnp.zeros(slots, jnp.float32)
-    return Average(zeros, zeros, zeros)
+    return Average(*(jnp.zeros(slots, jnp.float32) for _ in range(3)))
 
 
 def update_average(average: Average, x: Array, decay: float, valid: Array) -> Average:
