@@ -68,6 +68,14 @@ ON_POLICY = {
 }
 
 
+# Those that learn action values of sequences.
+OF_SEQUENCES = {
+    "r2d2": REPLAYED,
+    "ngu": REPLAYED
+    | {"mixtures": 3, "memory_size": 7, "neighbours": 3, "intrinsic_steps": 2, "lifelong_size": 4},
+}
+
+
 # Those that search parameters by whole episodes: nothing is a gradient, and an episode's actions
 # depend on what its environment keeps from one to the next.
 EVOLUTION = {"cem": {"population_size": 2, "elite_fraction": 0.5}, "cma_es": {"population_size": 2}}
@@ -78,7 +86,7 @@ def variant(observation, action, mask=False, agent="impala", tasks=(), **setting
     spec = EnvSpec(
         "test", observation, action, has_action_mask=mask, tasks=tasks, references=references
     )
-    small = SMALL | (REPLAYED if agent == "r2d2" else (ON_POLICY | EVOLUTION).get(agent, {}))
+    small = SMALL | (ON_POLICY | EVOLUTION | OF_SEQUENCES).get(agent, {})
     config = agent_module(agent).config
     known = {f.name for f in dataclasses.fields(config)}
     small = {k: v for k, v in small.items() if k in known}
@@ -151,6 +159,29 @@ VARIANTS = {
         stored_state=False,
         rescaling="none",
         reward_clip=1.0,
+    ),
+    "ngu": variant(VECTOR, DISCRETE, agent="ngu", recurrent_core="lstm", target_every=2),
+    "ngu_feed_forward": variant(
+        MIXED,
+        DISCRETE,
+        agent="ngu",
+        recurrent_core="none",
+        burn_in=0,
+        sequence_length=UNROLL,
+        loss_reduction="mean",
+        embedding="random",
+    ),
+    "ngu_masked": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="ngu",
+        recurrent_core="gru",
+        episodic=False,
+        mixtures=2,
+    ),
+    "ngu_pixels": variant(
+        PIXELS, DISCRETE, agent="ngu", torso="shallow", lifelong=False, mixtures=1
     ),
     "ddpg": variant(VECTOR, BOUNDED, agent="ddpg"),
     "ddpg_pixels": variant(
@@ -275,7 +306,7 @@ with_gradients = variants(
     *(
         k
         for k, v in VARIANTS.items()
-        if v.agent not in ("r2d2", "ddpg", "sac", *ON_POLICY, *EVOLUTION)
+        if v.agent not in (*OF_SEQUENCES, "ddpg", "sac", *ON_POLICY, *EVOLUTION)
         and getattr(v.config, "value_normalisation", "none") == "none"
     )
 )
@@ -696,6 +727,11 @@ def test_warm_start_begins_with_a_behaviour(name):
     assert np.isfinite(metrics["gradient_norm"])
 
 
+# Extras that say something of the observation, not of the decision: the last one of an episode
+# counts.
+OBSERVED = ("intrinsic_reward", "alpha", "memory_filled", "mixture")
+
+
 @every_variant
 def test_the_dummy_transition_has_no_weight(name):
     """The action at the last observation of an episode is never executed.
@@ -712,7 +748,10 @@ def test_the_dummy_transition_has_no_weight(name):
             return np.where(rows, value, x).astype(x.dtype)
 
         anything = {"log_prob": -500.0, "probability": 0.0}
-        extras = {k: scrambled(x, anything.get(k, 0.7)) for k, x in t.extras.items()}
+        extras = {
+            k: x if k in OBSERVED else scrambled(x, anything.get(k, 0.7))
+            for k, x in t.extras.items()
+        }
         other = t._replace(action=scrambled(t.action, 0), extras=extras)
         assert differs(other.extras, t.extras)
         before, after = (m.learn(m.state, Batch(x)) for x in (t, other))
@@ -822,8 +861,11 @@ def test_the_stored_core_is_the_one_before_row_0(name):
     """Acting again from it over the stored rows repeats actions and extras."""
     m = made(name)
     behaviour = m.agent.behaviour(m.state)
-    t = m.trajectories[2]
+    *before, t = m.trajectories[:3]
     again = player(m.agent, NUM_ENVS)
+    for earlier in before:  # what slots keep for themselves is not stored
+        for i in range(UNROLL):
+            again.act(behaviour, jax.tree.map(lambda x, i=i: x[i], earlier.timestep))
     again.carry, again.count = again.carry._replace(core=t.core), np.uint32(2 * UNROLL)
     for i in range(UNROLL):
         row = again.act(behaviour, jax.tree.map(lambda x, i=i: x[i], t.timestep))

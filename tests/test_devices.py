@@ -106,7 +106,8 @@ plan = resolve(
     **({"value_minibatch_size": 24, "value_passes": 2} if sys.argv[1] in ("trpo", "rwr") else {}),
     **({"fit_iterations": 2, "baseline": "network"} if sys.argv[1] == "rwr" else {}),
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
-    **(replayed if sys.argv[1] == "r2d2" else {}),
+    **(replayed if sys.argv[1] in ("r2d2", "ngu") else {}),
+    **({"intrinsic_steps": 2, "memory_size": 20} if sys.argv[1] == "ngu" else {}),
     **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
 )
 spec, agent = build(plan, plan.env)
@@ -115,8 +116,8 @@ batches = []
 for i in range(3):
     batch = random_batch(agent, spec, state, 6, 8)
     trajectory = batch.trajectory
-    if sys.argv[1] == "r2d2":
-        extras = {"probability": trajectory.extras["probability"]}
+    if sys.argv[1] in ("r2d2", "ngu"):
+        extras = dict(trajectory.extras)
         probabilities = np.random.default_rng(i).uniform(0.1, 1, 8).astype(np.float32)
         batch = batch._replace(
             trajectory=trajectory._replace(extras=extras), probabilities=probabilities,
@@ -150,7 +151,7 @@ FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 @pytest.mark.parametrize(
     "agent",
     [
-        *("impala", "r2d2", "impala popart", "ppo", "sac"),
+        *("impala", "r2d2", "ngu", "impala popart", "ppo", "sac"),
         *(pytest.param(name, marks=pytest.mark.extended) for name in ("ddpg", "trpo", "rwr")),
     ],
 )

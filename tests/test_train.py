@@ -49,12 +49,21 @@ R2D2: dict[str, Any] = {
     "sequence_length": 6, "overlap": 3, "burn_in": 2, "recurrent_units": 4, "head_units": 8,
     "replay_minimum": 20, "replay_capacity": 400,
 }  # fmt: skip
+NGU: dict[str, Any] = {
+    **R2D2,
+    "mixtures": 3,
+    "memory_size": 20,
+    "neighbours": 3,
+    "embedding_size": 4,
+    "intrinsic_steps": 2,
+}
 TRANSITIONS: dict[str, Any] = {
     "unroll": 1,
     "replay_minimum": 50,
     "replay_capacity": 400,
     "updates_per_step": 0.5,
 }
+OF_AGENTS = {"r2d2": R2D2, "ngu": NGU, "ddpg": TRANSITIONS, "sac": TRANSITIONS}  # with a replay
 FUSED = {"runtime": "fused"}
 FUSED_R2D2 = {**FUSED, "priority_exponent": 0.0, "overlap": 0}
 LOCAL = {"runtime": "local"}
@@ -101,7 +110,18 @@ EXACT |= {
     "schedules-fused": ("impala", "pronk/Catch-v0", {**FUSED, **SCHEDULES}, 1000),
     "schedules": ("impala", "CartPole-v1", {**SCHEDULES, "entropy_cost": "linear:0.1:0"}, 800),
 }
+EXACT |= {
+    "ngu": ("ngu", "CartPole-v1", {"env_workers": 1}, 900),
+    "ngu-fused": ("ngu", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
+}
 MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "ngu-suite": ("ngu", "CartPole-v1,Acrobot-v1", {"recurrent_core": "none"}, 900),
+    "ngu-suite-fused": (
+        "ngu",
+        "pronk/Catch-v0,pronk/MemoryCue-v0?delay=2",
+        {**FUSED_R2D2, "samples_per_insert": 2.0, "embedding": "random"},
+        1500,
+    ),
     # With a lag of more updates than there are before the pauses.
     "mixed-fused": ("impala", "pronk/Catch-v0", {**FUSED, **LASER, "envs_per_actor": 2}, 1000),
     "suite": ("impala", "pronk/Catch-v0,CartPole-v1", POPART, 1000),
@@ -157,7 +177,7 @@ def everything_saved(run_dir: Path) -> dict[str, np.ndarray]:
 def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Its environments, actors and replay are saved in the middle of episodes."""
     agent, env, settings, steps = (EXACT | MORE)[name]
-    tiny = TINY | {"r2d2": R2D2, "ddpg": TRANSITIONS, "sac": TRANSITIONS}.get(agent, {})
+    tiny = TINY | OF_AGENTS.get(agent, {})
     settings = {**tiny, "hidden_sizes": (16,), "deterministic": True, "seed": 3, **settings}
 
     def train(run_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -170,7 +190,7 @@ def test_a_paused_run_equals_the_uninterrupted_one_bit_for_bit(name: str, tmp_pa
         assert part <= paused["agent_steps"] < steps
     rest = train(tmp_path / "parts")
     expected, found = (everything_saved(tmp_path / d) for d in ("whole", "parts"))
-    remembers = (agent in ("r2d2", "ddpg", "sac") or "mixed" in name) and "fused" not in name
+    remembers = (agent in OF_AGENTS or "mixed" in name) and "fused" not in name
     assert any(k.startswith("replay/") for k in found) == remembers
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     timing = {"wall_seconds", "steps_per_second", "run_dir", "bound_by"}

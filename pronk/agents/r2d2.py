@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 
-from pronk.agents import step
+from pronk.agents import sequence_q, step
 from pronk.agents.actor_critic import Core
-from pronk.agents.exploration import Ladder
 from pronk.agents.r2d2_config import Config
-from pronk.errors import UserError
-from pronk.maths import distributions, returns, transforms
-from pronk.nn import cores, networks
+from pronk.agents.sequence_q import SequenceQ
+from pronk.maths import returns, transforms
+from pronk.nn import cores
 from pronk.types import (
     Agent,
     Array,
@@ -36,34 +34,15 @@ from pronk.types import (
 
 
 @dataclass(frozen=True, eq=False)
-class R2D2:
+class R2D2(SequenceQ):
     """R2D2 for one environment; its methods are the functions of an `Agent`."""
-
-    config: Config
-    spec: EnvSpec
-    network: networks.DuelingQ
-    rescaling: transforms.Transform  # h, by which action values are transformed
-    ladder: Ladder  # exploration rates
-    horizon: int = 0  # agent steps at which schedules end
-
-    @property
-    def num_actions(self) -> int:
-        """Discrete actions, each of which has a value."""
-        return self.network.num_actions
-
-    def initial_core(self, batch: int) -> Core:
-        """The memory at an episode's start, `[B, ...]`."""
-        state = cores.initial_state(self.network.core, batch)
-        return Core(state, jnp.zeros((batch, self.num_actions), jnp.float32))
 
     def init(self, key: Key) -> LearnerState:
         """The learner's first state; the target network begins as a copy."""
         params_key, key = jax.random.split(key)
-        sample = self.spec.observation_space.sample()
-        rows = jax.tree.map(lambda x: jnp.asarray(x)[None, None], sample)
         core, zeros = self.initial_core(1), jnp.zeros((1, 1))
         params = self.network.init(
-            params_key, rows, zeros, core.last_action[None], zeros > 0, core.state
+            params_key, self.sample_rows(), zeros, core.last_action[None], zeros > 0, core.state
         )
         hyper = step.hyperparameters(self.config, self.config.hyper_names())
         extra = {"target": jax.tree.map(jnp.copy, params)}
@@ -92,9 +71,14 @@ class R2D2:
         q, state = self.network.apply(  # type: ignore[misc]
             params, timestep.observation, reward, last_action, timestep.first, state
         )
-        if timestep.action_mask is not None:
-            q = jnp.where(timestep.action_mask, q, distributions.MASKED)
-        return q, state
+        return self.masked(q, timestep), state
+
+    def values(
+        self, params: PyTree, rows: tuple[PyTree, ...], state: PyTree
+    ) -> tuple[Array, PyTree]:
+        """`forward` of time steps and the actions before them."""
+        timestep, last_action = rows
+        return self.forward(params, timestep, last_action, state)
 
     def act(
         self, behaviour: PyTree, carry: Carry, timestep: TimeStep, key: Key
@@ -103,36 +87,10 @@ class R2D2:
         last_action = cores.reset(carry.core.last_action, timestep.first)
         row = jax.tree.map(lambda x: x[None], timestep)
         q, state = self.forward(behaviour, row, last_action[None], carry.core.state)
-        epsilon = carry.private["epsilon"][:, None]
-        mask = timestep.action_mask
-        allowed = jnp.ones_like(q[0]) if mask is None else mask.astype(jnp.float32)
-        greedy = jax.nn.one_hot(jnp.argmax(q[0], axis=-1), self.num_actions)
-        policy = epsilon * allowed / allowed.sum(-1, keepdims=True) + (1 - epsilon) * greedy
-        action = jax.random.categorical(key, jnp.log(policy)).astype(jnp.int32)
-        taken = jax.nn.one_hot(action, self.num_actions)
-        extras = {"probability": jnp.sum(policy * taken, axis=-1)}
-        return action, Carry(Core(state, taken), carry.private), extras
-
-    def inputs(self, batch: Batch) -> tuple[TimeStep, Array, PyTree]:
-        """The network's inputs for a batch: rows, the action before each, the state before all."""
-        timestep, core = batch.trajectory.timestep, batch.trajectory.core
-        stored = self.config.stored_state
-        state = core.state if stored else jax.tree.map(jnp.zeros_like, core.state)
-        taken = jax.nn.one_hot(batch.trajectory.action, self.num_actions)
-        last_action = jnp.concatenate([core.last_action[None], taken[:-1]])
-        return timestep, jnp.where(timestep.first[..., None], 0.0, last_action), state
-
-    def action_values(self, params: PyTree, batch: Batch) -> Array:
-        """Values of the rows after the burn-in, `[length + 1, B, A]`, transformed by h."""
-        timestep, last_action, state = self.inputs(batch)
-        before, after = (
-            jax.tree.map(lambda x, part=part: x[part], (timestep, last_action))
-            for part in (slice(self.config.burn_in), slice(self.config.burn_in, None))
+        action, taken, probability = self.choose(
+            q[0], carry.private["epsilon"], timestep.action_mask, key
         )
-        if self.config.burn_in:
-            _, state = self.forward(params, before[0], before[1], state)
-        # Learnt from is only what comes after: no gradient reaches back (section 3).
-        return self.forward(params, after[0], after[1], jax.lax.stop_gradient(state))[0]
+        return action, Carry(Core(state, taken), carry.private), {"probability": probability}
 
     def td_errors(
         self, params: PyTree, target_params: PyTree, hyper: dict[str, Array], batch: Batch
@@ -168,34 +126,9 @@ class R2D2:
     def loss(
         self, params: PyTree, target_params: PyTree, hyper: dict[str, Array], batch: Batch
     ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-        """The objective, a scalar: the mean over sequences of ½ δ², weighted for their probability
-        of being drawn; also new priorities `[B]` and metrics.
-
-        batch: `[burn_in + length + 1, B]` rows. A priority is η max |δ| + (1 − η) mean |δ| (2.3).
-        """
+        """`sequence_loss` of a batch of `[burn_in + length + 1, B]` rows."""
         error, weight, q = self.td_errors(params, target_params, hyper, batch)
-        count = jnp.maximum(weight.sum(axis=0), 1.0)  # [B]
-        size = jnp.abs(error)
-        eta = hyper["priority_mixture"]
-        priority = eta * size.max(axis=0) + (1 - eta) * size.sum(axis=0) / count
-        sequence_loss = 0.5 * jnp.square(error).sum(axis=0)
-        if self.config.loss_reduction == "mean":
-            sequence_loss /= count
-        # Sequences drawn too often for their number count less (Schaul et al. 2016, 3.4).
-        correction = jnp.ones_like(sequence_loss)
-        if batch.probabilities is not None:
-            correction = batch.probabilities ** -hyper["importance_exponent"]
-            correction /= correction.max()
-        objective = jnp.mean(correction * sequence_loss)
-        steps = weight.sum()
-        metrics = {
-            "loss/value": objective,
-            "q_mean": jnp.sum(q * weight) / jnp.maximum(steps, 1.0),
-            "td_error": jnp.sum(size) / jnp.maximum(steps, 1.0),
-            "importance_weight": correction.mean(),
-            "steps": steps,
-        }
-        return objective, (priority, metrics)
+        return self.sequence_loss(error, weight, q, hyper, batch)
 
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
         """One gradient step; now and then the target network becomes a copy."""
@@ -204,34 +137,14 @@ class R2D2:
         )
         rate = state.hyper["learning_rate"]
         state, norm = step.descend("adam", state, grads, rate, metrics["steps"])
-        due = state.updates % self.config.target_every == 0
-        target = jax.tree.map(
-            lambda new, old: jnp.where(due, new, old), state.params, state.extra["target"]
-        )
+        target = self.copied(state, state.params, state.extra["target"])
         metrics |= {"gradient_norm": norm}
         return Learnt(state._replace(extra={"target": target}), metrics, Feedback(priority))
 
 
 def build(config: Config, spec: EnvSpec, *, horizon: int = 0) -> R2D2:
     """R2D2 for environments of this `spec`. Raises UserError for actions that are not discrete."""
-    if not isinstance(spec.action_space, gym.spaces.Discrete):
-        raise UserError(
-            f"r2d2 has a value for each action, and the actions of '{spec.name}' are"
-            f" {spec.action_space}; expected Discrete: use another agent, such as impala."
-        )
-    network = networks.DuelingQ(
-        space=spec.observation_space,
-        num_actions=int(spec.action_space.n),
-        torso=config.torso,
-        hidden_sizes=config.hidden_sizes,
-        head_units=config.head_units,
-        activation=config.activation,
-        core=cores.make_core(config.recurrent_core, config.recurrent_units),
-        encoder_dtype=jnp.dtype(config.encoder_dtype),
-    )
-    rescaling = transforms.by_name(config.rescaling, config.rescaling_epsilon)
-    ladder = Ladder(config.epsilon_greedy, config.epsilon_alpha)
-    return R2D2(config, spec, network, rescaling, ladder, horizon)
+    return R2D2(*sequence_q.parts("r2d2", config, spec), horizon)
 
 
 def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:

@@ -41,6 +41,7 @@ from pronk.errors import UserError, nearest
 AGENTS = {
     "impala": "pronk.agents.impala",
     "r2d2": "pronk.agents.r2d2",
+    "ngu": "pronk.agents.ngu",
     "ddpg": "pronk.agents.ddpg",
     "sac": "pronk.agents.sac",
     "reinforce": "pronk.agents.reinforce",

@@ -368,8 +368,9 @@ def join_value(policy: PyTree, value: PyTree) -> PyTree:
 class DuelingQ(nn.Module):
     """Encoder, optional recurrent core and a dueling head (Wang et al. 2016, eq. 9).
 
-    Inputs are those of `ActorCritic`; returns action values `[T, B, num_actions]` and the core's
-    state after the last row.
+    Inputs are those of `ActorCritic`; condition `[T, B, C]`: further inputs, of the core, or of the
+    head without one. Returns action values `[T, B, num_actions]` and the core's state after the
+    last row.
     """
 
     space: gym.Space
@@ -383,7 +384,13 @@ class DuelingQ(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observation: PyTree, reward: Array, last_action: Array, first: Array, state: PyTree
+        self,
+        observation: PyTree,
+        reward: Array,
+        last_action: Array,
+        first: Array,
+        state: PyTree,
+        condition: Array | None = None,
     ) -> tuple[Array, PyTree]:
         steps, batch = first.shape
         flat = jax.tree.map(lambda x: x.reshape(steps * batch, *x.shape[2:]), observation)
@@ -396,6 +403,8 @@ class DuelingQ(nn.Module):
             name="encoder",
         )
         features = encoder(flat).reshape(steps, batch, -1)
+        if condition is not None:
+            features = jnp.concatenate([features, condition], axis=-1)
         if self.core is not None:
             features, state = self.core(_core_inputs(features, reward, last_action), first, state)
 
