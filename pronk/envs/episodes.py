@@ -36,8 +36,9 @@ class EpisodeCounter:
     def update(self, reward: Array, first: Array, finished: Array) -> None:
         """Count one row, `[B]`: its reward, whether it is the first of an episode, and whether it
         finishes one that is to be reported."""
-        self._returns = np.where(first, 0.0, self._returns + reward)
-        self._lengths = np.where(first, 0, self._lengths + 1)
+        self._returns += reward
+        self._lengths += 1
+        self._returns[first] = self._lengths[first] = 0
         for i in np.flatnonzero(finished):
             self._finished.append(
                 Episode(float(self._returns[i]), int(self._lengths[i]), self._first_env_id + int(i))

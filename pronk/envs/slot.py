@@ -101,7 +101,7 @@ def _unpacked(method: str, result: Any) -> tuple[Any, ...]:
         found = f"{len(result)} values" if is_tuple else f"a {type(result).__name__}"
         raise ValueError(f"{method}() returned {found}, expected {expected}")
     *values, info = result
-    if info is not None and not isinstance(info, Mapping):
+    if info is not None and type(info) is not dict and not isinstance(info, Mapping):
         found = f"a {type(info).__name__}"
         raise ValueError(f"the last value of {method}() is {found}, expected a dict: {expected}")
     return *values, info or {}

@@ -22,6 +22,7 @@ MASK = "action_mask"  # its name in an `info` and in a dict of observations
 UNBOUNDED = 1e18  # larger bounds of actions count as none: float32 cannot hold their squares
 _INT32 = np.iinfo(np.int32)  # JAX's integers have 32 bits
 _LARGEST = float(np.finfo(np.float32).max)
+_SMALL_SQUARES = 1e30  # numbers whose squares sum to less are in the range of float32
 
 
 def leaf_spaces(space: gym.Space) -> list[gym.Space]:
@@ -150,6 +151,7 @@ class Observations:
 
     def __init__(self, space: gym.Space):
         self._space, self._named = space, named_leaves(space)
+        self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
 
     def leaves(self, observation: Any) -> list[np.ndarray]:
         """The leaves of one observation in the dtypes of the space.
@@ -158,6 +160,9 @@ class Observations:
         for NaN and infinity, for numbers that the dtype cannot hold, and for integers that are no
         elements of a discrete space. Numbers outside a Box's bounds pass: see `outside`.
         """
+        if not self._nested:
+            ((name, leaf),) = self._named
+            return [_element(leaf, observation, name)]
         values = leaf_values(self._space, observation)
         return [
             _element(leaf, value, name)
@@ -178,6 +183,8 @@ class Observations:
 
 def _element(space: gym.Space, value: Any, name: str) -> np.ndarray:
     """`value` in the dtype of the leaf `space`; raises ValueError if it does not fit."""
+    if _plainly_fits(space, value):
+        return value if value.dtype == space.dtype else value.astype(space.dtype)
     try:
         array = np.asarray(value)
     except ValueError:  # a list of lists of several lengths
@@ -204,6 +211,17 @@ def _element(space: gym.Space, value: Any, name: str) -> np.ndarray:
         if not ((cast >= start) & (cast < _stop(space))).all():
             raise ValueError(f"{name} is {value!r}, which is not an element of {space}")
     return cast
+
+
+def _plainly_fits(space: gym.Space, value: Any) -> bool:
+    """Whether one product shows that the array `value` has the shape of the leaf `space` and
+    numbers that its dtype can hold; False decides nothing."""
+    if type(value) is not np.ndarray or value.dtype.char not in "fd" or value.shape != space.shape:
+        return False
+    if space.dtype is None or space.dtype.char not in "fd":
+        return False
+    flat = value.reshape(-1)
+    return bool(flat.dot(flat) < _SMALL_SQUARES)  # False for NaN
 
 
 def beyond(dtype: Any) -> str:
@@ -296,7 +314,9 @@ def random_actions(
 def as_reward(value: Any) -> float:
     """A reward as a number that float32 can hold; raises ValueError where it is none."""
     try:
-        is_number = type(value) is float or not (isinstance(value, str | bytes) or np.ndim(value))
+        is_number = isinstance(value, float) or not (
+            isinstance(value, str | bytes) or np.ndim(value)
+        )
         number = float(value) if is_number else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
