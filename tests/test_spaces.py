@@ -62,6 +62,8 @@ def test_the_order_of_keys_does_not_matter_and_other_keys_are_left_out() -> None
         (PAIR, np.zeros(2, complex), "dtype complex128"),
         (PAIR, None, r"shape \(\)"),
         (PAIR, [np.nan, 0], "not finite"),
+        (PAIR, np.array([np.nan, 0], np.float32), "not finite"),
+        (PAIR, np.array([INF, np.nan]), "not finite"),
         (PAIR, np.array([0, -INF]), "not finite"),
         (PAIR, np.array([0, -1e39]), r"the value -1e\+39, which is beyond the range of float32"),
         (spaces.Box(-1, 1, (1,), np.float16), [1e5], "beyond the range of float16"),
@@ -304,3 +306,12 @@ def test_every_bit_of_a_seed_counts() -> None:
     keys = {tuple(jax.random.key_data(key_of(seed)).tolist()) for seed in seeds}
     assert len(keys) == len(seeds)
     assert key_of(7) == jax.random.key(7)  # those of small seeds are JAX's
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e18, 1e30, 3e38])
+def test_numbers_of_every_size_that_float32_can_hold_pass(dtype: type, size: float):
+    given = np.array([size, -size], dtype)
+    (leaf,) = Observations(PAIR).leaves(given)
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(leaf, given.astype(np.float32))

@@ -220,7 +220,7 @@ def _plainly_fits(space: gym.Space, value: Any) -> bool:
         return False
     if space.dtype is None or space.dtype.char not in "fd":
         return False
-    flat = value.reshape(-1)
+    flat = value.reshape(-1).astype(np.float64, copy=False)  # squares of float32 fit
     return bool(flat.dot(flat) < _SMALL_SQUARES)  # False for NaN
 
 
