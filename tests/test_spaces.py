@@ -308,6 +308,7 @@ def test_every_bit_of_a_seed_counts() -> None:
     assert key_of(7) == jax.random.key(7)  # those of small seeds are JAX's
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-40, 1e18, 1e30, 3e38])
 def test_numbers_of_every_size_that_float32_can_hold_pass(dtype: type, size: float):
