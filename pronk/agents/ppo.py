@@ -7,8 +7,9 @@ advantages (`OnPolicy.estimate`), a permutation, and a gradient step of `loss` p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from pronk.types import Agent, Array, Batch, EnvSpec, Hyper, Key, LearnerState, 
 class Learning(NamedTuple):
     """What changes from minibatch to minibatch."""
 
-    params: PyTree
+    params: Array  # [P], see `step.Flat`
     opt_state: PyTree
     stopped: Array  # bool [], the policy is too far from the old one
     finite: Array  # bool [], all gradients so far were
@@ -57,30 +58,35 @@ class PPO:
             state.extra["statistics"], "value", estimates.target, data.samples.weight
         )
         extra = state.extra | {"statistics": statistics}
+        flat = step.flatten(state.params, state.opt_state)
+
+        def loss(params: Array, minibatch: Any, key: Key) -> tuple[Array, dict[str, Array]]:
+            return self.loss(flat.unravel(params), extra, hyper, minibatch, key)
 
         def one_pass(learning: Learning, key: Key) -> tuple[Learning, dict[str, Array]]:
             current = estimates
             if config.recompute_advantages:
-                current = shared.estimate(learning.params, extra, hyper, data)
+                current = shared.estimate(flat.unravel(learning.params), extra, hyper, data)
             order_key, entropy_key = jax.random.split(key)
             drawn = minibatches.Minibatches(config, data.samples, current)
 
             def one(learning: Learning, index: Array) -> tuple[Learning, dict[str, Array]]:
-                return self._step(learning, extra, hyper, drawn.take(index), entropy_key)
+                return self._step(loss, learning, hyper, drawn.take(index), entropy_key)
 
             return jax.lax.scan(one, learning, drawn.order(order_key, config.minibatch_size))
 
         keys = jax.random.split(jax.random.fold_in(state.key, state.updates), config.passes)
-        learning = Learning(state.params, state.opt_state, jnp.bool_(False), jnp.bool_(True))
+        learning = Learning(flat.params, flat.opt_state, jnp.bool_(False), jnp.bool_(True))
         learning, sums = jax.lax.scan(one_pass, learning, keys)
+        params, opt_state = flat.unravel(learning.params), flat.unflatten(learning.opt_state)
         metrics = self._metrics(sums) | shared.metrics(data, estimates)
-        metrics["kl"] = shared.divergence(learning.params, data)
+        metrics["kl"] = shared.divergence(params, data)
         if config.objective == "adaptive-kl":
             extra = extra | {"kl_cost": self._adapted(extra["kl_cost"], hyper, sums)}
         extra = extra | {"statistics": shared.after(statistics, batch)}
         new = step.finish(
             old,
-            state._replace(params=learning.params, opt_state=learning.opt_state, extra=extra),
+            state._replace(params=params, opt_state=opt_state, extra=extra),
             learning.finite,
             metrics["steps"],
         )
@@ -146,15 +152,14 @@ class PPO:
 
     def _step(
         self,
+        loss: Callable[..., tuple[Array, dict[str, Array]]],
         learning: Learning,
-        extra: PyTree,
         hyper: Hyper,
         minibatch: tuple[Samples, Estimates],
         key: Key,
     ) -> tuple[Learning, dict[str, Array]]:
         """One gradient step, unless the policy has come too far."""
-        gradient = jax.grad(self.loss, has_aux=True)
-        grads, means = gradient(learning.params, extra, hyper, minibatch, key)
+        grads, means = jax.grad(loss, has_aux=True)(learning.params, minibatch, key)
         norm = optax.tree.norm(grads)
         params, opt_state = step.adam(
             learning.params, learning.opt_state, hyper, grads, hyper["learning_rate"]

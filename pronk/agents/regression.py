@@ -60,16 +60,17 @@ def _fit_network(
     )
     mean, deviation = normalisation.value_units(statistics)
     drawn = Minibatches(config, data.samples, estimates)
+    flat = step.flatten(value, state.opt_state["value"])
 
-    def loss(value: PyTree, index: Array) -> Array:
+    def loss(value: Array, index: Array) -> Array:
         samples, estimates = drawn.take(index)
-        params = networks.join_value(policy, value)
+        params = networks.join_value(policy, flat.unravel(value))
         output = shared.model.forward(params, samples.rows, samples.last_action, samples.core)
         values = shared.model.select_value(output.values, samples.task)
         target = (estimates.target - mean) / deviation
         return weighted.mean(losses.squared_error(values, target), samples.weight)
 
-    def one(carry: tuple[PyTree, PyTree], index: Array) -> tuple[tuple[PyTree, PyTree], Array]:
+    def one(carry: tuple[Array, PyTree], index: Array) -> tuple[tuple[Array, PyTree], Array]:
         value, opt_state = carry
         error, grads = jax.value_and_grad(loss)(value, index)
         rate = state.hyper["value_learning_rate"]
@@ -78,11 +79,11 @@ def _fit_network(
 
     keys = jax.random.split(jax.random.fold_in(state.key, state.updates), config.value_passes)
     orders = [drawn.order(key, config.value_minibatch_size) for key in keys]
-    begin = value, state.opt_state["value"]
-    (value, opt_state), (error, finite) = jax.lax.scan(one, begin, jnp.concatenate(orders))
+    begin = flat.params, flat.opt_state
+    (vector, opt_state), (error, finite) = jax.lax.scan(one, begin, jnp.concatenate(orders))
     state = state._replace(
-        params=networks.join_value(policy, value),
-        opt_state=state.opt_state | {"value": opt_state},
+        params=networks.join_value(policy, flat.unravel(vector)),
+        opt_state=state.opt_state | {"value": flat.unflatten(opt_state)},
         extra=state.extra | {"statistics": statistics},
     )
     return state, jnp.mean(error), jnp.all(finite)
