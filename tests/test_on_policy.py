@@ -496,6 +496,7 @@ def test_one_behaviour_decides_a_whole_fused_batch(core):
         ("tnpg", {"max_kl": 0.0}, "`--max-kl` is 0.0; expected a number above zero"),
         ("trpo", {"damping": -1.0}, "`--damping` is -1.0; expected zero or more"),
         ("trpo", {"fisher_every": 2, "recurrent_core": "gru"}, "`--fisher-every` is 2"),
+        ("trpo", {"fisher_every": 65}, "`--fisher-every` is 65, and a batch has 64 transitions"),
         ("reinforce", {"advantage_normalisation": "minibatch"}, "expected batch or none"),
     ],
 )

@@ -460,3 +460,10 @@ def test_progress_ends_at_one():
     assert progress(jnp.uint32(5), jnp.float32(10)) == 0.5
     assert progress(jnp.uint32(50), jnp.float32(10)) == 1
     assert schedules.KINDS == ("linear", "cosine", "exponential", "piecewise")
+
+
+def test_a_schedule_as_a_default_causes_no_warning(recwarn, capsys):
+    with pytest.raises(SystemExit):  # of --help
+        cli.main(["train", "ppo", "Pendulum-v1", "--help"])
+    assert "linear:3e-4:0" in capsys.readouterr().out
+    assert not [str(w.message) for w in recwarn if "annotated" in str(w.message)]

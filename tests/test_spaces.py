@@ -316,3 +316,12 @@ def test_numbers_of_every_size_that_float32_can_hold_pass(dtype: type, size: flo
     (leaf,) = Observations(PAIR).leaves(given)
     assert leaf.dtype == np.float32
     np.testing.assert_array_equal(leaf, given.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(-1, 1, (0,)), spaces.Dict({}), spaces.Dict({"a": spaces.Box(0, 1, (2, 0))})],
+)
+def test_a_space_without_numbers_is_refused(space: spaces.Space):
+    with pytest.raises(UserError, match="has no numbers; expected at least one"):
+        agent_space(space)

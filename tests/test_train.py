@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,28 @@ def test_a_finished_run_is_not_continued(tmp_path: Path) -> None:
     assert again["status"] == "finished"
     assert again["agent_steps"] == first["agent_steps"]
     assert digest(tmp_path) == before
+
+
+def test_a_run_that_has_lost_its_checkpoints_keeps_its_curves(tmp_path: Path) -> None:
+    train("pronk/Catch-v0", tmp_path, 200)
+    curve = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="curves of a run of 200 steps, and no checkpoint"):
+        train("pronk/Catch-v0", tmp_path, 200)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == curve
+
+
+def test_a_run_that_stopped_before_its_first_update_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"agent_steps": 0, "updates": 0}')
+    assert train("pronk/Catch-v0", tmp_path, 200)["updates"] > 0
+
+
+@pytest.mark.parametrize("agent", ["sac", "r2d2"])
+def test_a_run_that_would_end_before_learning_is_refused(agent: str, tmp_path: Path) -> None:
+    env = {"sac": "Pendulum-v1", "r2d2": "pronk/Catch-v0"}[agent]
+    with pytest.raises(UserError, match=r"`--steps` is 500, and nothing is learnt before .* 500 "):
+        pronk.train(agent, env, run_dir=tmp_path, steps=500, replay_minimum=500)
+    assert not any(tmp_path.iterdir())
 
 
 def test_another_configuration_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

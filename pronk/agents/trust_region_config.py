@@ -45,6 +45,12 @@ class Config(RegressionConfig):
                 f"`--fisher-every` is {self.fisher_every}, and a recurrent core needs whole"
                 " trajectories; expected 1."
             )
+        batch = self.unroll * self.batch_size
+        if self.fisher_every > batch:
+            raise UserError(
+                f"`--fisher-every` is {self.fisher_every:,}, and a batch has {batch:,} transitions"
+                " (--unroll × --batch-size); expected at most as many."
+            )
 
     def hyper_names(self) -> tuple[str, ...]:
         """The fields in `LearnerState.hyper`: changing one compiles nothing."""

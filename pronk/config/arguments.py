@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -238,6 +239,9 @@ def parse(
     registry.primitive_rule(_integer)
     registry.primitive_rule(_float)
     registry.struct_rule(lambda info: _settings(info, marks or {}))
-    parsed = tyro.cli(kind, prog=f"pronk {command}", args=args, registry=registry, **kwargs)
+    with warnings.catch_warnings():
+        # A schedule, such as `linear:3e-4:0`, is the default of some numbers.
+        warnings.filterwarnings("ignore", "The field .* is annotated with type", UserWarning)
+        parsed = tyro.cli(kind, prog=f"pronk {command}", args=args, registry=registry, **kwargs)
     fields.check(parsed)
     return parsed

@@ -105,9 +105,14 @@ def from_leaves(space: gym.Space, leaves: Sequence[Array]) -> PyTree:
 def agent_space(space: gym.Space) -> gym.Space:
     """An observation space as agents have it: numbers of 64 bits, which JAX would cut, are float32.
 
-    Raises UserError for a space that is not supported, and for discrete elements beyond int32.
+    Raises UserError for a space that is not supported or has no numbers, and for discrete elements
+    beyond int32.
     """
-    named_leaves(space)
+    if not sum(math.prod(leaf.shape or ()) for leaf in leaf_spaces(space)):
+        raise UserError(
+            f"the observation space {space} has no numbers; expected at least one: wrap the"
+            " environment, for example with `gymnasium.wrappers.TimeAwareObservation`."
+        )
 
     def converted(space: gym.Space) -> gym.Space:
         if isinstance(space, spaces.Dict):

@@ -38,7 +38,7 @@ from pronk.runtime.multi_learner import SINGLE_PROCESS, Group, join
 from pronk.storage.array_file import write_arrays
 from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import cannot_write, write_json_atomically
-from pronk.types import Agent, Batch, LearnerState, VectorEnv
+from pronk.types import Agent, Batch, LearnerState, Replayed, VectorEnv
 
 # (agent, state, notes) -> (state, notes): changes the learner's state before a segment of a run
 # starts, as PBT does; notes (JSON) are kept in the run's checkpoints.
@@ -107,6 +107,7 @@ class _Run:
         check_signals()
         self.spec, self.agent = build(plan, env)
         check_agent(plan, self.agent, self.spec)
+        _check_learns(plan, self.agent)
         self.checkpointer = Checkpointer(
             self.run_dir / "checkpoints", keep=self.config.keep_checkpoints
         )
@@ -129,6 +130,8 @@ class _Run:
 
     def _train(self) -> dict[str, Any]:
         loaded = self.checkpointer.load()
+        if loaded is None:
+            _check_nothing_lost(self.run_dir)
         check_signals()
         state = initial_state(self.plan, self.agent)
         check_signals()
@@ -172,7 +175,7 @@ class _Run:
             if self.agent_steps >= self.config.steps:
                 directory = self.plan.run_dir
                 monitor.message(f"already trained for {self.agent_steps:,} steps: {directory}")
-                return self._summary("finished", "")
+                return self._summary("finished", "", self.updates)
             if (torso := getattr(self.plan.agent_config, "torso", None)) is not None:
                 monitor.message(describe(self.spec.observation_space, torso))
             for note in self.agent.notes:
@@ -265,7 +268,7 @@ class _Run:
                     self._save(runtime, block=True)
             raise
         self._save(runtime, block=True)
-        summary = self._summary(status, runtime.bound_by())
+        summary = self._summary(status, runtime.bound_by(), int(runtime.learner_state.updates))
         monitor.summary(summary)
         return summary
 
@@ -380,7 +383,7 @@ class _Run:
         trees = {"learner": learner, "behaviour": behaviour, **runtime.state()}
         self.checkpointer.save(self.agent_steps, trees, meta, block=block)
 
-    def _summary(self, status: str, bound_by: str) -> dict[str, Any]:
+    def _summary(self, status: str, bound_by: str, updates: int) -> dict[str, Any]:
         counters = self._counters()
         return {
             "status": status,
@@ -389,6 +392,7 @@ class _Run:
             "seed": self.config.seed,
             "agent_steps": counters["steps"],
             "frames": counters["frames"],
+            "updates": updates,
             "wall_seconds": counters["wall_seconds"],
             "steps_per_second": counters["steps"] / counters["wall_seconds"],
             **self.episodes.metrics(explores=self.agent.explores is not None),
@@ -396,6 +400,35 @@ class _Run:
             "bound_by": bound_by,
             "run_dir": str(self.plan.run_dir),
         }
+
+
+def _check_learns(plan: Plan, agent: Agent) -> None:
+    """Raise UserError if the run ends before its replay has what the first update needs."""
+    source, steps = agent.source, plan.run.steps
+    # A step adds at most one sequence.
+    if isinstance(source, Replayed) and steps <= source.min_size:
+        raise UserError(
+            f"`--steps` is {steps:,}, and nothing is learnt before the replay holds"
+            f" {source.min_size:,} sequences, one per step at most; expected more steps, or a"
+            " smaller `--replay-minimum`."
+        )
+
+
+def _check_nothing_lost(run_dir: Path) -> None:
+    """Raise UserError for a run that has no checkpoint any more, whose curves a new one would
+    overwrite. The summary of a run that made updates is written after a checkpoint."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text())
+        steps, updates = int(summary["agent_steps"]), int(summary["updates"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not updates:
+        return
+    raise UserError(
+        f"`{run_dir}` has the curves of a run of {steps:,} steps, and no checkpoint in"
+        f" `{run_dir / 'checkpoints'}`, so it can't go on. Put the checkpoints back, or give"
+        " another --run-dir."
+    )
 
 
 def _donated(state: LearnerState) -> bool:

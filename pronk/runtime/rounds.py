@@ -143,9 +143,11 @@ class RoundsLoop:
     def _restore_actor(self, i: int, loaded: Loaded) -> list[str]:
         actor, env = self._actors[i], loaded.tree(f"env{i}")
         if env is None:
+            why = "they can be neither saved nor replayed"
+            if not self._in_turns:
+                why = "only runs with --deterministic save them"
             return [
-                f"actor {i}: new episodes start, because its environments were not saved:"
-                " they can be neither saved nor replayed, or --deterministic was not given."
+                f"actor {i}: new episodes start, because its environments were not saved: {why}."
             ]
         _, behaviour = self.learner.latest
         template = actor.template(behaviour, private=self._in_turns)
