@@ -213,8 +213,8 @@ class Slot:
     step begins the next episode, in a new environment. No row is made up: the one before the fault
     is the episode's last, without an end flag, and the transition after it is a dummy. A reset that
     fails is repeated up to `attempts` times. KeyboardInterrupt, which comes from the user, is not
-    caught. `begin` and `step` raise UserError for an action mask of an
-    environment whose first reset had none, because actions were chosen without it.
+    caught. `begin` and `step` raise UserError for an action mask of an environment whose first
+    reset had none, because actions were chosen without it.
     """
 
     def __init__(
