@@ -131,7 +131,8 @@ def test_nothing_is_learnt_from_a_reward_of_nan(
         assert not rows.truncated.any()
         assert rows.terminated[count == LENGTH].any() or not (count == LENGTH).any()
         cut += (rows.first[1:] & (count[:-1] == 2)).sum()
-    assert cut > 10  # episodes that failed
+    # Episodes that failed. SAC's sequences are single transitions, without what follows.
+    assert cut > 10 or agent == "sac"
     assert summary["mean_return"] == LENGTH  # of the episodes that were played to their end
     faults = (tmp_path / "env_faults.log").read_text()
     assert faults.count("the reward is nan") > 10
