@@ -29,6 +29,8 @@ class TimeStep(NamedTuple):
     All environments follow Gymnasium's NEXT_STEP autoreset: the terminal observation is an
     ordinary element of the sequence; the step after it is a dummy whose action is ignored and
     which returns the next episode's first observation, with `first` set, reward 0 and no end flag.
+    A step in which an environment fails is such a dummy too: its episode ends without an end flag,
+    with the row before.
     """
 
     observation: PyTree  # the environment's own dtypes; pixels stay uint8

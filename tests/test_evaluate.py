@@ -120,6 +120,30 @@ def test_an_episode_that_does_not_end_is_cut_off() -> None:
     assert "has not ended after 10 steps" in told[0]
 
 
+class Faulty(Endless):
+    """As Endless, but a fault of slot 0 ends every other episode after 11 steps, without a flag,
+    and the others take 7 steps."""
+
+    def step(self, action: Any) -> TimeStep:
+        row, phase = super().step(action), self.steps % 20
+        row.first[0], row.terminated[0] = phase in (0, 12), phase == 19
+        row.reward[0] = not row.first[0]
+        if row.terminated[0]:
+            self.ended.append(Episode(7.0, 7, 0))
+        return row
+
+
+def test_the_episode_after_a_fault_counts() -> None:
+    """Also where the one before the fault was cut off."""
+    options: dict[str, Any] = {"episodes": 4, "key": jax.random.key(0)}
+    result = evaluate(AGENT, (), Faulty(), max_steps=10, **options)
+    assert result is not None
+    assert (result.cut_off, result.mean_return, result.maximum) == (1, 31 / 4, 10)
+    result = evaluate(AGENT, (), Faulty(), max_steps=20, **options)
+    assert result is not None
+    assert (result.cut_off, result.minimum, result.maximum) == (0, 7, 7)
+
+
 def test_the_rest_of_an_episode_that_was_cut_off_does_not_count() -> None:
     result = evaluate(AGENT, (), Endless(), max_steps=5, episodes=4, key=jax.random.key(0))
     assert result is not None

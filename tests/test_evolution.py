@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 import pronk
-from pronk import agents
+from pronk import agents, envs
 from pronk.agents.evolution import Behaviour
 from pronk.config import fields
 from pronk.config.registry import agent_module
@@ -401,6 +402,44 @@ def test_environments_share_the_episodes_and_repeat_what_was_cut() -> None:
     assert not np.array_equal(again, later)
     np.testing.assert_array_equal(played.vectors[0, 0], played.vectors[12, 0])  # 0 and 6 of 6
     assert played.states[-1].extra["scores"].count.tolist() == [2, 3, 2, 2, 2, 2]
+
+
+class Negative(gym.Env):
+    """Episodes of three steps, each of reward −1; the third episode fails in its second step."""
+
+    observation_space, action_space = SPEC.observation_space, SPEC.action_space
+    begun = 0  # by all instances: a fault makes a new one
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        type(self).begun += 1
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        if type(self).begun == 3 and self.count == 2:
+            raise RuntimeError("out of fuel")
+        return np.zeros(2, np.float32), -1.0, self.count == 3, False, {}
+
+
+@pytest.mark.parametrize("agent", ["cem", "cma_es"])
+def test_an_episode_that_a_fault_ended_is_played_again_and_does_not_count(agent: str) -> None:
+    """The faulty episode would have the highest return of all."""
+    env = envs.make(Negative, 1, workers=0)
+    Negative.begun = 0
+    rows = [env.reset()]
+    rows = [jax.tree.map(np.copy, rows[0])]
+    rows += [jax.tree.map(np.copy, env.step(np.zeros((1, 1)))) for _ in range(19)]
+    played = play(make(agent), jax.tree.map(lambda *x: np.stack(x), *rows), 6)
+    first = [t for t in range(19) if rows[t].first[0]]
+    assert first == [0, 4, 8, 10, 14, 18]
+    assert played.extras["episode"][first[:5], 0].tolist() == [0, 1, 2, 2, 3]
+    np.testing.assert_array_equal(played.vectors[8, 0], played.vectors[10, 0])
+    assert [s.extra["scores"].count.tolist() for s in played.states[1:3]] == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+    ]
+    assert played.states[3].extra["score_best"] == -3
 
 
 @pytest.mark.parametrize("failing", ["all", "one"])

@@ -378,7 +378,7 @@ def test_actions_arrive_in_the_dtype_of_their_space(space, action):
     env = serial(lambda: Shapes(space), 1)
     env.reset()
     t = env.step(action)
-    assert not t.truncated[0]  # it would be, had the environment's assertion failed
+    assert not t.first[0]  # it would be, had the environment's assertion failed
     start = getattr(space, "start", 0)
     assert np.array_equal(t.observation, np.asarray(action) + start)
 
@@ -406,20 +406,17 @@ def test_actions_of_another_shape_or_kind_are_refused():
         ("sys.exit", "SystemExit"),
     ],
 )
-def test_a_fault_truncates_is_logged_and_is_not_counted(trouble, cause, tmp_path):
+def test_after_a_fault_the_next_episode_begins_and_it_is_logged(trouble, cause, tmp_path):
     log = tmp_path / "faults.log"
     env = serial(lambda: Counting(5, trouble), 1, first_env_id=4, fault_log=log, max_faults=2)
     env.reset()
     for _ in range(2):
-        before = env.step([2])
-        before = env.step([2]).observation.copy()
+        env.step([2])
+        salt = env.step([2]).observation[0, 1]
         t = env.step([2])
-        assert (t.truncated[0], t.terminated[0], t.first[0], t.reward[0]) == (True, False, False, 0)
-        assert np.array_equal(t.observation, before)
-        t = env.step([2])
-        assert t.first[0]
-        assert not t.truncated[0]
+        assert (t.first[0], t.terminated[0], t.truncated[0], t.reward[0]) == (True, False, False, 0)
         assert t.observation[0, 0] == 0
+        assert t.observation[0, 1] != salt  # a new episode, a new seed
     assert env.episodes() == []
     text = log.read_text()
     assert text.count("environment 4") == 2
@@ -444,10 +441,8 @@ def test_one_faulty_slot_leaves_the_others_alone():
     env.reset()
     env.step([0, 0])
     t = env.step([0, 0])
-    assert t.truncated.tolist() == [True, False]
-    t = env.step([0, 0])
     assert t.first.tolist() == [True, False]
-    assert t.observation[:, 0].tolist() == [0, 3]
+    assert t.observation[:, 0].tolist() == [0, 2]
 
 
 def test_an_environment_that_cannot_reset_uses_up_the_budget():
@@ -475,7 +470,7 @@ def test_a_bad_mask_is_a_fault(mask):
 
     env = serial(Bad, 1)
     env.reset()
-    assert env.step([0]).truncated[0]
+    assert env.step([0]).first[0]
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -559,7 +554,7 @@ def test_an_exit_is_a_fault(workers):
     env = envs.make(Counting, 1, env_args={"trouble": "sys.exit", "at": 1}, workers=workers)
     try:
         env.reset()
-        assert env.step([0]).truncated[0]
+        assert env.step([0]).first[0]
         (warning,) = env.warnings()
         assert "SystemExit; restarted" in warning
     finally:
@@ -672,7 +667,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 
 @pytest.mark.faults
-def test_a_killed_worker_is_replaced_and_its_episodes_truncated():
+def test_a_killed_worker_is_replaced_and_its_environments_begin_anew():
     env = envs.make(Counting, 4, workers=2, max_faults=1)
     try:
         env.reset()
@@ -683,16 +678,15 @@ def test_a_killed_worker_is_replaced_and_its_episodes_truncated():
         os.kill(first, signal.SIGINT)  # Ctrl-C is the parent's
         os.kill(second, signal.SIGKILL)
         t = env.step([0] * 4)
-        assert t.truncated.tolist() == [False, False, True, True]
-        assert t.observation[:, 0].tolist() == [3, 3, 2, 2]
-        assert np.array_equal(t.observation[2:], observation[2:])
-        assert t.reward.tolist() == [-1, -1, 0, 0]
-        assert pids(env)[0] == first  # type: ignore[arg-type]
-        t = env.step([0] * 4)
         assert t.first.tolist() == [False, False, True, True]
         assert not t.truncated.any()
+        assert t.observation[:, 0].tolist() == [3, 3, 0, 0]
         assert (t.observation[2:, 1] != observation[2:, 1]).all()  # a new episode, a new seed
-        env.step([0] * 4)
+        assert t.reward.tolist() == [-1, -1, 0, 0]
+        assert pids(env)[0] == first  # type: ignore[arg-type]
+        for _ in range(2):
+            t = env.step([0] * 4)
+        assert t.observation[:, 0].tolist() == [5, 5, 2, 2]
         assert [e.env_id for e in env.episodes()] == [0, 1]
         os.kill(pids(env)[0], signal.SIGKILL)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="exit code -9"):
@@ -708,13 +702,13 @@ def test_a_worker_that_hangs_is_killed_and_replaced():
     try:
         before = pids(env)  # type: ignore[arg-type]
         env.reset()
-        assert not env.step([0] * 2).truncated.any()
+        assert not env.step([0] * 2).first.any()
         t = env.step([0] * 2)
-        assert t.truncated.all()
+        assert t.first.all()
         assert not set(pids(env)) & set(before)  # type: ignore[arg-type]
         (one, _) = env.warnings()
         assert "their worker process did not answer for 4 s and was killed" in one
-        assert env.step([0] * 2).first.all()
+        assert not env.step([0] * 2).first.any()
     finally:
         env.close()
 
@@ -762,10 +756,9 @@ def test_sys_exit_in_an_environment_is_a_fault(workers):
         env.reset()
         for _ in range(3):
             t = env.step([0])
-        assert t.truncated.all()
+        assert t.first.all()
         (one,) = env.warnings()
         assert "step 3: SystemExit; restarted" in one
-        env.step([0])
         env.step([0])
         env.step([0])
         with pytest.raises(UserError, match=r"failed 2 times.*SystemExit"):
@@ -967,7 +960,7 @@ def test_state_is_numpy_and_survives_a_fault():
     env = serial(lambda: Counting(5, "raise"), 1, replayable=True)
     trace(env, 3)
     state = env.state()
-    assert state["slot_0"]["done"]
+    assert (state["slot_0"]["episode"], len(state["slot_0"]["actions"])) == (1, 0)
     assert all(isinstance(v, np.ndarray | np.generic | dict) for v in state["slot_0"].values())
     other = serial(lambda: Counting(5, "raise"), 1, replayable=True)
     other.restore(state)

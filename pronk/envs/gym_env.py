@@ -23,7 +23,7 @@ from pronk.types import Array, EnvSpec, Episode, PyTree, TimeStep
 
 _making = threading.Lock()  # constructors are not called in several threads at once
 
-Method = Literal["step", "reset", "recover", "abandon", "state", "restore"]  # of `Slots`
+Method = Literal["step", "reset", "state", "restore"]  # of `Slots`
 
 
 class SlotConfig(NamedTuple):
@@ -58,7 +58,6 @@ class Slots:
             )
             for row in range(lo, hi)
         ]
-        self._done = rows.done[lo:hi]
 
     def call(
         self, method: Method, states: list[Any] | None = None
@@ -77,17 +76,6 @@ class Slots:
     def reset(self) -> list[None]:
         """Begin new episodes."""
         return [slot.begin() for slot in self._slots]
-
-    def recover(self) -> list[None]:
-        """Complete the step in which a worker died: truncate the episodes that were running."""
-        return [
-            slot.begin() if done else slot.abandon()
-            for slot, done in zip(self._slots, self._done, strict=True)
-        ]
-
-    def abandon(self) -> list[None]:
-        """Truncate all episodes."""
-        return [slot.abandon() for slot in self._slots]
 
     def state(self) -> list[dict[str, PyTree]]:
         """The arguments of `restore`."""
@@ -209,7 +197,7 @@ class SlotVectorEnv:
         if self._watches_bounds and (found := self._observations.outside(rows.leaves)):
             self._watches_bounds = False
             self._warnings.append(f"`env` '{self.spec.name}': {found}; it is used as it is")
-        self._counter.update(rows.reward, rows.first, rows.done & ~rows.faulted)
+        self._counter.update(rows.reward, rows.first, rows.done)
         return rows.timestep()
 
     def _record_faults(self, faults: list[Fault]) -> None:

@@ -183,7 +183,7 @@ class ProcessVectorEnv(SlotVectorEnv):
     """Gymnasium environments stepped by `workers` processes, each with a contiguous range of slots.
 
     Arguments, episodes and errors are those of `SerialVectorEnv`; `factory` must be picklable. A
-    worker that dies or hangs is replaced, which counts as one fault; its episodes are truncated.
+    worker that dies or hangs is replaced, which counts as one fault of all its slots.
     """
 
     def __init__(
@@ -261,8 +261,7 @@ class ProcessVectorEnv(SlotVectorEnv):
                 answer = self._replace_worker(k, method, states)
             results.extend(answer[0])
             self._record_faults(answer[1])
-        # A copy, because memory that the caller can see must outlive `close`, and because the rows
-        # that a dying worker leaves half-written are repaired from it.
+        # A copy, because memory that the caller can see must outlive `close`.
         np.copyto(self._rows.memory, self._shared.memory)
         return results
 
@@ -280,24 +279,17 @@ class ProcessVectorEnv(SlotVectorEnv):
             cause = worker.failure()
             worker.end(time.monotonic())
             self._record_faults([Fault(where, cause, "")])
-            self._copy_rows_to_shared(chunk)
             self._shared.episode[chunk] = episodes
+            self._shared.done[chunk] = True
             workers[k] = worker = _Worker(self._config, self._processes.name, worker.lo, worker.hi)
             if not self._has_started(worker):
                 continue
             if method in ("state", "restore"):
-                if not self._request(worker, "abandon"):
-                    continue
                 self._warnings.append(f"{where}: {cause}; they begin new episodes")
-                answer = self._request(worker, method, states and states[chunk])
-            else:
-                answer = self._request(worker, "recover")
+            request = "reset" if method == "step" else method
+            answer = self._request(worker, request, states and states[chunk])
             if answer is not None:
                 return answer
-
-    def _copy_rows_to_shared(self, chunk: slice) -> None:
-        for shared, own in zip(self._shared.arrays, self._rows.arrays, strict=True):
-            shared[chunk] = own[chunk]
 
     def _deadline(self, method: Method) -> float:
         # Restoring replays whole episodes and has no time limit.

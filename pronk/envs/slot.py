@@ -129,8 +129,7 @@ class Rows:
     """The arrays of `num_envs` slots, `[B, ...]`, in one block of memory.
 
     The fields of a TimeStep, the actions to execute, and the state that a replaced worker needs:
-    `done` (the next step begins an episode), `episode` (its index, -1 before the first), `faulted`
-    (the episode ended by a fault and isn't counted).
+    `done` (the next step begins an episode) and `episode` (its index, -1 before the first).
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, buffer: Any = None):
@@ -150,12 +149,10 @@ class Rows:
             self.truncated,
             self.first,
             self.done,
-            self.faulted,
             self.episode,
             self.mask,
-        ) = arrays[:9]
-        self.leaves = arrays[9:]
-        self.arrays = arrays
+        ) = arrays[:8]
+        self.leaves = arrays[8:]
         self._spec = spec
         self._task = np.zeros(num_envs, np.int32)
 
@@ -183,7 +180,7 @@ class Rows:
         return [
             ((n, *(space.shape or ())), np.int64 if discrete else space.dtype),
             ((n,), np.float32),  # reward
-            *[((n,), flag)] * 5,  # terminated, truncated, first, done, faulted
+            *[((n,), flag)] * 4,  # terminated, truncated, first, done
             ((n,), np.int64),  # episode
             ((n, mask), flag),
             *[((n, *(leaf.shape or ())), leaf.dtype) for leaf in leaves],
@@ -212,11 +209,12 @@ class Slot:
     """One Gymnasium environment, which writes row `row`.
 
     Each episode is seeded with `episode_seed(seed, env_id, episode)`. An exception, that of
-    `sys.exit` included, or an invalid result is a fault: it is appended to `faults`, the row is
-    truncated with the last valid observation and reward 0, and a new environment begins the next
-    episode. A reset that fails is repeated up to `attempts` times. KeyboardInterrupt, which comes
-    from the user, is not caught. `begin` and `step` raise UserError for an action mask of an
-    environment whose first reset had none, because actions were chosen without it.
+    `sys.exit` included, or an invalid result is a fault: it is appended to `faults`, and the same
+    step begins the next episode, in a new environment. No row is made up: the one before the fault
+    is the episode's last, without an end flag, and the transition after it is a dummy. A reset that
+    fails is repeated up to `attempts` times. KeyboardInterrupt, which comes from the user, is not
+    caught. `begin` and `step` raise UserError for an action mask of an environment whose first
+    reset had none, because actions were chosen without it.
     """
 
     def __init__(
@@ -276,15 +274,11 @@ class Slot:
             raise
         except BaseException as e:
             self._fault(e)
-            self.abandon()
+            self.begin()
             return
         if self._replayable:
             self._actions.append(rows.action[row].copy())
         self._write_flags(reward, terminated=terminated, truncated=truncated)
-
-    def abandon(self) -> None:
-        """Truncate the episode with the last valid observation; it is not counted."""
-        self._write_flags(reward=0.0, truncated=True, faulted=True)
 
     def state(self) -> dict[str, PyTree]:
         """The argument of `restore`: `{"episode", "done", "actions", "observation"}`."""
@@ -344,7 +338,6 @@ class Slot:
         return _unpacked("step", self._env.step(env_action(self._spec.action_space, action)))
 
     def _write(self, observation: Any, info: Mapping[str, Any], ended: bool) -> None:
-        # Check everything before writing anything: a fault repeats the last valid observation.
         values = self._observations.leaves(observation)
         mask: Any = True
         if not self._spec.has_action_mask:
@@ -389,14 +382,12 @@ class Slot:
         first: bool = False,
         terminated: bool = False,
         truncated: bool = False,
-        faulted: bool = False,
     ) -> None:
         rows, row = self._rows, self._row
         rows.reward[row] = reward
         rows.first[row] = first
         rows.terminated[row] = terminated
         rows.truncated[row] = truncated
-        rows.faulted[row] = faulted
         rows.done[row] = terminated or truncated
 
     def _fault(self, error: BaseException) -> None:

@@ -179,7 +179,7 @@ class _Running:
         ended = np.asarray(timestep.terminated) | np.asarray(timestep.truncated)
         self._lengths = np.where(first, 0, self._lengths + 1)
         self._returns = np.where(first, 0.0, self._returns + np.asarray(timestep.reward))
-        self.rest &= ~ended
+        self.rest &= ~(ended | first)  # a fault ends an episode without a flag
         late = np.flatnonzero((self._lengths >= max_steps) & ~ended)
         found = [
             Episode(float(self._returns[i]), int(self._lengths[i]), int(i), int(timestep.task[i]))
