@@ -240,6 +240,8 @@ def test_another_configuration_is_refused_and_nothing_is_written(tmp_path: Path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match=r"discount: 0\.99 there, 0\.9 here"):
         train("pronk/Catch-v0", tmp_path, 200, discount=0.9)
+    with pytest.raises(UserError, match=r"steps: 200 there, 300 here.*--init-from .* begins a new"):
+        train("pronk/Catch-v0", tmp_path, 300)
     with pytest.raises(UserError, match="env: pronk/Catch-v0 there, pronk/CartPole-v1 here"):
         train("pronk/CartPole-v1", tmp_path, 200)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -226,9 +226,12 @@ def refuse_another(
     differing = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))
     if differing:
         listed = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differing)
+        further = ""
+        if differing == ["steps"] and kind == "run":
+            further = f"; --init-from {directory} begins a new run with its parameters"
         raise UserError(
-            f"'{directory}' holds another {kind} ({listed}). Give another --run-dir, or the same"
-            " settings to resume that one; nothing was changed."
+            f"'{directory}' holds another {kind} ({listed}). Give another --run-dir{further}, or the"
+            " same settings to resume that one; nothing was changed."
         )
 
 

@@ -175,6 +175,8 @@ class KL(Agents):
 
     seeds: int = 3
     """Runs of each agent on each task."""
+    tasks: tuple[str, ...] = ()
+    """Run only these tasks, of those of `duan`. [CartPoleSwingUp and DoublePendulum]"""
     quick: bool = False
     """One seed and a quarter of the steps: some minutes."""
 
