@@ -230,8 +230,8 @@ def refuse_another(
         if differing == ["steps"] and kind == "run":
             further = f"; --init-from {directory} begins a new run with its parameters"
         raise UserError(
-            f"'{directory}' holds another {kind} ({listed}). Give another --run-dir{further}, or the"
-            " same settings to resume that one; nothing was changed."
+            f"'{directory}' holds another {kind} ({listed}). Give another --run-dir{further}, or"
+            " the same settings to resume that one; nothing was changed."
         )
 
 
