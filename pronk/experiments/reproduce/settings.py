@@ -231,10 +231,38 @@ class Study(Tasksets):
     """One task, two seeds, a tenth of the steps: some minutes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NGUMaze(Training):
+    """The share of Random Disco Maze that NGU visits without rewards, beside random features."""
+
+    size: int | None = None
+    """Rows and columns of the maze, odd. [21; 11 with --quick]"""
+    seeds: int = 5
+    """Runs of each variant."""
+    steps: int = 2_000_000
+    """Agent steps per run."""
+    quick: bool = False
+    """A small maze, two seeds, a twentieth of the steps: some minutes, too short to learn much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGUAblations(Matrix):
+    """NGU with 1, 8 and 32 mixtures, and without each kind of novelty, beside R2D2."""
+
+    seeds: int = 3
+    """Runs of each variant on each task."""
+    steps: int = 200_000
+    """Agent steps per run."""
+    quick: bool = False
+    """Two tasks, one seed, a fifth of the steps: some minutes."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "duan": Duan,
     "kl": KL,
     "mujoco": MuJoCo,
+    "ngu-ablations": NGUAblations,
+    "ngu-maze": NGUMaze,
     "pbt": PBT,
     "policy-lag": PolicyLag,
     "popart": PopArt,
