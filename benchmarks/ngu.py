@@ -10,7 +10,7 @@ the preset's `samples_per_insert`, without the environment.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +25,8 @@ from pronk.config.registry import agent_module
 from pronk.envs.jax_suite import stepper
 from pronk.maths import intrinsic
 from pronk.types import Batch, TimeStep, Trajectory
+
+ENV = "pronk/RandomDiscoMaze-v0"
 
 
 def seconds(call: Callable[..., Any], *args: Any, budget: float = 1.0) -> float:
@@ -43,77 +45,73 @@ def seconds(call: Callable[..., Any], *args: Any, budget: float = 1.0) -> float:
     return min(found)
 
 
-def measure(size: int, slots: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of each part for `slots` environments of this size."""
-    config = dataclasses.replace(agent_module("ngu").preset("maze"), **settings)
-    args = {"size": size}
-    spec = envs.spec_of("pronk/RandomDiscoMaze-v0", args)
-    agent = ngu.build(config, spec)
-    state = jax.jit(agent.init)(jax.random.key(0))
-    behaviour = agent.behaviour(state)
+def rows(space: Any, *shape: int) -> TimeStep:
+    """Rows with random images."""
+    no, zeros = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    images = np.random.default_rng(0).integers(0, 2, (*shape, *space.shape)) * 255
+    timestep = TimeStep(images.astype(np.uint8), zeros, no, no, no, zeros.astype(np.int32))
+    return jax.tree.map(jnp.asarray, timestep)
+
+
+def acting(agent: ngu.NGU, state: Any, slots: int) -> dict[str, float]:
+    """Seconds of an agent step of `slots` environments, and of its parts."""
+    config, novelty = agent.config, agent.novelty
+    timestep = rows(agent.spec.observation_space, slots)
+    behaviour, fixed = agent.behaviour(state), state.extra["fixed"]
     carry = agent.initial_carry(jax.random.key(0), jnp.arange(slots), slots, False)
-    rng = np.random.default_rng(0)
-
-    def rows(*shape: int) -> TimeStep:
-        no, zeros = np.zeros(shape, bool), np.zeros(shape, np.float32)
-        images = rng.integers(0, 2, (*shape, *spec.observation_space.shape)) * 255  # type: ignore
-        return TimeStep(images.astype(np.uint8), zeros, no, no, no, zeros.astype(np.int32))
-
-    timestep = jax.tree.map(jnp.asarray, rows(slots))
-    novelty, fixed = agent.novelty, behaviour["fixed"]
     memory = intrinsic.no_memory(slots, config.memory_size, config.embedding_size)
+    inputs = timestep, carry.core.last_action, timestep.reward, carry.private["mixture"]
+    inputs = jax.tree.map(lambda x: x[None], inputs)
+    seen, predictor = timestep.observation, state.params["predictor"]
     embedded = jnp.zeros((slots, config.embedding_size))
-    q_rows = jax.tree.map(
-        lambda x: x[None],
-        (timestep, carry.core.last_action, timestep.reward, carry.private["mixture"]),
-    )
-    maze = stepper(envs.jax_env_of("pronk/RandomDiscoMaze-v0", args), slots)
-    slot_states, _ = jax.jit(maze.start)(jax.random.key(0))
-    actions = jnp.zeros(slots, jnp.int32)
-    found = {
-        "environment": seconds(jax.jit(maze.advance), slot_states, actions),
-        "embedding": seconds(
-            jax.jit(novelty.embedding.apply), fixed["embedding"], timestep.observation
-        ),
-        "kNN": seconds(
-            jax.jit(lambda m, x: intrinsic.neighbours(m, x, config.neighbours)), memory, embedded
-        ),
-        "RND": seconds(
-            jax.jit(novelty.error),
-            state.params["predictor"],
-            fixed["random"],
-            timestep.observation,
-        ),
-        "Q network": seconds(
-            jax.jit(lambda *x: agent.values(*x)[0]), state.params["q"], q_rows, carry.core.state
-        ),
+    neighbours = jax.jit(functools.partial(intrinsic.neighbours, k=config.neighbours))
+    return {
+        "embedding": seconds(jax.jit(novelty.embedding.apply), fixed["embedding"], seen),
+        "kNN": seconds(neighbours, memory, embedded),
+        "RND": seconds(jax.jit(novelty.error), predictor, fixed["random"], seen),
+        "Q network": seconds(jax.jit(agent.values), state.params["q"], inputs, carry.core.state),
         "act": seconds(jax.jit(agent.act), behaviour, carry, timestep, jax.random.key(0)),
     }
-    length, batch = config.sequence_length + config.burn_in + 1, config.batch_size
-    extras = {"probability": np.ones((length, batch), np.float32)}
-    extras |= {
-        name: np.ones((length, batch), np.float32)
-        for name in ("intrinsic_reward", "alpha", "memory_filled")
+
+
+def batch_of(agent: ngu.NGU) -> Batch:
+    """A batch of random images."""
+    config = agent.config
+    shape = config.burn_in + config.sequence_length + 1, config.batch_size
+    ones = jnp.ones(shape, jnp.float32)
+    names = ("probability", "intrinsic_reward", "alpha", "memory_filled")
+    extras = {"mixture": jnp.zeros(shape, jnp.int32), **dict.fromkeys(names, ones)}
+    taken = jax.random.randint(jax.random.key(0), shape, 0, 4, jnp.int32)
+    timestep, core = rows(agent.spec.observation_space, *shape), agent.initial_core(shape[1])
+    return Batch(Trajectory(timestep, taken, extras, core, jnp.zeros(shape[1], jnp.int32)))
+
+
+def measure(size: int, slots: int) -> dict[str, float]:
+    """Milliseconds of each part for `slots` environments of this size."""
+    maze = envs.jax_env_of(ENV, {"size": size})
+    assert maze is not None
+    agent = ngu.build(agent_module("ngu").preset("maze"), maze.spec)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    steps = stepper(maze, slots)
+    slot_states, _ = jax.jit(steps.start)(jax.random.key(0))
+    actions = jnp.zeros(slots, jnp.int32)
+    found = {
+        "environment": seconds(jax.jit(steps.advance), slot_states, actions),
+        **acting(agent, state, slots),
+        "learn": seconds(jax.jit(agent.learn), state, batch_of(agent), budget=3.0),
     }
-    extras["mixture"] = np.zeros((length, batch), np.int32)
-    taken = rng.integers(0, 4, (length, batch)).astype(np.int32)
-    trajectory = Trajectory(
-        rows(length, batch), taken, extras, agent.initial_core(batch), np.zeros(batch, np.int32)
-    )
-    found["learn"] = seconds(
-        jax.jit(agent.learn), state, jax.tree.map(jnp.asarray, Batch(trajectory)), budget=3.0
-    )
     return {name: 1000 * value for name, value in found.items()}
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[11, 21])
     parser.add_argument("--slots", type=int, default=32)
     options = parser.parse_args()
     config = agent_module("ngu").preset("maze")
     for size in options.sizes:
-        found = measure(size, options.slots, {})
+        found = measure(size, options.slots)
         print(f"{size} × {size}, {options.slots} environments, milliseconds:")
         for name, value in found.items():
             print(f"  {name:12} {value:8.2f}")

@@ -168,7 +168,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Random Disco Maze [B20, table 7], smaller: exploration alone, for the fused runtime.
     "maze": {
-        "torso": "auto",
+        "torso": "minatar",
         "hidden_sizes": (128,),
         "recurrent_units": 128,
         "head_units": 128,
@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel_epsilon": 0.01,
         "replay_capacity": 200_000,
         "replay_minimum": 100,
-        "samples_per_insert": 2.0,
+        "samples_per_insert": 4.0,
         "priority_exponent": 0.0,
         "target_every": 100,
         "learning_rate": 1e-3,

@@ -40,7 +40,7 @@ COMMON: dict[str, Any] = {"preset": "maze", "runtime": "fused", "envs_per_actor"
 DEPTH_FIRST, AVOIDING = "depth first", "random, avoids walls"
 SIZES = {False: 21, True: 11}  # by `quick`
 WALKS = 200  # mazes of each walker
-EVALUATIONS, EPISODES = 20, 50
+EVALUATIONS, EPISODES = 20, 32
 REPEATS = 10_000  # of the bootstrap
 
 
