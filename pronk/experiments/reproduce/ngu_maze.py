@@ -54,7 +54,7 @@ def run(settings: NGUMaze, *, output: Path, results: Path) -> str:
     configure_jax()
     size = settings.size or SIZES[settings.quick]
     if settings.quick:
-        settings = dataclasses.replace(settings, seeds=2, steps=max(1, settings.steps // 20))
+        settings = dataclasses.replace(settings, seeds=1, steps=max(1, settings.steps // 25))
     name, task = f"ngu-maze-{size}", f"{size} x {size}"
     args = {"size": size, "max_steps": steps_of(size)}
     identity = {**args, "walks": WALKS}
