@@ -31,7 +31,7 @@ ENV = "pronk/RandomDiscoMaze-v0"
 
 def seconds(call: Callable[..., Any], *args: Any, budget: float = 1.0) -> float:
     """The time of a call, once it is compiled."""
-    jax.block_until_ready(call(*args))
+    result = jax.block_until_ready(call(*args))
     start = time.perf_counter()
     jax.block_until_ready(call(*args))
     calls = max(1, int(budget / 3 / max(time.perf_counter() - start, 1e-6)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
+import inspect
 import json
 
 import numpy as np
@@ -44,7 +44,7 @@ def test_depth_first_fits_into_an_episode():
         rooms = (size // 2) ** 2
         cells = 2 * rooms - 1
         assert 2 * (cells - 1) <= ngu_maze.steps_of(size) == 5 * rooms
-    limit = disco_maze.make.__defaults__[1]
+    limit = inspect.signature(disco_maze.make).parameters["max_steps"].default
     assert ngu_maze.steps_of(21) == limit
 
 
@@ -225,25 +225,3 @@ def test_bad_input(args, message, tmp_path, capsys):
     assert caught.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.glob("runs/*"))
-
-
-# A real run.
-
-
-@pytest.mark.extended
-def test_the_maze_is_trained(tmp_path, monkeypatch, capsys):
-    tiny = {"hidden_sizes": (8,), "recurrent_units": 8, "head_units": 8, "replay_minimum": 4}
-    tiny |= {"sequence_length": 10, "batch_size": 4, "replay_capacity": 1000, "embedding_size": 4}
-    monkeypatch.setattr(ngu_maze, "COMMON", ngu_maze.COMMON | tiny | {"envs_per_actor": 4})
-    monkeypatch.setattr(ngu_maze, "EPISODES", 2)
-    monkeypatch.setattr(ngu_maze, "EVALUATIONS", 2)
-    variants = {name: ngu_maze.VARIANTS[name] for name in (ngu_maze.LEARNED, ngu_maze.NOTHING)}
-    monkeypatch.setattr(ngu_maze, "VARIANTS", variants)
-    args = arguments("ngu-maze", tmp_path, "--seeds", "1", "--steps", "400", "--size", "5")
-    cli.main(args)
-    shown = capsys.readouterr().out
-    assert "| learned embedding / no bonus |" in shown
-    rows = rows_of(tmp_path / "ngu-maze-5-scores.csv")
-    assert all(1 / 7 <= float(row["evaluation"]) <= 1 for row in rows)
-    configs = [dataclasses.replace(agent_module("ngu").preset("maze"), **tiny)]
-    assert configs[0].memory_size == 500
