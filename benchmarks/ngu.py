@@ -1,6 +1,6 @@
 """What an agent step of NGU costs in Random Disco Maze, part by part: preset `maze`.
 
-Usage: python benchmarks/ngu.py [--sizes 11 21] [--slots 32]
+Usage: python benchmarks/ngu.py [--sizes 11 21] [--slots 32] [--torso minatar]
 
 Each part is a jitted program of its own, called many times; the least mean of three repetitions
 counts. `act` is all of acting, `learn` an update. The last line is the speed that both allow with
@@ -10,6 +10,7 @@ the preset's `samples_per_insert`, without the environment.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -86,11 +87,12 @@ def batch_of(agent: ngu.NGU) -> Batch:
     return Batch(Trajectory(timestep, taken, extras, core, jnp.zeros(shape[1], jnp.int32)))
 
 
-def measure(size: int, slots: int) -> dict[str, float]:
+def measure(size: int, slots: int, torso: str) -> dict[str, float]:
     """Milliseconds of each part for `slots` environments of this size."""
     maze = envs.jax_env_of(ENV, {"size": size})
     assert maze is not None
-    agent = ngu.build(agent_module("ngu").preset("maze"), maze.spec)
+    config = dataclasses.replace(agent_module("ngu").preset("maze"), torso=torso)
+    agent = ngu.build(config, maze.spec)
     state = jax.jit(agent.init)(jax.random.key(0))
     steps = stepper(maze, slots)
     slot_states, _ = jax.jit(steps.start)(jax.random.key(0))
@@ -108,10 +110,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[11, 21])
     parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--torso", choices=["minatar", "shallow"], default="minatar")
     options = parser.parse_args()
     config = agent_module("ngu").preset("maze")
     for size in options.sizes:
-        found = measure(size, options.slots)
+        found = measure(size, options.slots, options.torso)
         print(f"{size} × {size}, {options.slots} environments, milliseconds:")
         for name, value in found.items():
             print(f"  {name:12} {value:8.2f}")
