@@ -166,6 +166,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimiser_epsilon": 1e-5,
         "loss_reduction": "mean",
     },
+    # Random Disco Maze [B20, table 7], smaller: exploration alone, for the fused runtime.
+    "maze": {
+        "torso": "minatar",
+        "hidden_sizes": (128,),
+        "recurrent_units": 128,
+        "head_units": 128,
+        "batch_size": 16,
+        "sequence_length": 50,
+        "overlap": 0,
+        "burn_in": 0,
+        "unroll": 50,
+        "trace_lambda": 0.97,
+        "rescaling": "none",
+        "mixtures": 1,
+        "intrinsic_scale": 0.5,
+        "memory_size": 500,
+        "kernel_epsilon": 0.01,
+        "replay_capacity": 200_000,
+        "replay_minimum": 100,
+        "samples_per_insert": 4.0,
+        "priority_exponent": 0.0,
+        "target_every": 100,
+        "learning_rate": 1e-3,
+        "intrinsic_learning_rate": 1e-3,
+        "loss_reduction": "mean",
+    },
 }
 
 # A lost life ends nothing. [B20, appendix F]

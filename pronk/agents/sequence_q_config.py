@@ -87,7 +87,7 @@ class Config:
     """ε of the actors: environment i of N acts at random with ε^(1 + α i / (N - 1))."""
     epsilon_alpha: float = number(7.0, at_least=0, source="H18, 4.1")
     """α of the actors' ε."""
-    torso: Literal["auto", "mlp", "shallow", "nature", "deep"] = choice(
+    torso: Literal["auto", "mlp", "minatar", "shallow", "nature", "deep"] = choice(
         "nature", source="K19, 2.3: as DQN's"
     )
     """Feature extractor of images."""

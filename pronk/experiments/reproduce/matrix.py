@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -38,8 +39,11 @@ JAX_TASKS = {
 }
 CURVE = 25  # rows of a run in `NAME.csv`
 SCORES = ("all_episodes", "last_100", "evaluation")
+LEVELS = (":", "-.")  # styles of horizontal lines
 RANDOM = "random"
 RANDOM_EPISODES = 100
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 Scores = dict[str, dict[str, Array]]  # variant, task, the scores of its runs
 _Settings = TypeVar("_Settings", bound=Matrix)
@@ -87,21 +91,30 @@ def train(
     *,
     seeds: int,
     steps: int,
+    env_args: Mapping[str, Mapping[str, Any]] = _NONE,
     **settings: Any,
 ) -> list[Done]:
     """Train the runs that are missing in `output`; returns all.
 
-    tasks: names and environments. settings: of all runs; a variant's own take precedence.
+    tasks: names and environments. env_args: the environments' arguments, by task. settings: of all
+    runs; a variant's own take precedence.
     Raises KeyboardInterrupt once a run is interrupted; the next call resumes it.
     """
     for env in tasks.values():
         envs.spec_of(env)  # raises where a package is missing, before anything is trained
     return [
-        _one(output, task, env, name, variant, seed, {**settings, "steps": steps})
+        _one(output, task, env, name, variant, seed, _of(task, settings, steps, env_args))
         for task, env in tasks.items()
         for seed in range(seeds)
         for name, variant in variants.items()
     ]
+
+
+def _of(
+    task: str, settings: dict[str, Any], steps: int, env_args: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The settings of a task's runs."""
+    return {**settings, "steps": steps, "env_args": env_args.get(task, {})}
 
 
 def _one(
@@ -282,17 +295,27 @@ def spread(values: Array, *, bold: bool = False) -> str:
 # Figure
 
 
-def draw_curves(results: Path, name: str) -> str:
+def draw_curves(
+    results: Path,
+    name: str,
+    *,
+    metric: str = TRAINING,
+    label: str = "mean return (last 100 episodes)",
+    levels: Mapping[str, float] = _NONE,
+) -> str:
     """Draw the curves of `NAME.csv`: a panel per task, a line per variant.
 
-    Returns the figure's path, or a sentence where no run has a curve and there is no figure.
+    metric: TRAINING or EVALUATION. label: of the vertical axis. levels: horizontal lines to draw in
+    every panel, by name. Returns the figure's path, or a sentence where no run has a curve and
+    there is no figure.
     """
     table, picture = results / f"{name}.csv", results / f"{name}.png"
     lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
     runs = report.read([table]) if len(lines) > 1 else []  # an empty table is an error for `read`
-    if not any(run.of(TRAINING) for run in runs):
+    if not any(run.of(metric) for run in runs):
         picture.unlink(missing_ok=True)  # of earlier runs
-        return "There is no figure, because no run recorded an episode: more `--steps` are needed."
+        what = "an episode" if metric == TRAINING else "an evaluation"
+        return f"There is no figure, because no run recorded {what}: more `--steps` are needed."
     tasks = list(dict.fromkeys(run.env for run in runs))
     variants = list(dict.fromkeys(run.settings["variant"] for run in runs))
     columns = min(3, len(tasks))
@@ -302,17 +325,19 @@ def draw_curves(results: Path, name: str) -> str:
     for axis, task in zip(axes.flat, tasks, strict=False):
         axis.set_title(task.removeprefix("pronk/"))
         axis.set_xlabel("agent steps (thousands)")
-        axis.set_ylabel("mean return (last 100 episodes)")
+        axis.set_ylabel(label)
         for i, variant in enumerate(variants):
             rows = [
-                run.of(TRAINING)
+                run.of(metric)
                 for run in runs
-                if run.env == task and run.settings["variant"] == variant and run.of(TRAINING)
+                if run.env == task and run.settings["variant"] == variant and run.of(metric)
             ]
             if rows:
                 line = "-" if i < len(COLOURS) else "--"
                 style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 1.5, "linestyle": line}
                 common.draw_band(axis, *_on_a_grid(rows), i % len(COLOURS), variant, **style)
+        for (words, level), dashes in zip(levels.items(), LEVELS, strict=False):
+            axis.axhline(level, color="#8c8c8c", linewidth=1.2, linestyle=dashes, label=words)
     seeds = Counter((run.env, run.settings["variant"]) for run in runs).values()
     note = common.band_note(min(seeds), max(seeds))
     return str(common.save(figure, picture, note, columns=2 * columns))

@@ -231,10 +231,38 @@ class Study(Tasksets):
     """One task, two seeds, a tenth of the steps: some minutes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NGUMaze(Training):
+    """The share of Random Disco Maze that NGU visits without rewards, beside random features."""
+
+    size: int = 11
+    """Rows and columns of the maze, odd. The paper's has 21."""
+    seeds: int = 3
+    """Runs of each variant."""
+    steps: int = 1_000_000
+    """Agent steps per run."""
+    quick: bool = False
+    """One seed, a twentieth of the steps: some minutes, too short to learn much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGUAblations(Matrix):
+    """NGU with 1, 8 and 32 mixtures, and without each kind of novelty, beside R2D2."""
+
+    seeds: int = 3
+    """Runs of each variant on each task."""
+    steps: int = 300_000
+    """Agent steps per run."""
+    quick: bool = False
+    """One task, one seed, a quarter of the steps: some minutes."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "duan": Duan,
     "kl": KL,
     "mujoco": MuJoCo,
+    "ngu-ablations": NGUAblations,
+    "ngu-maze": NGUMaze,
     "pbt": PBT,
     "policy-lag": PolicyLag,
     "popart": PopArt,

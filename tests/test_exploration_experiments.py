@@ -1,0 +1,227 @@
+"""The experiments with NGU: what they train, their walkers, tables and figures."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+
+import numpy as np
+import pytest
+
+from pronk import agents, cli, envs
+from pronk.config import compatibility
+from pronk.config.registry import agent_module
+from pronk.envs import disco_maze
+from pronk.experiments.reproduce import matrix, ngu_ablations, ngu_maze
+from pronk.run.resolve import resolve
+from pronk.storage.checkpoint import Checkpointer
+from pronk.storage.files import write_json_atomically
+
+# The walkers.
+
+
+def test_walkers_visit_what_they_should():
+    found = ngu_maze.walk(9, 80, 50)
+    # All 31 cells are reached by at most twice as many moves as there are others.
+    assert found[ngu_maze.DEPTH_FIRST]["share"] == 1
+    assert 30 <= found[ngu_maze.DEPTH_FIRST]["steps"] <= 60
+    assert found[ngu_maze.AVOIDING]["steps"] == 80
+    assert 0.2 < found[ngu_maze.AVOIDING]["share"] < 0.8
+    # Random actions that do not avoid walls end nearly at once, at about two cells.
+    assert found[ngu_maze.AVOIDING]["share"] > 3 * 2 / 31
+
+
+def test_a_walk_ends_at_the_limit_of_steps():
+    # From a corner, depth first never goes back within 1 step.
+    found = ngu_maze.walk(9, 1, 20)
+    assert found[ngu_maze.DEPTH_FIRST] == pytest.approx({"share": 2 / 31, "steps": 1})
+    assert found[ngu_maze.AVOIDING]["share"] <= 2 / 31 + 1e-6
+
+
+def test_depth_first_fits_into_an_episode():
+    for size in (5, 11, 21, 63):
+        rooms = (size // 2) ** 2
+        cells = 2 * rooms - 1
+        assert 2 * (cells - 1) <= ngu_maze.steps_of(size) == 5 * rooms
+    limit = inspect.signature(disco_maze.make).parameters["max_steps"].default
+    assert ngu_maze.steps_of(21) == limit
+
+
+# Runs that are pretended, so that an experiment takes no time.
+
+
+def level(plan) -> float:
+    """The score that a pretended run arrives at."""
+    config, seed = plan.agent_config, plan.run.seed
+    if "Maze" in plan.env:
+        if config.embedding == "random":
+            return 0.2 + 0.01 * seed
+        if not config.episodic:
+            return 0.1
+        return 0.05 if config.intrinsic_scale == 0 else 0.6 + 0.02 * seed
+    if plan.agent == "r2d2":
+        return -1.0 if "Catch" in plan.env else 0.0
+    return 0.99 if config.mixtures > 1 else 0.5 * seed
+
+
+def pretended(plan):
+    """Write what a run leaves: episodes of training, and evaluations that end at `level`."""
+    directory, steps = plan.directory, plan.run.steps
+    directory.mkdir(parents=True)
+    write_json_atomically(directory / "config.json", plan.as_json())
+    with (directory / "metrics.jsonl").open("w") as file:
+        for i in range(1, 11):
+            record = {"steps": steps * i // 10, "episodes": 5 * i, "wall_seconds": float(i)}
+            file.write(json.dumps({**record, "mean_return": 0.01}) + "\n")
+            found = {"eval/mean_return": level(plan) * i / 10, "eval/episodes": 50}
+            file.write(json.dumps({"steps": steps * i // 10, **found}) + "\n")
+    meta = {"tally": {"total": [0.5], "squares": [1.0], "count": [50]}}
+    trees = {"learner": {"x": np.zeros(1)}}
+    Checkpointer(directory / "checkpoints").save(steps, trees, meta, block=True)
+    write_json_atomically(directory / "summary.json", {"status": "finished"})
+    return {"status": "finished"}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The plans that were carried out, in order; walkers walk a known share."""
+    plans = []
+    monkeypatch.setattr(matrix.training, "run", lambda plan: plans.append(plan) or pretended(plan))
+    walkers = {ngu_maze.DEPTH_FIRST: 0.8, ngu_maze.AVOIDING: 0.25}
+    shares = {name: {"share": share, "steps": 9.0} for name, share in walkers.items()}
+    monkeypatch.setattr(ngu_maze, "walk", lambda **args: shares)
+    return plans
+
+
+def arguments(name, tmp_path, *further):
+    folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    return ["reproduce", name, *folders, *further]
+
+
+def rows_of(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines))
+
+
+def test_the_maze_as_an_experiment(trained, tmp_path, capsys):
+    args = arguments("ngu-maze", tmp_path, "--seeds", "2", "--steps", "4000", "--size", "7")
+    cli.main(args)
+    shown = capsys.readouterr().out
+    assert "| learned embedding | 0.61 [0.6, 0.62] | 2 | 0.762 [0.75, 0.775] | 2.44 " in shown
+    assert "| RND alone | 0.1 [0.1, 0.1] | 2 |" in shown
+    assert "| walker: depth first | 0.8 | – | 1 | 3.2 |" in shown
+    assert "| learned embedding / RND alone | 6.1 [6, 6.2] |" in shown
+    assert "| learned embedding / random projection | 2.98 [2.86, 3.1] |" in shown
+    assert {plan.env_args["size"] for plan in trained} == {7}
+    assert {plan.env_args["max_steps"] for plan in trained} == {45}
+    assert {(p.run.eval_every, p.run.runtime, p.preset) for p in trained} == {
+        (200, "fused", "maze")
+    }
+    assert len(trained) == 2 * len(ngu_maze.VARIANTS)
+    assert (tmp_path / "ngu-maze-7.png").stat().st_size > 10_000
+    assert {row["variant"] for row in rows_of(tmp_path / "ngu-maze-7.csv")} == {*ngu_maze.VARIANTS}
+    # Again: nothing is trained. Another size has files and runs of its own.
+    cli.main(args)
+    assert len(trained) == 2 * len(ngu_maze.VARIANTS)
+    cli.main([*args[:-1], "9"])
+    assert len(trained) == 4 * len(ngu_maze.VARIANTS)
+    assert (tmp_path / "ngu-maze-9-scores.csv").exists()
+
+
+def test_an_interrupted_run_stops_the_experiment(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix.training, "run", lambda plan: {"status": "interrupted"})
+    args = arguments("ngu-maze", tmp_path, "--seeds", "1", "--steps", "4000", "--size", "7")
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    monkeypatch.setattr(
+        matrix.training, "run", lambda plan: trained.append(plan) or pretended(plan)
+    )
+    cli.main(args)
+    assert len(trained) == len(ngu_maze.VARIANTS)
+
+
+def test_the_ratio_of_two_means():
+    found = ngu_maze.ratio(np.array([0.4, 0.6]), np.array([0.1, 0.1]))
+    assert found == pytest.approx((5.0, 4.0, 6.0))
+    single = ngu_maze.ratio(np.array([0.4]), np.array([0.1]))
+    assert single == pytest.approx((4.0, 4.0, 4.0))
+
+
+def test_the_ablations_as_an_experiment(trained, tmp_path, capsys):
+    cli.main(arguments("ngu-ablations", tmp_path, "--seeds", "2", "--steps", "4000"))
+    shown = capsys.readouterr().out
+    assert "| success rate; runs that solved it | KeyDoor | Catch | DeepSea |" in shown
+    assert (
+        "| N = 1 | 0.25 [0, 0.5]; 0 of 2 | 0.625 [0.5, 0.75]; 0 of 2 |"
+        " 0.253 [0, 0.505]; 0 of 2 |" in shown
+    )
+    assert "| R2D2 | 0 [0, 0]; 0 of 2 | 0 [0, 0]; 0 of 2 | 0 [0, 0]; 0 of 2 |" in shown
+    solved = "0.99 [0.99, 0.99]; 2 of 2 | 0.995 [0.995, 0.995]; 2 of 2 | 1 [1, 1]; 2 of 2 |"
+    assert f"| N = 8 | {solved}" in shown
+    sizes = {plan.env: plan.env_args.get("size") for plan in trained}
+    assert sizes == {"pronk/KeyDoor-v0": 3, "pronk/Catch-v0": None, "pronk/DeepSea-v0": 10}
+    assert (tmp_path / "ngu-ablations.png").stat().st_size > 10_000
+    ngu = [plan.agent_config for plan in trained if plan.agent == "ngu"]
+    assert {(c.mixtures, c.lifelong, c.episodic) for c in ngu} == {
+        (1, True, True), (8, True, True), (32, True, True), (8, False, True), (8, True, False)
+    }  # fmt: skip
+
+
+def test_an_episode_of_deep_sea_in_vain_is_no_success():
+    task = ngu_ablations.TASKS["DeepSea"]
+    np.testing.assert_allclose(
+        ngu_ablations.success(task, np.array([-0.007, 0.0, 0.99])), [0.0, 0.0, 1.0]
+    )
+    catch = ngu_ablations.TASKS["Catch"]
+    np.testing.assert_allclose(ngu_ablations.success(catch, np.array([-1, 0, 1])), [0, 0.5, 1])
+
+
+def test_every_variant_can_be_resolved():
+    """Each experiment's settings are an agent's, and go together."""
+    maze = [("ngu", changed) for changed in ngu_maze.VARIANTS.values()]
+    small = [(v.agent, v.settings) for v in ngu_ablations.VARIANTS.values()]
+    for env, common, variants in (
+        (ngu_maze.ENV, ngu_maze.COMMON, maze),
+        ("pronk/Catch-v0", ngu_ablations.COMMON, small),
+    ):
+        for name, changed in variants:
+            plan = resolve(name, env, **{**common, **changed})
+            agent = agents.make(plan.agent, plan.agent_config, envs.spec_of(env), horizon=1)
+            compatibility.check(plan, agent, jax_env=True)
+
+
+def test_the_preset_maze_remembers_a_whole_episode():
+    config = agent_module("ngu").preset("maze")
+    assert config.memory_size >= ngu_maze.steps_of(21)
+    assert config.neighbours < ngu_maze.steps_of(5)
+    # Of table 7, what one machine can have as it is.
+    table = {"mixtures": 1, "sequence_length": 50, "overlap": 0, "trace_lambda": 0.97,
+             "rescaling": "none", "target_every": 100, "kernel_epsilon": 0.01}  # fmt: skip
+    assert {name: getattr(config, name) for name in table} == table
+
+
+def test_quick_experiments_are_smaller(trained, tmp_path):
+    for name, runs in (("ngu-maze", 4), ("ngu-ablations", 6)):
+        trained.clear()
+        cli.main(arguments(name, tmp_path, "--quick"))
+        assert len(trained) == runs
+        assert {plan.run.steps for plan in trained} <= {50_000, 75_000}
+    assert (tmp_path / "ngu-maze-11.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["ngu-maze", "--size", "8"], "RandomDiscoMaze has size=8 and max_steps=80; expected an"),
+        (["ngu-maze", "--seeds", "0"], "`--seeds` is 0; expected at least 1"),
+        (["ngu-ablations", "--tasks", "DeepSee"], "did you mean 'DeepSea'?"),
+        (["ngu-ablations", "--steps", "0"], "`--steps` is 0; expected at least 1"),
+    ],
+)
+def test_bad_input(args, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments(args[0], tmp_path), *args[1:]])
+    assert caught.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("runs/*"))
