@@ -13,7 +13,7 @@ from pronk.agents import mixture_q_config
 from pronk.config.fields import choice, fraction, number
 from pronk.errors import UserError
 
-_TABLE = "A57, appendix G"
+_TABLE = "A57, appendix"
 
 ATARI_DEFAULTS = mixture_q_config.ATARI_DEFAULTS
 CAPABILITIES = mixture_q_config.CAPABILITIES
@@ -43,7 +43,7 @@ class Config(mixture_q_config.Config):
     mixtures."""
     mixing: Literal["transformed", "identity"] = choice("transformed", source="A57, section 3.1")
     """How both networks' values are mixed: h(h⁻¹(q_e) + β_j h⁻¹(q_i)), or q_e + β_j q_i."""
-    bandit_window: int = number(160, above=0, source="A57, appendix; table 3 has 90")
+    bandit_window: int = number(160, above=0, source="A57, section 3.2; table 3 has 90")
     """τ: an environment's last episodes, from which its bandit chooses the next mixture."""
     bandit_epsilon: float = fraction(0.5, source=_TABLE)
     """Probability that the bandit chooses any mixture."""
@@ -90,7 +90,7 @@ _SHORT: dict[str, Any] = {
 
 # Differences from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    # [A57, appendix G]: made for 90 billion frames.
+    # [A57, appendix]: made for 90 billion frames.
     "paper": {},
     # NGU's, with longer sequences and the paper's longest horizon.
     "atari": {k: v for k, v in mixture_q_config.ATARI.items() if k != "discount"} | _LONGER,

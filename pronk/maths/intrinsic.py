@@ -176,7 +176,7 @@ def long_discounts(members: int, longest: Array, exploiting: Array, exploring: A
 
     Of ten members or more, γ_0 is `longest` and γ_7 `exploiting`, the six between them lie on a
     sigmoid, and from γ_8 = `exploiting` on log(1 − γ_j) is equally spaced (Badia et al. 2020,
-    Agent57, appendix G.1, whose last formula lacks a difference of logarithms and would not end in
+    Agent57, appendix; its last formula lacks a difference of logarithms and would not end in
     `exploring`). The paper does not define fewer members: log(1 − γ_j) is equally spaced from the
     first to the last, as NGU's. All three are below 1.
     """
