@@ -85,10 +85,13 @@ def random_batch(agent: Any, seed: int = 0) -> Batch:
         "probability": rng.uniform(0.1, 1.0, shape).astype(np.float32),
         "mixture": mixture,
         "episode_return": rng.normal(size=shape).astype(np.float32),
-        "intrinsic_reward": (rng.uniform(0, 9, shape) * ~first).astype(np.float32),
-        "alpha": rng.normal(2.0, 2.0, shape).astype(np.float32),
-        "memory_filled": rng.uniform(size=shape).astype(np.float32),
     }
+    if agent.config.intrinsic:
+        extras |= {
+            "intrinsic_reward": (rng.uniform(0, 9, shape) * ~first).astype(np.float32),
+            "alpha": rng.normal(2.0, 2.0, shape).astype(np.float32),
+            "memory_filled": rng.uniform(size=shape).astype(np.float32),
+        }
     core = agent.initial_carry(KEY, np.arange(BATCH), BATCH, False).core
     core = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), core)
     action = rng.integers(0, ACTIONS, shape).astype(np.int32)
@@ -151,7 +154,7 @@ def test_targets_of_both_networks_have_one_policy(kind: str) -> None:
     correction /= correction.max()
     goal, taken = {}, {}
     for name in names:
-        reward = timestep.reward if name == "extrinsic" else extras["intrinsic_reward"]
+        reward = extras["intrinsic_reward"] if name == "intrinsic" else timestep.reward
         values = (policy * inverse(target[name])).sum(-1)
         q = inverse(target[name][steps, columns, action])
         taken[name] = online[name][steps, columns, action][:-1]
@@ -335,6 +338,10 @@ def test_without_intrinsic_reward_nothing_of_it_is_left() -> None:
 
 
 TINY: dict[str, Any] = {
+    "preset": "r2d2-bandit",
+    "sequence_length": 6,
+    "overlap": 3,
+    "burn_in": 2,
     "hidden_sizes": (8,),
     "recurrent_units": 4,
     "head_units": 4,
@@ -349,10 +356,11 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.mark.extended
 def test_an_exported_policy_has_its_mixture(tmp_path: Path) -> None:
     """Another number of mixtures does not fit."""
     run, path = tmp_path / "run", tmp_path / "policy.safetensors"
-    pronk.train("agent57", "pronk/Catch-v0", run_dir=run, steps=800, **TINY)
+    pronk.train("agent57", "pronk/Catch-v0", run_dir=run, steps=400, **TINY)
     cli.main(["export", str(run), str(path)])
     ours, theirs = pronk.load(run), pronk.load(path)
     assert ours.behaviour["tally"].weight.sum() > 0
@@ -365,7 +373,7 @@ def test_an_exported_policy_has_its_mixture(tmp_path: Path) -> None:
             "agent57",
             "pronk/Catch-v0",
             run_dir=tmp_path / "other",
-            steps=800,
+            steps=400,
             init_from=path,
             **TINY | {"mixtures": 4},
         )
