@@ -74,6 +74,7 @@ OF_SEQUENCES = {
     "ngu": REPLAYED
     | {"mixtures": 3, "memory_size": 7, "neighbours": 3, "intrinsic_steps": 2, "lifelong_size": 4},
 }
+OF_SEQUENCES["agent57"] = OF_SEQUENCES["ngu"] | {"bandit_window": 4}
 
 
 # Those that search parameters by whole episodes: nothing is a gradient, and an episode's actions
@@ -182,6 +183,32 @@ VARIANTS = {
     ),
     "ngu_pixels": variant(
         PIXELS, DISCRETE, agent="ngu", torso="shallow", lifelong=False, mixtures=1
+    ),
+    "agent57": variant(VECTOR, DISCRETE, agent="agent57", recurrent_core="lstm", target_every=2),
+    "agent57_feed_forward": variant(
+        MIXED,
+        DISCRETE,
+        agent="agent57",
+        recurrent_core="none",
+        burn_in=0,
+        sequence_length=UNROLL,
+        loss_reduction="mean",
+        mixing="identity",
+        rescaling="none",
+    ),
+    "agent57_masked": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="agent57",
+        recurrent_core="gru",
+        rescaling="log",
+        lifelong=False,
+        mixtures=10,
+        bandit_window=10,
+    ),
+    "r2d2_bandit": variant(
+        PIXELS, DISCRETE, agent="agent57", torso="shallow", episodic=False, lifelong=False
     ),
     "ddpg": variant(VECTOR, BOUNDED, agent="ddpg"),
     "ddpg_pixels": variant(
@@ -729,7 +756,7 @@ def test_warm_start_begins_with_a_behaviour(name):
 
 # Extras that say something of the observation, not of the decision: the last one of an episode
 # counts.
-OBSERVED = ("intrinsic_reward", "alpha", "memory_filled", "mixture")
+OBSERVED = ("intrinsic_reward", "alpha", "memory_filled", "mixture", "episode_return")
 
 
 @every_variant

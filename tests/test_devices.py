@@ -96,6 +96,7 @@ from pronk.run.devices import choose_devices
 from pronk.run.setup import build, initial_state
 
 replayed = {"burn_in": 2, "sequence_length": 4, "overlap": 2, "head_units": 4}
+of_sequences = ("r2d2", "ngu", "agent57")
 off_policy = sys.argv[1] in ("ddpg", "sac")
 plan = resolve(
     sys.argv[1], "pronk/CartPoleBalance-v0" if off_policy else "pronk/Catch-v0", runtime="local",
@@ -106,8 +107,8 @@ plan = resolve(
     **({"value_minibatch_size": 24, "value_passes": 2} if sys.argv[1] in ("trpo", "rwr") else {}),
     **({"fit_iterations": 2, "baseline": "network"} if sys.argv[1] == "rwr" else {}),
     learner_device="cpu:0,cpu:1,cpu:2,cpu:3",
-    **(replayed if sys.argv[1] in ("r2d2", "ngu") else {}),
-    **({"intrinsic_steps": 2, "memory_size": 20} if sys.argv[1] == "ngu" else {}),
+    **(replayed if sys.argv[1] in of_sequences else {}),
+    **({"intrinsic_steps": 2, "memory_size": 20} if sys.argv[1] in ("ngu", "agent57") else {}),
     **({"value_normalisation": "popart", "popart_beta": 0.1} if sys.argv[2:] else {}),
 )
 spec, agent = build(plan, plan.env)
@@ -116,7 +117,7 @@ batches = []
 for i in range(3):
     batch = random_batch(agent, spec, state, 6, 8)
     trajectory = batch.trajectory
-    if sys.argv[1] in ("r2d2", "ngu"):
+    if sys.argv[1] in of_sequences:
         extras = dict(trajectory.extras)
         probabilities = np.random.default_rng(i).uniform(0.1, 1, 8).astype(np.float32)
         batch = batch._replace(
@@ -152,7 +153,10 @@ FOUR = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     "agent",
     [
         *("impala", "r2d2", "ngu", "impala popart", "ppo", "sac"),
-        *(pytest.param(name, marks=pytest.mark.extended) for name in ("ddpg", "trpo", "rwr")),
+        *(
+            pytest.param(name, marks=pytest.mark.extended)
+            for name in ("agent57", "ddpg", "trpo", "rwr")
+        ),
     ],
 )
 def test_several_learner_devices_update_as_one(agent) -> None:

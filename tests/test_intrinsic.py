@@ -264,3 +264,23 @@ def test_a_scan_computes_what_steps_compute() -> None:
     )(start())
     np.testing.assert_allclose(rewards, expected, rtol=1e-5)
     np.testing.assert_array_equal(scanned[0].rows, state[0].rows)
+
+
+def test_long_discounts() -> None:
+    """Those of Agent57, in float64 from the corrected formula; γ_8 = .997, γ_31 = .99."""
+    found = intrinsic.long_discounts(32, *map(jnp.float32, (0.9999, 0.997, 0.99)))
+    middle = [0.9970037, 0.9970999, 0.99845, 0.9998001, 0.9998963, 0.9998999]
+    j = np.arange(24)
+    rest = 1 - np.exp(((23 - j) * np.log(0.003) + j * np.log(0.01)) / 23)
+    np.testing.assert_allclose(found, [0.9999, *middle, 0.997, *rest], atol=2e-7)
+    np.testing.assert_allclose(np.asarray(found)[[7, 8, 31]], [0.997, 0.997, 0.99], atol=1e-7)
+    found = intrinsic.long_discounts(10, *map(jnp.float32, (0.9999, 0.997, 0.99)))
+    np.testing.assert_allclose(found, [0.9999, *middle, 0.997, 0.997, 0.99], atol=2e-7)
+
+
+@pytest.mark.parametrize("members", [2, 4, 9])
+def test_long_discounts_of_few_members(members: int) -> None:
+    """Horizons from 10,000 to 100 steps, each the same part of the one before."""
+    found = intrinsic.long_discounts(members, *map(jnp.float32, (0.9999, 0.5, 0.99)))
+    horizons = np.geomspace(10_000, 100, members)
+    np.testing.assert_allclose(1 / (1 - np.float64(found)), horizons, rtol=2e-3)

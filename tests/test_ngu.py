@@ -123,7 +123,7 @@ def test_targets_are_retrace_of_the_mixed_reward(mixtures: int) -> None:
         batch = with_extras(batch, mixture=np.zeros_like(batch.trajectory.extras["mixture"]))
     _, metrics, (priority, _) = learn(state, batch)
     timestep, action, extras = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
-    networks = state.params["q"], state.extra["target"]
+    networks = state.params["q"], state.extra["target"]["q"]
     online, target = (table(x, timestep, extras, mixtures) for x in networks)
     halfway = 1 - np.sqrt(0.003 * 0.01)  # of log(1 − γ)
     beta = np.array({N: [0.0, 0.3 * 0.9999546, 0.3], 1: [0.3]}[mixtures])
@@ -165,7 +165,7 @@ def test_the_exploitative_mixture_learns_from_extrinsic_rewards_alone() -> None:
     for name in ("value", "advantage"):
         weights[name]["kernel"][STATES] = 0
     params = state.params | {"q": {"params": weights}}
-    extra = state.extra | {"target": {"params": weights}}
+    extra = state.extra | {"target": {"q": {"params": weights}}}
     state = state._replace(params=params, extra=extra)
     for i, found in agent_of.items():
         more = with_extras(found, intrinsic_reward=2 * found.trajectory.extras["intrinsic_reward"])

@@ -227,7 +227,7 @@ def test_a_member_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("agent", ["r2d2", "ngu"])
+@pytest.mark.parametrize("agent", ["r2d2", "ngu", "agent57"])
 @pytest.mark.extended
 def test_another_agent_in_one_program(agent: str, tmp_path: Path) -> None:
     """With a replay and a target network."""
@@ -247,7 +247,7 @@ def test_another_agent_in_one_program(agent: str, tmp_path: Path) -> None:
         "runtime": "fused",
         "env_args": {"rows": 4},
     }
-    if agent == "ngu":
+    if agent != "r2d2":
         small |= {"mixtures": 2, "memory_size": 10, "intrinsic_steps": 2}
     plan = resolve(agent, "pronk/Catch-v0", run_dir=tmp_path, steps=1200, **small)
     config = settings(tune=("learning_rate=1e-4:1e-2", "optimiser_epsilon"), copy_margin=0.0)

@@ -64,7 +64,14 @@ TRANSITIONS: dict[str, Any] = {
     "replay_capacity": 400,
     "updates_per_step": 0.5,
 }
-OF_AGENTS = {"r2d2": R2D2, "ngu": NGU, "ddpg": TRANSITIONS, "sac": TRANSITIONS}  # with a replay
+AGENT57 = {**NGU, "bandit_window": 4}
+OF_AGENTS = {
+    "r2d2": R2D2,
+    "ngu": NGU,
+    "agent57": AGENT57,
+    "ddpg": TRANSITIONS,
+    "sac": TRANSITIONS,
+}  # with a replay
 FUSED = {"runtime": "fused"}
 FUSED_R2D2 = {**FUSED, "priority_exponent": 0.0, "overlap": 0}
 LOCAL = {"runtime": "local"}
@@ -114,8 +121,16 @@ EXACT |= {
 EXACT |= {
     "ngu": ("ngu", "CartPole-v1", {"env_workers": 1}, 900),
     "ngu-fused": ("ngu", "pronk/MemoryCue-v0", {**FUSED_R2D2, "samples_per_insert": 2.0}, 1500),
+    "agent57": ("agent57", "CartPole-v1", {"env_workers": 1}, 900),
 }
 MORE: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "agent57-fused": (
+        "agent57",
+        "pronk/MemoryCue-v0",
+        {**FUSED_R2D2, "samples_per_insert": 2.0},
+        1500,
+    ),
+    "r2d2-bandit": ("agent57", "CartPole-v1", {"episodic": False, "lifelong": False}, 900),
     "ngu-suite": ("ngu", "CartPole-v1,Acrobot-v1", {"recurrent_core": "none"}, 900),
     "ngu-suite-fused": (
         "ngu",

@@ -25,6 +25,14 @@ class Reward(NamedTuple):
     alpha: Array  # not clipped
     filled: Array  # the fraction of the episodic memory in use
 
+    def extras(self) -> dict[str, Array]:
+        """What is stored when acting."""
+        return {
+            "intrinsic_reward": self.intrinsic,
+            "alpha": self.alpha,
+            "memory_filled": self.filled,
+        }
+
 
 class Samples(NamedTuple):
     """The transitions of a batch on which the networks are trained, N of them."""

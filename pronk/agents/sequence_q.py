@@ -1,5 +1,5 @@
-"""What R2D2 and NGU share: acting by action values of a recurrent network, which are learnt from
-sequences of a prioritised replay.
+"""What R2D2, NGU and Agent57 share: acting by action values of a recurrent network, which are
+learnt from sequences of a prioritised replay.
 
 Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning",
 section 2.3.

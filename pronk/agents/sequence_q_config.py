@@ -1,4 +1,4 @@
-"""The settings that R2D2 and NGU share: replay of sequences, networks, optimiser, exploration.
+"""The settings that R2D2, NGU and Agent57 share: replay of sequences, networks, exploration.
 
 Sources: [K19] Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement
 Learning", section 2.3 and table 2; [H18] Horgan et al. 2018, "Distributed Prioritized Experience
@@ -26,7 +26,7 @@ CAPABILITIES = {
 
 @dataclass(frozen=True)
 class Config:
-    """What R2D2 and NGU have in common; the defaults are R2D2's for Atari."""
+    """What R2D2, NGU and Agent57 have in common; the defaults are R2D2's for Atari."""
 
     # No paper tunes R2D2 by a population: `tune` is a wide range about Adam's usual rates, and
     # begins with the run's own values otherwise.

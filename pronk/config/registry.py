@@ -42,6 +42,7 @@ AGENTS = {
     "impala": "pronk.agents.impala",
     "r2d2": "pronk.agents.r2d2",
     "ngu": "pronk.agents.ngu",
+    "agent57": "pronk.agents.agent57",
     "ddpg": "pronk.agents.ddpg",
     "sac": "pronk.agents.sac",
     "reinforce": "pronk.agents.reinforce",

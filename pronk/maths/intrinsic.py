@@ -166,3 +166,24 @@ def mixture_discounts(members: int, exploiting: Array, exploring: Array) -> Arra
     part = np.arange(members, dtype=np.float32) / (members - 1)
     logs = (1.0 - part) * jnp.log1p(-exploiting) + part * jnp.log1p(-exploring)
     return -jnp.expm1(logs)
+
+
+_LONGEST = 7  # members with a horizon longer than the exploitative one's, in the ladder below
+
+
+def long_discounts(members: int, longest: Array, exploiting: Array, exploring: Array) -> Array:
+    """γ_j of Agent57, `[N]`: from `longest` (j = 0) to `exploring` (j = N − 1).
+
+    Of ten members or more, γ_0 is `longest` and γ_7 `exploiting`, the six between them lie on a
+    sigmoid, and from γ_8 = `exploiting` on log(1 − γ_j) is equally spaced (Badia et al. 2020,
+    Agent57, appendix; its last formula lacks a difference of logarithms and would not end in
+    `exploring`). The paper does not define fewer members: log(1 − γ_j) is equally spaced from the
+    first to the last, as NGU's. All three are below 1.
+    """
+    if members < _LONGEST + 3:
+        return mixture_discounts(members, longest, exploring)
+    j = np.arange(1, _LONGEST)
+    part = (1.0 / (1.0 + np.exp(-10.0 * (2.0 * j - 6.0) / 6.0))).astype(np.float32)
+    sigmoid = exploiting + part * (longest - exploiting)
+    rest = mixture_discounts(members - _LONGEST - 1, exploiting, exploring)
+    return jnp.concatenate([jnp.stack([longest]), sigmoid, jnp.stack([exploiting]), rest])
