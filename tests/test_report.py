@@ -239,7 +239,7 @@ def test_a_suite_is_a_run_of_each_task(tmp_path: Path, capsys: pytest.CaptureFix
             },
         )
     out = printed(capsys, tmp_path, "--normalise", "scales", *FEW)
-    assert "2 in 1 groups" in out
+    assert "2 in 1 group," in out
     assert row(out, "catch", "impala") == ["0.004", "0", "2", "0.004", "0.004", "62.5%"]
     assert row(out, "orchard", "impala")[-1] == f"{100 * (1002 - 80) / (2000 - 80):.1f}%"
 
@@ -632,7 +632,10 @@ HEADER = "agent,env,seed,step,metric,score,episodes"
         (f"# x\n{HEADER}\na,b,0,1,evaluation,inf,\n", "line 3 of '{}' has the score 'inf'"),
         (f"{HEADER}\na,b,0,1,evaluation,,\n", "line 2 of '{}' has no score"),
         (f"{HEADER}\na,b,0,one,evaluation,1,\n", "line 2 of '{}' has the step 'one'"),
-        (f"{HEADER}\na,b,0,1,evaluation,1,0\n", "has 0 episodes; expected at least 1"),
+        (
+            f"{HEADER}\na,b,0,1,evaluation,1,0\n",
+            "has the episodes '0'; expected a whole number, at least 1",
+        ),
         (f"{HEADER}\na,b,0,1,charts/return,1,\n", "metric 'charts/return'; expected 'evaluation'"),
         ("\x00\x01", "has no column"),
         (f"{HEADER}\n" + 2 * "a,b,7,,evaluation,1,\n", "than one evaluation at step 0 of a on b"),
@@ -653,9 +656,9 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "scores.csv").write_bytes(b"\x89PNG\xff")
     assert "is not text in UTF-8" in fails(capsys, tmp_path / "scores.csv")
     run = make_run(tmp_path / "run", returns=(None,))
-    assert "none of the 1 runs has a score" in fails(capsys, run)
+    assert f"the run '{run}' has no score" in fails(capsys, run)
     (run / "metrics.jsonl").unlink()
-    assert "none of the 1 runs has a score" in fails(capsys, run)
+    assert f"the run '{run}' has no score" in fails(capsys, run)
     with pytest.raises(UserError, match="there are no runs to report"):
         report.make([])
 
@@ -706,9 +709,15 @@ def test_bad_arguments(
     ("text", "says"),
     [
         ("task,random\nALE/Pong,0\n", "have no column reference"),
-        ("task,random,reference\nALE/Pong,a,1\n", "have random 'a' and reference '1'"),
-        ("task,random,reference\nALE/Pong,0,nan\n", "have random '0' and reference 'nan'"),
-        ("task,random,reference\nALE/Pong,1,1\n", "the same return, 1, for a score of 0 and of 1"),
+        (
+            "task,random,reference\nALE/Pong,a,1\n",
+            "line 2 of '{}' has random 'a' and reference '1'",
+        ),
+        ("task,random,reference\nALE/Pong,0,nan\n", "has random '0' and reference 'nan'"),
+        (
+            "task,random,reference\nALE/Pong,1,1\n",
+            "'ALE/Pong' (random play 1, reference 1); expected a reference above",
+        ),
         ("task,random,reference\nBoxing,1,2\n", "have no row for 'ALE/Pong'"),
     ],
 )
@@ -717,7 +726,7 @@ def test_references_that_cannot_be_used(
 ) -> None:
     file = tmp_path / "mine.csv"
     file.write_text(text)
-    assert says in fails(capsys, *runs.glob("*-Pong-*"), "--normalise", file)
+    assert says.format(file) in fails(capsys, *runs.glob("*-Pong-*"), "--normalise", file)
 
 
 def test_groups_without_a_common_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
