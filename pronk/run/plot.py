@@ -161,8 +161,8 @@ def _read(path: Path, x: str, y: str, log: Callable[[str], None]) -> _Run:
     if not isinstance(config.setdefault("run", {}), dict):
         raise UserError(f"`{path / 'config.json'}` has no settings of a run; put back a copy.")
     if damage:
-        more = f", and so are {len(damage) - 1} more" if len(damage) > 1 else ""
-        log(f"warning: {damage[0]} and is left out{more}; the file was damaged")
+        more = f", and {counted(len(damage) - 1, 'further line')} too" if len(damage) > 1 else ""
+        log(f"warning: {damage[0]}; it is left out{more}: the file was damaged")
     if not records:
         raise UserError(f"`{path}` has no records yet; wait for the run's first line of progress")
     known = {name for record in records for name, value in record.items() if is_number(value)}
@@ -188,8 +188,8 @@ def _refuse_values(path: Path, records: Sequence[dict[str, Any]], metrics: Seque
             found = list(dict.fromkeys(shortened(json.dumps(value), 40) for value in values))
             more = ", …" if len(found) > 3 else ""
             raise UserError(
-                f"`{path}` has no finite number for `{metric}`: {counted(len(values), 'record')} of"
-                f" it have {', '.join(found[:3])}{more}; the environment's rewards were not finite,"
+                f"`{path}` has no finite number for `{metric}`, but {', '.join(found[:3])}{more} in"
+                f" {counted(len(values), 'record')}; the environment's rewards were not finite,"
                 " or the file was damaged"
             )
 
