@@ -151,7 +151,7 @@ def _unit(largest: float, seconds: bool) -> tuple[str, float]:
     return next((unit for unit in units if largest >= 2 * unit[1]), smallest)
 
 
-def _read(path: Path, x: str, y: str, log: Callable[[str], None]) -> _Run:
+def _read(path: Path, x: str, y: str, log: Callable[[str], None] = lambda _: None) -> _Run:
     damage: list[str] = []
     try:
         config = read_object(path / "config.json")
