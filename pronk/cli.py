@@ -30,7 +30,7 @@ from pronk.config.json_files import holds
 from pronk.config.modules import search_here
 from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.spec import here
-from pronk.errors import UserError, nearest, printable, show_all_characters
+from pronk.errors import UserError, counted, nearest, printable, show_all_characters
 from pronk.run import guard
 from pronk.run.stdout import others_to_stderr
 
@@ -111,7 +111,7 @@ def train(args: list[str]) -> None:
 
         summary = run(plan)
     episodes = min(summary["episodes"], 100)
-    score = f"mean return {summary['mean_return']:.2f} over the last {episodes} episodes"
+    score = f"mean return {summary['mean_return']:.2f} over the last {counted(episodes, 'episode')}"
     if any(name.startswith("return/") for name in summary):
         score = f"mean return {summary['mean_return']:.2f}, the mean over tasks"
     if (greedy := summary.get("mean_return_least_exploring")) is not None:
@@ -175,13 +175,17 @@ def evaluate(args: list[str]) -> None:
         return
     human = result.human_normalised
     normalised = "" if human is None else f", {human:.1%} human-normalised"
-    _say(
-        f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps:"
-        f" {result.mean_return:.2f} ± {result.standard_error:.2f} (mean ± standard error of"
-        f" {result.episodes} episodes, {'sampled' if parsed.sample else 'greedy'},"
-        f" {result.minimum:g} to {result.maximum:g}, {result.mean_length:,.0f} steps"
-        f" long{normalised})"
-    )
+    how = "sampled" if parsed.sample else "greedy"
+    length = f"{counted(round(result.mean_length), 'step')} long{normalised}"
+    score = f"{result.mean_return:.2f} (1 episode, {how}, {length})"
+    if result.episodes > 1:
+        score = (
+            f"{result.mean_return:.2f} ± {result.standard_error:.2f} (mean ± standard error of"
+            f" {result.episodes} episodes, {how}, {result.minimum:g} to {result.maximum:g},"
+            f" {length})"
+        )
+    policy_of = f"{policy.plan.agent} on {parsed.env or policy.plan.env}"
+    _say(f"{policy_of} after {policy.steps:,} steps: {score}")
 
 
 def record(args: list[str]) -> None:
@@ -217,7 +221,7 @@ def plot(args: list[str]) -> None:
         if len(parsed.runs) > 1:
             raise UserError(
                 f"'{populations[0]}' holds a population, which has a picture of its own; give it"
-                f" alone, without the {len(parsed.runs) - 1} others."
+                f" alone, without {'the others' if len(parsed.runs) > 2 else 'the other'}."
             )
         for flag in ("x", "y", "smooth", "csv"):
             value, usual = getattr(parsed, flag), getattr(PlotArguments(()), flag)
@@ -240,6 +244,7 @@ def plot(args: list[str]) -> None:
         smooth=parsed.smooth,
         title=parsed.title,
         csv=parsed.csv,
+        log=lambda text: print(f"pronk: {printable(text)}", file=sys.stderr),
     )
     _say(str(drawn))
 
@@ -254,6 +259,9 @@ def report(args: list[str]) -> None:
     from pronk import report as reports
     from pronk.storage.files import write_atomically
 
+    table = [Path(parsed.normalise)] if os.path.isfile(parsed.normalise) else []
+    outputs = {"--csv": parsed.csv, "--md": parsed.md, "--png": parsed.png}
+    reports.check_outputs([*parsed.runs, *table], outputs)
     made = reports.make(
         reports.read(parsed.runs),
         by=[name.strip() for name in parsed.by.split(",")],
@@ -382,14 +390,15 @@ def benchmark(args: list[str]) -> None:
             flag = field.name.replace("_", "-")
             raise UserError(f"`--{flag}` is {value}; expected a finite number above zero.")
     from pronk.experiments import bench
-    from pronk.storage.files import cannot_write, write_json_atomically
+    from pronk.storage.files import cannot_write, check_file_name, write_json_atomically
 
     file = None if settings.json in (None, "-") else Path(settings.json)
     if file is not None:
+        check_file_name(file, "--json")
         try:
             file.touch()  # before measuring for minutes what then can't be written
         except OSError as error:
-            raise cannot_write(file, error) from None
+            raise cannot_write(file, error, "--json") from None
     with others_to_stderr(settings.json == "-"):
         result = bench.run(name, settings)
     if file is not None:

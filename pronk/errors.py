@@ -59,6 +59,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{lowered[match[0]]}'?" if match else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 episode`, `20 episodes`: a number of things whose plural ends with s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _plainly(error: UnicodeError) -> tuple[str, int]:
     """An error handler for `codecs`: replaces characters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):

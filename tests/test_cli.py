@@ -69,6 +69,9 @@ def test_train_leaves_everything_behind(catch: Path) -> None:
 def test_eval(catch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pronk("eval", catch, "--episodes", 5)
     assert "mean ± standard error of 5 episodes, greedy" in capsys.readouterr().out
+    pronk("eval", catch, "--episodes", 1)
+    out = capsys.readouterr().out
+    assert re.search(r": -?1\.00 \(1 episode, greedy, [0-9]+ steps long\)", out)
     pronk("eval", catch, "--episodes", 5, "--json")
     greedy = json.loads(capsys.readouterr().out)
     assert greedy["episodes"] == 5

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,57 +22,9 @@ from pronk.report.references import key_of, split_version
 from pronk.report.runs import EVALUATION, TRAINING, Row, Run
 from pronk.report.scoring import Rule, Scored
 from pronk.run.plot import COLOURS
+from tests.report_runs import FEW, fails, flat, make_run, printed, row, run_report
 
 DATA = Path(__file__).with_name("data")
-FEW = ("--bootstrap", 200)
-
-
-def make_run(
-    path: Path,
-    *,
-    agent: str = "impala",
-    env: str = "ALE/Pong-v5",
-    seed: int = 0,
-    returns: Sequence[float | None] = (1.0, 2.0, 3.0),
-    evaluations: Sequence[float | None] | None = None,
-    episodes: int = 20,
-    every: int = 1000,
-    rate: float = 0.01,
-    pronk: str = "0.1.0",
-    status: str | None = "finished",
-    env_args: Mapping[str, Any] | None = None,
-    extra: Callable[[int], Mapping[str, Any]] = lambda i: {},
-) -> Path:
-    """A run's directory, with a record after each `every` steps and as many evaluations."""
-    path.mkdir(parents=True)
-    config = {
-        "format": 2,
-        "pronk": pronk,
-        "agent": agent,
-        "env": env,
-        "preset": "small",
-        "run": {"steps": every * len(returns), "seed": seed, "eval_episodes": episodes},
-        "agent_config": {"learning_rate": rate},
-        "env_args": dict(env_args or {}),
-    }
-    (path / "config.json").write_text(json.dumps(config))
-    records = []
-    for i, value in enumerate(returns):
-        record: dict[str, Any] = {
-            "steps": every * (i + 1),
-            "wall_seconds": 1.5 * i,
-            "mean_return": value,
-            "episodes": 150 * (i + 1),
-            **extra(i),
-        }
-        records.append(record)
-        if evaluations is not None:
-            found = {"eval/mean_return": evaluations[i], "eval/episodes": episodes}
-            records.append(record | found)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    if status is not None:
-        (path / "summary.json").write_text(json.dumps({"status": status}))
-    return path
 
 
 def make_runs(root: Path, seeds: int = 3) -> Path:
@@ -97,34 +48,6 @@ def make_runs(root: Path, seeds: int = 3) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_runs(tmp_path_factory.mktemp("runs"))
-
-
-def run_report(*args: object) -> int:
-    """The exit status of `pronk report`."""
-    try:
-        cli.main(["report", *map(str, args)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def printed(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    assert run_report(*args) == 0
-    captured = capsys.readouterr()
-    assert not captured.err
-    return captured.out
-
-
-def flat(text: str) -> str:
-    """Text without the line ends of a terminal."""
-    return " ".join(text.split())
-
-
-def row(text: str, *begin: str) -> list[str]:
-    """The cells of the table's line that begins with these cells."""
-    lines = [line.split() for line in text.splitlines()]
-    (found,) = [cells for cells in lines if cells[: len(begin)] == list(begin)]
-    return found[len(begin) :]
 
 
 # What is printed.
@@ -239,7 +162,7 @@ def test_a_suite_is_a_run_of_each_task(tmp_path: Path, capsys: pytest.CaptureFix
             },
         )
     out = printed(capsys, tmp_path, "--normalise", "scales", *FEW)
-    assert "2 in 1 groups" in out
+    assert "2 in 1 group," in out
     assert row(out, "catch", "impala") == ["0.004", "0", "2", "0.004", "0.004", "62.5%"]
     assert row(out, "orchard", "impala")[-1] == f"{100 * (1002 - 80) / (2000 - 80):.1f}%"
 
@@ -610,15 +533,6 @@ def test_random_best(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 # Bad input.
 
 
-def fails(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The paragraph of a user's mistake."""
-    assert run_report(*args) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("pronk: ")
-    return captured.err
-
-
 HEADER = "agent,env,seed,step,metric,score,episodes"
 
 
@@ -632,7 +546,10 @@ HEADER = "agent,env,seed,step,metric,score,episodes"
         (f"# x\n{HEADER}\na,b,0,1,evaluation,inf,\n", "line 3 of '{}' has the score 'inf'"),
         (f"{HEADER}\na,b,0,1,evaluation,,\n", "line 2 of '{}' has no score"),
         (f"{HEADER}\na,b,0,one,evaluation,1,\n", "line 2 of '{}' has the step 'one'"),
-        (f"{HEADER}\na,b,0,1,evaluation,1,0\n", "has 0 episodes; expected at least 1"),
+        (
+            f"{HEADER}\na,b,0,1,evaluation,1,0\n",
+            "has the episodes '0'; expected a whole number, at least 1",
+        ),
         (f"{HEADER}\na,b,0,1,charts/return,1,\n", "metric 'charts/return'; expected 'evaluation'"),
         ("\x00\x01", "has no column"),
         (f"{HEADER}\n" + 2 * "a,b,7,,evaluation,1,\n", "than one evaluation at step 0 of a on b"),
@@ -653,9 +570,9 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "scores.csv").write_bytes(b"\x89PNG\xff")
     assert "is not text in UTF-8" in fails(capsys, tmp_path / "scores.csv")
     run = make_run(tmp_path / "run", returns=(None,))
-    assert "none of the 1 runs has a score" in fails(capsys, run)
+    assert f"the run '{run}' has no score" in fails(capsys, run)
     (run / "metrics.jsonl").unlink()
-    assert "none of the 1 runs has a score" in fails(capsys, run)
+    assert f"the run '{run}' has no score" in fails(capsys, run)
     with pytest.raises(UserError, match="there are no runs to report"):
         report.make([])
 
@@ -706,9 +623,15 @@ def test_bad_arguments(
     ("text", "says"),
     [
         ("task,random\nALE/Pong,0\n", "have no column reference"),
-        ("task,random,reference\nALE/Pong,a,1\n", "have random 'a' and reference '1'"),
-        ("task,random,reference\nALE/Pong,0,nan\n", "have random '0' and reference 'nan'"),
-        ("task,random,reference\nALE/Pong,1,1\n", "the same return, 1, for a score of 0 and of 1"),
+        (
+            "task,random,reference\nALE/Pong,a,1\n",
+            "line 2 of '{}' has random 'a' and reference '1'",
+        ),
+        ("task,random,reference\nALE/Pong,0,nan\n", "has random '0' and reference 'nan'"),
+        (
+            "task,random,reference\nALE/Pong,1,1\n",
+            "'ALE/Pong' (random play 1, reference 1); expected a reference above",
+        ),
         ("task,random,reference\nBoxing,1,2\n", "have no row for 'ALE/Pong'"),
     ],
 )
@@ -717,7 +640,7 @@ def test_references_that_cannot_be_used(
 ) -> None:
     file = tmp_path / "mine.csv"
     file.write_text(text)
-    assert says in fails(capsys, *runs.glob("*-Pong-*"), "--normalise", file)
+    assert says.format(file) in fails(capsys, *runs.glob("*-Pong-*"), "--normalise", file)
 
 
 def test_groups_without_a_common_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def test_a_schedule_has_one_text(text: str, canonical: str) -> None:
     ("text", "wrong"),
     [
         ("lin:1:2", "'lin' is none of linear, cosine, exponential, piecewise"),
-        ("linear:1", "linear has 1 numbers instead of two"),
+        ("linear:1", "linear has 1 number instead of two"),
         ("cosine:1:2:3", "cosine has 3 numbers instead of two"),
         ("linear:1:x", "'x' is not a finite number"),
         ("linear:1:inf", "'inf' is not a finite number"),

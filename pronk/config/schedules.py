@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from pronk.errors import counted
+
 KINDS = ("linear", "cosine", "exponential", "piecewise")
 EXPECTED = "linear:A:B, cosine:A:B, exponential:A:B, or linear: or piecewise:A@0,B@STEP,…"
 _MOST_STEPS = 10**12  # the limit of `--steps`
@@ -75,7 +77,7 @@ def parse(text: str) -> Schedule:
         return _points(kind, rest.split(","))
     values = tuple(_number(part) for part in rest.split(":"))
     if len(values) != 2:
-        raise ValueError(f"{kind} has {len(values)} numbers instead of two")
+        raise ValueError(f"{kind} has {counted(len(values), 'number')} instead of two")
     if kind == "exponential" and not values[0] * values[1] > 0:
         raise ValueError("exponential needs two numbers of one sign, neither of them 0")
     return Schedule(kind, values)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pronk.errors import UserError
+from pronk.errors import UserError, counted
 from pronk.types import Array, Episode, PyTree
 
 
@@ -66,8 +66,8 @@ def slot_states(state: PyTree, num_envs: int) -> list[dict[str, Any]]:
     """The entries of a saved state per slot; raises UserError for another number of slots."""
     if len(state) != num_envs:
         raise UserError(
-            f"the saved state has {len(state)} environments, and the run {num_envs} for each actor;"
-            f" resume with --envs-per-actor {len(state)}"
+            f"the saved state has {counted(len(state), 'environment')}, and the run {num_envs} for"
+            f" each actor; resume with --envs-per-actor {len(state)}"
         )
     return [state[f"slot_{i}"] for i in range(num_envs)]
 

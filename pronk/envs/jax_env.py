@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from pronk.errors import UserError
+from pronk.errors import UserError, counted
 from pronk.maths.keys import key_of
 from pronk.types import Array, EnvSpec, Episode, Key, PyTree, TimeStep
 
@@ -223,9 +223,9 @@ class JaxVectorEnv:
         expected = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in map(_key_data, old)]
         if given != expected:
             raise UserError(
-                f"the saved state does not fit {self.num_envs} environments '{self.spec.name}': it"
-                f" has arrays {given}, expected {expected}; restore it into the environment and"
-                " number of environments it was saved from."
+                f"the saved state does not fit {counted(self.num_envs, 'environment')}"
+                f" '{self.spec.name}': it has arrays {given}, expected {expected}; restore it into"
+                " the environment and number of environments it was saved from."
             )
         with jax.default_device(self._cpu):
             leaves = [_like(leaf, data) for leaf, data in zip(old, saved, strict=True)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from pronk.envs.construct import Factory, construct, described
 from pronk.envs.episodes import episode_seed, replay_warning
-from pronk.errors import UserError
+from pronk.errors import UserError, counted
 from pronk.maths.spaces import (
     LEAVES,
     MASK,
@@ -98,7 +98,7 @@ def _unpacked(method: str, result: Any) -> tuple[Any, ...]:
     is_tuple = isinstance(result, tuple | list)
     expected = _RESULTS[method]
     if not is_tuple or len(result) != expected.count(",") + 1:
-        found = f"{len(result)} values" if is_tuple else f"a {type(result).__name__}"
+        found = counted(len(result), "value") if is_tuple else f"a {type(result).__name__}"
         raise ValueError(f"{method}() returned {found}, expected {expected}")
     *values, info = result
     if info is not None and type(info) is not dict and not isinstance(info, Mapping):

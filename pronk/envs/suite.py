@@ -19,7 +19,7 @@ import numpy as np
 
 from pronk.config.assignments import parse_assignments
 from pronk.envs.common_spaces import common_spaces
-from pronk.errors import UserError, nearest
+from pronk.errors import UserError, counted, nearest
 from pronk.maths import scores
 from pronk.types import EnvSpec
 
@@ -190,7 +190,7 @@ def check_slots(env: Any, num_envs: int, first_env_id: int = 0) -> None:
     missing = [task.name for k, task in enumerate(tasks) if k not in present]
     if missing:
         raise UserError(
-            f"with {num_envs} environments, {len(missing)} of the {len(tasks)} tasks of"
+            f"with {counted(num_envs, 'environment')}, {len(missing)} of the {len(tasks)} tasks of"
             f" '{env}' would get none, such as '{missing[0]}'; expected at least one each: increase"
             " --envs-per-actor or --actors, or --batch-size if it is the number of environments."
         )

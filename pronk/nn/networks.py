@@ -13,7 +13,7 @@ import gymnasium as gym
 import jax
 import jax.numpy as jnp
 
-from pronk.errors import UserError
+from pronk.errors import UserError, counted
 from pronk.maths.spaces import as_vector, channels_first, is_image, leaf_spaces, named_leaves
 from pronk.nn.cores import RecurrentCore
 from pronk.nn.cpu_convolution import conv2d, max_pool
@@ -145,7 +145,7 @@ def describe(space: gym.Space, torso: Torso) -> str:
 
 def _treatment(space: gym.Space, torso: Torso) -> str:
     shape, count = space.shape or (), gym.spaces.flatdim(space)
-    numbers = "1 number" if count == 1 else f"{count} numbers"
+    numbers = counted(count, "number")
     if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
         return f"is one-hot, {numbers}"
     if isinstance(space, gym.spaces.MultiBinary) or len(shape) < 2:

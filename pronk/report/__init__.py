@@ -10,16 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from pronk.report import long_csv
 from pronk.report.bootstrap import distribution, interval
 from pronk.report.build import Report, make
 from pronk.report.ranks import kendall_tau, mean_ranks, ranks
 from pronk.report.render import markdown, plain_head, text
-from pronk.report.runs import Row, Run, directories, read_run
+from pronk.report.runs import Row, Run
+from pronk.report.sources import check_outputs, read
 from pronk.report.statistics import (
     AGGREGATES,
     aggregates,
@@ -47,6 +46,7 @@ __all__ = [
     "area_under_curve",
     "as_csv",
     "capped_mean",
+    "check_outputs",
     "distribution",
     "interval",
     "iqm",
@@ -67,24 +67,6 @@ __all__ = [
     "text",
     "welch",
 ]
-
-
-def read(paths: Iterable[str | Path]) -> list[Run]:
-    """The runs in directories, of one run or of many, and in long CSVs; each directory once.
-
-    Raises UserError where there is none, or a file is damaged.
-    """
-    runs: list[Run] = []
-    seen = set()
-    for path in map(Path, paths):
-        if path.is_file():
-            runs += long_csv.read(path)
-            continue
-        for directory in directories(path):
-            if (real := directory.resolve()) not in seen:
-                seen.add(real)
-                runs += read_run(directory)
-    return runs
 
 
 def as_csv(report: Report) -> str:

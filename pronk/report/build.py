@@ -170,7 +170,12 @@ def make(
 def _nothing(left_out: Sequence[tuple[Run, str]]) -> UserError:
     if not left_out:
         return UserError("there are no runs to report; give directories of runs, or long CSVs.")
-    run, reason = left_out[0]
+    run, reason = next((one for one in left_out if not one[0].damage), left_out[0])
+    if len(left_out) == 1:
+        return UserError(
+            f"the run '{run.name}' has no score: {reason}. Train it for longer, or choose another"
+            " --metric or --at."
+        )
     return UserError(
         f"none of the {len(left_out)} runs has a score: '{run.name}', for one: {reason}. Train them"
         " for longer, or choose another --metric or --at."

@@ -16,7 +16,7 @@ from pronk.errors import UserError
 from pronk.report.grouping import MISSING, setting
 from pronk.report.references import split_version
 from pronk.report.runs import EVALUATION, TRAINING, Row, Run
-from pronk.report.text_files import read_text
+from pronk.report.tables import Table
 
 COLUMNS = (
     *("agent", "env", "version", "seed", "step", "wall_seconds", "metric", "score"),
@@ -29,30 +29,26 @@ _IDENTITY = ("agent", "env", "version", "seed", "config_hash", "software", "stat
 
 def read(path: Path) -> list[Run]:
     """The runs in a CSV; raises UserError where a column is missing or a value is wrong."""
-    lines = read_text(path).splitlines()
-    numbers = [i for i, line in enumerate(lines, start=1) if line and not line.startswith("#")]
-    text = "\n".join(lines[i - 1] for i in numbers)
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    try:
-        columns = list(reader.fieldnames or ())
-        missing = [name for name in REQUIRED if name not in columns]
-        if missing:
-            raise UserError(
-                f"'{path}' has no column {', '.join(missing)}; expected a long CSV with the columns"
-                f" {', '.join(REQUIRED)}, and any of"
-                f" {', '.join(name for name in COLUMNS if name not in REQUIRED)}."
-                f" It has: {', '.join(columns) or 'nothing'}."
-            )
-        further = [name for name in columns if name not in COLUMNS and name]
-        rows: dict[tuple[str, ...], list[Row]] = {}
-        for line, cells in zip(numbers[1:], reader, strict=False):
-            cells = {name: (cells.get(name) or "").strip() for name in columns}
-            if not cells.get("version"):
-                cells["env"], cells["version"] = split_version(cells["env"])
-            key = tuple(cells.get(name, "") for name in (*_IDENTITY, *further))
-            rows.setdefault(key, []).append(_row(cells, f"line {line} of '{path}'"))
-    except csv.Error as error:
-        raise UserError(f"'{path}' can't be read as CSV ({error}); check its quotes.") from None
+    table = Table(path)
+    columns = table.columns
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        raise UserError(
+            f"'{path}' has no column {', '.join(missing)}; expected a long CSV with the columns"
+            f" {', '.join(REQUIRED)}, and any of"
+            f" {', '.join(name for name in COLUMNS if name not in REQUIRED)}."
+            f" It has: {', '.join(columns) or 'nothing'}."
+        )
+    further = [name for name in columns if name not in COLUMNS and name]
+    rows: dict[tuple[str, ...], list[Row]] = {}
+    for where, cells in ((line.where, line.cells) for line in table.rows()):
+        for name in ("agent", "env"):
+            if not cells[name]:
+                raise UserError(f"{where} has no {name}; expected its name, or no such line.")
+        if not cells.get("version"):
+            cells["env"], cells["version"] = split_version(cells["env"])
+        key = tuple(cells.get(name, "") for name in (*_IDENTITY, *further))
+        rows.setdefault(key, []).append(_row(cells, where))
     if not rows:
         raise UserError(f"'{path}' has no rows below its column names; expected scores of runs.")
     return [
@@ -90,11 +86,27 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
     score = _number(cells, "score", where)
     if score is None:
         raise UserError(f"{where} has no score; expected a number, or no such line.")
-    whole = [_number(cells, name, where) for name in ("step", "episodes", "total_episodes")]
-    step, episodes, total = (None if value is None else int(value) for value in whole)
-    if episodes is not None and episodes < 1:
-        raise UserError(f"{where} has {episodes} episodes; expected at least 1, or nothing.")
-    return Row(step or 0, metric, score, _number(cells, "wall_seconds", where), episodes, total)
+    seconds = _number(cells, "wall_seconds", where)
+    if seconds is not None and seconds < 0:
+        raise UserError(
+            f"{where} has the wall_seconds {seconds:g}; expected at least 0, or nothing."
+        )
+    step, episodes, total = (
+        _whole(cells, name, where, least)
+        for name, least in (("step", 0), ("episodes", 1), ("total_episodes", 0))
+    )
+    return Row(step or 0, metric, score, seconds, episodes, total)
+
+
+def _whole(cells: Mapping[str, str], name: str, where: str, least: int) -> int | None:
+    """The whole number in a cell, at least `least`; None where it is empty."""
+    value = _number(cells, name, where)
+    if value is not None and (value < least or value != int(value)):
+        raise UserError(
+            f"{where} has the {name} '{cells[name]}'; expected a whole number, at least {least}, or"
+            " nothing."
+        )
+    return None if value is None else int(value)
 
 
 def _number(cells: Mapping[str, str], name: str, where: str) -> float | None:
@@ -107,7 +119,9 @@ def _number(cells: Mapping[str, str], name: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or abs(value) >= 1e100:
-        raise UserError(f"{where} has the {name} '{text}'; expected a finite number.")
+        raise UserError(
+            f"{where} has the {name} '{text}'; expected a finite number, with a decimal point."
+        )
     return value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pronk.errors import counted
 from pronk.report import bootstrap, statistics
 from pronk.report.bootstrap import LEVEL
 from pronk.report.build import Report
@@ -205,7 +206,7 @@ def _iqm(report: Report) -> Any:
     finish_axes(axes, "agent steps", largest)
     count = len(report.common_tasks)
     axes.set_ylabel(f"interquartile mean of {_kind(report)}")
-    axes.set_title("1 task" if count == 1 else f"{count} tasks", fontsize="medium")
+    axes.set_title(counted(count, "task"), fontsize="medium")
     _legend(figure, axes, report)
     return figure
 

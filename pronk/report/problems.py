@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from pronk.errors import counted
 from pronk.report.grouping import Groups
 from pronk.report.runs import Run
 from pronk.report.scoring import AUC, Rule, Scored
@@ -39,11 +40,11 @@ def find(groups: Groups, left_out: Sequence[tuple[Run, str]], rule: Rule) -> lis
     ]
 
 
-def _listed(items: Iterable[str], most: int = 4) -> str:
+def _listed(items: Iterable[str], most: int = 4, separator: str = ", ") -> str:
     """The first of some items, and how many more there are."""
     items = list(items)
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    more = f"{separator.rstrip(', ')} and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def _left_out(left_out: Sequence[tuple[Run, str]]) -> Iterator[Problem]:
@@ -65,13 +66,17 @@ def _unfinished(scored: Sequence[Scored]) -> Iterator[Problem]:
 
 def _missing_tasks(groups: Groups) -> Iterator[Problem]:
     every = sorted({task for tasks in groups.values() for task in tasks})
-    for name, tasks in groups.items():
-        if lacking := [task for task in every if task not in tasks]:
-            yield Problem(
-                "missing tasks",
-                f"{name} has no score for {_listed(lacking)}; aggregates are over the tasks that"
-                " all groups have",
-            )
+    lacking = [
+        f"{name} has no score for {_listed(missing)}"
+        for name, tasks in groups.items()
+        if (missing := [task for task in every if task not in tasks])
+    ]
+    if lacking:
+        yield Problem(
+            "missing tasks",
+            f"{_listed(lacking, separator='; ')}; aggregates are over the tasks that all groups"
+            " have",
+        )
 
 
 def _per_task(scored: Sequence[Scored], rule: Rule) -> Iterator[Problem]:
@@ -177,7 +182,7 @@ def _episodes(scored: Sequence[Scored], rule: Rule) -> Iterator[Problem]:
         if rule.last is not None and known and known[0] < rule.last:
             yield Problem(
                 "episodes",
-                f"some scores of {metric} average {known[0]} episodes, fewer than --last"
+                f"some scores of {metric} average {counted(known[0], 'episode')}, fewer than --last"
                 f" {rule.last}: there are no more",
             )
         elif rule.last is None and known and known[0] < known[-1]:

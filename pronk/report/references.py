@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +12,7 @@ from typing import Any
 from pronk.errors import UserError, nearest
 from pronk.maths import scores
 from pronk.report import published
-from pronk.report.text_files import read_text
+from pronk.report.tables import Table
 
 # Mean returns of uniformly random actions, in environments without arguments. Of at least 992
 # episodes, with standard errors below 2 % or 0.02; in Gymnasium's MuJoCo tasks (v5) of 496, with
@@ -82,7 +79,8 @@ class References:
     def of(self, tasks: Sequence[str], best: Mapping[str, float]) -> dict[str, tuple[float, float]]:
         """The references `(random, one)` of each task. best: the best group's mean score, by task.
 
-        Raises UserError for tasks that the table lacks, and where the two are equal.
+        Raises UserError for tasks that the table lacks, and where the second is not above the
+        first: a higher return would have the same normalised score, or a lower one.
         """
         lacking = [task for task in tasks if self.key(task) not in self.table]
         if lacking:
@@ -93,17 +91,23 @@ class References:
                 " task: give --normalise FILE.csv with the columns task, random, reference; or"
                 " --normalise none; or leave the runs of these tasks out."
             )
-        found = {}
+        found, bad = {}, []
         for task in tasks:
             random, one = self.table[self.key(task)]
+            whose = "best group" if one is None else "reference"
             one = best[task] if one is None else one
-            if one == random:
-                raise UserError(
-                    f"the references {self.name} give '{task}' the same return, {one:g}, for a"
-                    " score of 0 and of 1; expected two different ones: give --normalise FILE.csv"
-                    " with others, or --normalise none."
-                )
+            if not one > random:
+                bad.append(f"'{task}' (random play {random:.6g}, {whose} {one:.6g})")
             found[task] = (random, one)
+        if bad:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            raise UserError(
+                f"the references {self.name} cannot normalise the scores of {', '.join(bad[:5])}"
+                f"{more}; expected a reference above random play, since higher returns are better:"
+                " leave the runs of these tasks out, give --normalise FILE.csv with other"
+                " references, or --normalise none. Change the signs of costs, in scores and in"
+                " references."
+            )
         return found
 
 
@@ -187,25 +191,35 @@ def load(normalise: str) -> References | None:
 
 
 def _read(path: Path) -> References:
-    lines = [line for line in read_text(path).splitlines() if not line.startswith("#")]
-    reader = csv.DictReader(io.StringIO("\n".join(lines)))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    rows = Table(path)
+    missing = [name for name in COLUMNS if name not in rows.columns]
     if missing:
         raise UserError(
             f"the references '{path}' have no column {', '.join(missing)}; expected"
             f" {', '.join(COLUMNS)}, where an empty reference stands for the best group's score."
         )
     table: dict[str, tuple[float, float | None]] = {}
-    for row in reader:
-        task, random, one = (row[name] or "" for name in COLUMNS)
+    seen: dict[str, str] = {}  # by the table's name of a task: where it was found
+    for line in rows.rows():
+        task, random, one = (line.cells[name] for name in COLUMNS)
+        key = key_of(task) if task else ""
+        if not key:
+            raise UserError(f"{line.where} has no task; expected its name, or no such line.")
+        if key in seen:
+            raise UserError(
+                f"{line.where} has references for '{task}', and so has {seen[key]}; expected one"
+                " row for each task: remove one of them. Names that differ in case, in spaces and"
+                " signs, in the version, or in a prefix ALE/, are of one task."
+            )
+        seen[key] = line.where
         try:
-            pair = float(random), float(one) if one.strip() else None
+            pair = float(random), float(one) if one else None
         except ValueError:
             pair = math.nan, None
         if not all(math.isfinite(value) for value in pair if value is not None):
             raise UserError(
-                f"the references '{path}' have random '{random}' and reference '{one}' for"
-                f" '{task}'; expected numbers."
+                f"{line.where} has random '{random}' and reference '{one}' for '{task}'; expected"
+                " finite numbers."
             )
-        table[task] = pair
-    return dataclasses.replace(References(str(path), f"the file {path}", {}), table=_keyed(table))
+        table[key] = pair
+    return References(str(path), f"the file {path}", table)

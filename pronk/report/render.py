@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pronk.errors import printable
+from pronk.errors import counted, printable
 from pronk.report import statistics
 from pronk.report.bootstrap import LEVEL
 from pronk.report.build import Estimate, Report
@@ -45,7 +45,10 @@ def heading(report: Report, most: int = 10**6) -> list[tuple[str, str]]:
     counts = [len(runs) for tasks in report.groups.values() for runs in tasks.values()]
     runs = {(one.run.name, one.run.seed, one.run.config_hash) for one in scored}
     return [
-        ("runs", f"{len(runs)} in {len(report.groups)} groups, by {', '.join(report.by)}"),
+        (
+            "runs",
+            f"{len(runs)} in {counted(len(report.groups), 'group')}, by {', '.join(report.by)}",
+        ),
         ("score", "; ".join(report.rule.words(metric) for metric in metrics)),
         ("episodes", f"{_range([one.episodes for one in scored])} for each score"),
         ("references", "none" if used is None else f"{used.name}: {used.about}"),
@@ -144,9 +147,8 @@ def _aggregates(report: Report) -> Table:
             rows.append((shown, group, *cells))
             shown = ""
     of = "normalised scores" if report.pairs is not None else "returns"
-    tasks = "1 task" if count == 1 else f"{count} tasks"
     header = ("aggregate", "group", "value", f"{LEVEL:.0%} interval")
-    return Table(f"Aggregates of {of} over {tasks}", header, rows, 2)
+    return Table(f"Aggregates of {of} over {counted(count, 'task')}", header, rows, 2)
 
 
 def _estimate(found: Estimate, report: Report, *, is_count: bool = False) -> tuple[str, str]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pronk.config.json_files import MissingJSON, holds, read_lines, read_object
-from pronk.config.spec import identity, run_of
+from pronk.config.json_files import MissingJSON, holds, read_object
+from pronk.config.spec import identity
 from pronk.errors import UserError
 from pronk.report.references import split_version
-from pronk.storage.files import is_number
+from pronk.storage.files import is_number, read_lines
 
 EVALUATION, TRAINING = "evaluation", "training"
 WINDOW = 100  # episodes that a training record averages
@@ -48,6 +48,7 @@ class Run:
     status: str = ""  # "finished", "unfinished", …; empty where not known
     # Settings to group by: dotted names, or the further columns of a CSV.
     settings: Mapping[str, str] = field(default_factory=dict)
+    damage: str = ""  # why nothing could be read of it; empty where it could
 
     def of(self, metric: str) -> list[Row]:
         """The rows of one metric."""
@@ -55,7 +56,7 @@ class Run:
 
 
 def directories(path: Path) -> list[Path]:
-    """The directories of the runs at or below `path`; of a population, its best member's.
+    """The directories of the runs and populations at or below `path`.
 
     Raises UserError where there is none.
     """
@@ -71,9 +72,7 @@ def directories(path: Path) -> list[Path]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    if holds(path, "pbt.json"):
-        yield run_of(path)
-    elif holds(path, "config.json"):
+    if holds(path, "pbt.json") or holds(path, "config.json"):
         yield path
     else:
         for parent, names, _ in os.walk(path):
@@ -146,20 +145,17 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl`; empty where nothing was recorded yet."""
-    file = path / "metrics.jsonl"
-    records = []
     try:
-        for number, (_, record) in enumerate(read_lines(file), start=1):
-            if isinstance(record, ValueError) or not is_number(record.get("steps")):
-                why = record if isinstance(record, ValueError) else "it has no number of steps"
-                raise UserError(
-                    f"line {number} of `{file}` is not a record of a run ({why}); the file was"
-                    " damaged: put back a copy of it, or leave this run out."
-                )
-            records.append(record)
+        records = [record for _, record in read_lines(path / "metrics.jsonl", _refuse)]
     except MissingJSON:
         return []
     return sorted(records, key=lambda record: record["steps"])
+
+
+def _refuse(problem: str) -> None:
+    raise UserError(
+        f"{problem}; the file was damaged: put back a copy of it, or leave this run out."
+    )
 
 
 def _rows(

@@ -48,6 +48,8 @@ class Rule:
 
     def score(self, run: Run) -> Scored | str:
         """The run's score, or why it has none."""
+        if run.damage:
+            return run.damage
         metric = self.source(run)
         rows = run.of(metric)
         if not rows:

@@ -16,7 +16,7 @@ from pronk.config.run import DEFAULT_ACTORS, RunConfig
 from pronk.config.spec import Plan
 from pronk.envs.episodes import derived_seed
 from pronk.envs.suite import check_slots
-from pronk.errors import UserError
+from pronk.errors import UserError, counted
 from pronk.replay import Replay, SegmentLog
 from pronk.run.actors import Crew
 from pronk.run.devices import choose_devices
@@ -168,14 +168,14 @@ class _Local:
         # Each of several learners counts the episodes of its own actors.
         check_slots(self.env, num_actors * num_envs, config.learner_rank * num_actors * num_envs)
         if num_actors * num_envs * seconds > SLOW_START:
-            self.log(f"making {num_actors * num_envs} environments, each in about {seconds:.2g} s")
+            made = counted(num_actors * num_envs, "environment")
+            self.log(f"making {made}, about {seconds:.2g} s for each")
         actors = crew.make(num_actors, num_envs, server)
         numbers = {"actors": num_actors, "envs_per_actor": num_envs}
         self.note({"runtime": "local", **numbers, "placement": actors[0].placement})
-        plural = "s" if num_actors > 1 else ""
         self.log(
-            f"{config.architecture}: {num_actors} actor{plural} × {num_envs} environments,"
-            f" {actors[0].placement}"
+            f"{config.architecture}: {counted(num_actors, 'actor')} ×"
+            f" {counted(num_envs, 'environment')}, {actors[0].placement}"
         )
         return actors
 

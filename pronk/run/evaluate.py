@@ -67,8 +67,9 @@ class SuiteEvaluation:
         for name, found in self.tasks.items():
             score = self.normalised.get(name)
             shown = "–" if score is None else f"{score:.1%}"
+            error = f"{found.standard_error:.3g}" if found.episodes > 1 else "–"
             lines.append(
-                f"{name:{width}}  {found.mean_return:12.4g}  {found.standard_error:9.3g}"
+                f"{name:{width}}  {found.mean_return:12.4g}  {error:>9}"
                 f"  {found.episodes:8}  {shown:>7}"
             )
         if self.scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from pronk.config.json_files import MissingJSON, read_object
 from pronk.config.run import FREE
-from pronk.errors import UserError, nearest, printable
+from pronk.errors import UserError, counted, nearest, printable
 from pronk.storage.files import is_number, read_lines, write_atomically
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers, without the pale yellow.
@@ -66,14 +66,16 @@ def plot(
     smooth: int = 1,
     title: str | None = None,
     csv: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Plot metric `y` over metric `x` of the runs to `output` (PNG, PDF or SVG) and return it.
 
     Runs that differ only in the seed, and in settings that do not affect learning, become one line,
     their mean, within a band from minimum to maximum, over the range that all of them cover; thin
     lines show the seeds. smooth: number of records that each point averages. csv: a file for the
-    points before smoothing, one row each: run, seed, steps, wall_seconds, and `y`. Raises UserError
-    where a run, a metric or data are missing.
+    points before smoothing, one row each: run, seed, steps, wall_seconds, and `y`. log: receives a
+    message about each run of which damaged lines are left out. Raises UserError where a run, a
+    metric or data are missing.
     """
     if not run_dirs:
         raise UserError("no run directories were given; name at least one, such as runs/pong")
@@ -82,7 +84,7 @@ def plot(
             f"`smooth` is {smooth}; expected the number of records to average, 1 or more"
         )
     file_format = picture_format(output)
-    runs = [_read(Path(path), x, y) for path in run_dirs]
+    runs = [_read(Path(path), x, y, log) for path in run_dirs]
     picture = _draw(_by_settings(runs), x, y, smooth, title, file_format)
     write_atomically(output, picture, flag="--output")
     if csv is not None:
@@ -149,14 +151,18 @@ def _unit(largest: float, seconds: bool) -> tuple[str, float]:
     return next((unit for unit in units if largest >= 2 * unit[1]), smallest)
 
 
-def _read(path: Path, x: str, y: str) -> _Run:
+def _read(path: Path, x: str, y: str, log: Callable[[str], None] = lambda _: None) -> _Run:
+    damage: list[str] = []
     try:
         config = read_object(path / "config.json")
-        records = [record for _, record in read_lines(path / "metrics.jsonl")]
+        records = [record for _, record in read_lines(path / "metrics.jsonl", damage.append)]
     except MissingJSON as error:
         raise UserError(f"`{path}` is not the directory of a run: {error}") from None
     if not isinstance(config.setdefault("run", {}), dict):
         raise UserError(f"`{path / 'config.json'}` has no settings of a run; put back a copy.")
+    if damage:
+        more = f", and {counted(len(damage) - 1, 'further line')} too" if len(damage) > 1 else ""
+        log(f"warning: {damage[0]}; it is left out{more}: the file was damaged")
     if not records:
         raise UserError(f"`{path}` has no records yet; wait for the run's first line of progress")
     known = {name for record in records for name, value in record.items() if is_number(value)}
@@ -168,9 +174,24 @@ def _read(path: Path, x: str, y: str) -> _Run:
             )
     both = [r for r in records if is_number(r.get(x)) and is_number(r.get(y))]
     if not both:
+        _refuse_values(path, records, (x, y))
         raise UserError(f"`{path}` has no values of `{y}` yet; no episode may have ended so far")
     both.sort(key=lambda record: record[x])
     return _Run(path, config, both, *(np.array([r[m] for r in both], float) for m in (x, y)))
+
+
+def _refuse_values(path: Path, records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+    """Raise UserError where the records have something else than finite numbers and null."""
+    for metric in metrics:
+        values = [record[metric] for record in records if record.get(metric) is not None]
+        if values and not any(map(is_number, values)):
+            found = list(dict.fromkeys(shortened(json.dumps(value), 40) for value in values))
+            more = ", …" if len(found) > 3 else ""
+            raise UserError(
+                f"`{path}` has no finite number for `{metric}`, but {', '.join(found[:3])}{more} in"
+                f" {counted(len(values), 'record')}; the environment's rewards were not finite,"
+                " or the file was damaged"
+            )
 
 
 def _settings(run: _Run) -> dict[str, str]:

@@ -10,7 +10,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ def cannot_write(path: Path, error: OSError, flag: str = "--run-dir") -> UserErr
     advice = _ADVICE.get(error.errno or 0, "check the directory and the disk it is on")
     advice = advice.format(flag=flag)
     return UserError(f"cannot write `{path}`: {error.strerror or error}; {advice}")
+
+
+def check_file_name(path: Path, flag: str = "--run-dir") -> None:
+    """Raise UserError where `path`, the value of the flag `flag`, can be no file's: a directory is
+    there, or its name is missing."""
+    if path.name in ("", "..") or os.path.isdir(path):
+        raise UserError(
+            f"cannot write `{path}`: it is a directory; expected the name of a file: choose another"
+            f" `{flag}`"
+        )
 
 
 def fsync_directory(path: Path) -> None:
@@ -63,6 +73,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview, flag: str = "--run-
     Missing parent directories are created. A process killed in between leaves a `.tmp-*` file.
     Raises UserError where the write fails; `flag` is the flag that chose `path`.
     """
+    check_file_name(path, flag)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,16 +120,22 @@ def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def read_lines(
+    path: Path, damaged: Callable[[str], None] = lambda _: None
+) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines of a `metrics.jsonl`, each as (bytes, parsed record), without torn ones.
 
     A process killed during a write leaves a last line that is not JSON or lacks its line end.
-    Raises UserError where the file cannot be read.
+    damaged: receives what is wrong with each complete line that is left out. Raises UserError where
+    the file cannot be read.
     """
     result = []
-    for line, record in json_files.read_lines(path):
+    for number, (line, record) in enumerate(json_files.read_lines(path), start=1):
         if isinstance(record, dict) and is_number(record.get("steps")):
             result.append((line, record))
+        else:
+            why = "it has no number of steps" if isinstance(record, dict) else record
+            damaged(f"line {number} of `{path}` is not a record of a run ({why})")
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import time
 import warnings
@@ -15,7 +16,7 @@ import numpy as np
 
 from pronk.config.spec import Plan
 from pronk.errors import UserError, nearest
-from pronk.storage.files import write_json_atomically
+from pronk.storage.files import write_atomically, write_json_atomically
 from pronk.types import Array
 
 Row = dict[str, Any]
@@ -121,12 +122,12 @@ def band(curves: Any) -> tuple[Array, Array, Array]:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    """Write a table, atomically; raises UserError where the write fails."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode(), flag="--results")
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -194,7 +195,10 @@ def draw_points(axis: Any, x: Any, values: Sequence[Interval], **style: Any) -> 
 
 
 def save(figure: Any, path: Path, note: str, columns: int = 4) -> Path:
-    """Write a figure with one legend below all panels, titled with `note`; returns its path."""
+    """Write a figure with one legend below all panels, titled with `note`; returns its path.
+
+    Atomically; raises UserError where the write fails.
+    """
     entries = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -209,5 +213,7 @@ def save(figure: Any, path: Path, note: str, columns: int = 4) -> Path:
         title=note,
         title_fontsize="medium",
     )
-    figure.savefig(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:])
+    write_atomically(path, buffer.getvalue(), flag="--results")
     return path

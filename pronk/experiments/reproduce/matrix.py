@@ -30,6 +30,7 @@ from pronk.run import train as training
 from pronk.run.evaluate import Tally
 from pronk.run.resolve import resolve
 from pronk.storage.checkpoint import Checkpointer
+from pronk.storage.files import write_atomically
 from pronk.types import Array
 
 # Continuous actions, in JAX: the basic tasks of Duan et al. 2016.
@@ -219,7 +220,8 @@ def play_randomly(output: Path, results: Path, name: str, tasks: Mapping[str, st
 def write(done: Sequence[Done], results: Path, name: str, head: str) -> None:
     """Write the curves and the scores. head: a comment for the curves' file."""
     thin = [dataclasses.replace(one.run, rows=tuple(_thinned(one.run))) for one in done]
-    (results / f"{name}.csv").write_text(long_csv.write(thin, ["variant"], head))
+    text = long_csv.write(thin, ["variant"], head)
+    write_atomically(results / f"{name}.csv", text.encode(), flag="--results")
     rows = [
         [one.task, one.variant, one.seed, max((row.step for row in one.run.rows), default=0)]
         + [f"{getattr(one, score):.6g}" for score in SCORES]
