@@ -588,7 +588,7 @@ def test_few_environments_are_made_if_that_is_slow(
     train(Owned, tmp_path, 200, envs_per_actor=None)
     assert len(Owned.made) <= 16 + 2  # one for the spaces, one for the speed
     shown = " ".join(capsys.readouterr().out.split())
-    assert "making 16 environments, each in about" in shown
+    assert "making 16 environments, about" in shown
 
 
 def test_a_policy_is_refused_by_another_observation_space(tmp_path: Path) -> None:
