@@ -33,14 +33,18 @@ DELTA = 0.01
 # TRPO and TNPG recompute the old policy's output for the batch when they test a step; the metric
 # takes the output that was stored when acting. The two KLs differ by rounding.
 ROUNDING = 1e-6
+# Both have δ, and never leave the region: here TNPG rejects the steps that would.
+WITHIN: dict[str, dict[str, Any]] = {
+    "trpo": {"max_kl": DELTA},
+    "tnpg": {"max_kl": DELTA, "reject": True},
+}
 CHUNK = 10  # updates per call of the compiled program
 
 
 def plan_for(agent: str, task: str, seed: int, steps: int) -> Plan:
     """A run's plan: the agent's settings in `duan`, and δ."""
     variant = AGENTS[agent]
-    delta = {"max_kl": DELTA} if agent in ("trpo", "tnpg") else {}
-    settings = {**variant.settings, **delta}
+    settings = {**variant.settings, **WITHIN.get(agent, {})}
     return resolve(
         variant.agent, JAX_TASKS[task], runtime="fused", steps=steps, seed=seed, **settings
     )
