@@ -258,6 +258,8 @@ def test_duans_table(trained, tmp_path, capsys):
     assert {config.hidden_sizes for config in configs.values()} == {(100, 50, 25)}
     assert {config.unroll * config.batch_size for config in configs.values()} == {10_000}
     assert {configs[name].fisher_every for name in ("npg", "tnpg", "trpo")} == {5}
+    assert not configs["tnpg"].reject
+    assert kl.plan_for("tnpg", "Acrobot", 0, 1000).agent_config.reject  # there, δ is kept
     assert {plan.run.runtime for plan in trained} == {"fused"}
     assert (tmp_path / "duan.png").stat().st_size > 10_000
     # The curves can be reported on, and say the same as the runs.
