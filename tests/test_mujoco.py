@@ -66,3 +66,26 @@ def test_an_unstable_simulation_is_a_fault(tmp_path):
     assert not vector.step(ACTION).first.any()
     assert "expected a finite number" in log.read_text()
     vector.close()
+
+
+def test_its_warnings_are_shown_once_and_leave_no_file(tmp_path, monkeypatch, capfd):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    mujoco.set_mju_user_warning(None)
+    for _ in range(2):
+        envs.make("HalfCheetah-v5", 1).reset()
+    assert "deprecated" not in "".join(capfd.readouterr())
+    assert not any(tmp_path.iterdir())
+    with pytest.warns(RuntimeWarning, match="MuJoCo: the simulation is unstable"):
+        mujoco.get_mju_user_warning()("the simulation is unstable")
+
+
+def test_a_users_handler_of_warnings_stays():
+    mujoco = pytest.importorskip("mujoco")
+    messages = []
+    mujoco.set_mju_user_warning(messages.append)
+    try:
+        envs.make("HalfCheetah-v5", 1).reset()
+    finally:
+        mujoco.set_mju_user_warning(None)
+    assert "deprecated" in messages[0]

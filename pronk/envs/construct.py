@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ def described(error: BaseException) -> str:
 
 def construct(factory: Factory, name: str) -> gym.Env:
     """Make the environment; raises UserError with the reason if that fails."""
+    _quiet_mujoco(name)
     try:
         env = factory()
     except UserError:
@@ -42,6 +45,27 @@ def construct(factory: Factory, name: str) -> gym.Env:
         raise UserError(f"`env` '{name}' cannot be created: {described(e)}") from e
     _report_instability(env)
     return env
+
+
+def _quiet_mujoco(name: str) -> None:
+    """Show each warning of MuJoCo once, as Python's are, and not that Gymnasium's models are old.
+
+    By itself, MuJoCo prints every one, and writes it to a file in the current directory. A handler
+    of the user's own stays.
+    """
+    spec = gym.registry.get(name)
+    if spec is None or not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        return
+    with contextlib.suppress(ImportError):  # `construct` says what is missing
+        import mujoco
+
+        if mujoco.get_mju_user_warning() is None:
+            mujoco.set_mju_user_warning(_warn)
+
+
+def _warn(message: str) -> None:
+    if "is deprecated" not in message:
+        warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
 def _report_instability(env: gym.Env) -> None:
