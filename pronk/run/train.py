@@ -130,7 +130,7 @@ class _Run:
 
     def _train(self) -> dict[str, Any]:
         loaded = self.checkpointer.load()
-        if loaded is None:
+        if loaded is None and not self.group.rank:  # of several learners, the first one saves
             _check_nothing_lost(self.run_dir)
         check_signals()
         state = initial_state(self.plan, self.agent)
