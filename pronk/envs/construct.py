@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -57,8 +58,7 @@ def _quiet_mujoco(name: str) -> None:
     if spec is None or not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
         return
     with contextlib.suppress(ImportError):  # `construct` says what is missing
-        import mujoco
-
+        mujoco: Any = importlib.import_module("mujoco")  # its stubs lack the handlers
         if mujoco.get_mju_user_warning() is None:
             mujoco.set_mju_user_warning(_warn)
 
