@@ -36,14 +36,14 @@ def seconds(call: Callable[..., Any], *args: Any, budget: float = 1.0) -> float:
     start = time.perf_counter()
     jax.block_until_ready(call(*args))
     calls = max(1, int(budget / 3 / max(time.perf_counter() - start, 1e-6)))
-    found = []
+    repetitions = []
     for _ in range(3):
         start = time.perf_counter()
         for _ in range(calls):
             result = call(*args)
         jax.block_until_ready(result)
-        found.append((time.perf_counter() - start) / calls)
-    return min(found)
+        repetitions.append((time.perf_counter() - start) / calls)
+    return min(repetitions)
 
 
 def rows(space: Any, *shape: int) -> TimeStep:
@@ -97,12 +97,12 @@ def measure(size: int, slots: int, torso: str) -> dict[str, float]:
     steps = stepper(maze, slots)
     slot_states, _ = jax.jit(steps.start)(jax.random.key(0))
     actions = jnp.zeros(slots, jnp.int32)
-    found = {
+    parts = {
         "environment": seconds(jax.jit(steps.advance), slot_states, actions),
         **acting(agent, state, slots),
         "learn": seconds(jax.jit(agent.learn), state, batch_of(agent), budget=3.0),
     }
-    return {name: 1000 * value for name, value in found.items()}
+    return {name: 1000 * value for name, value in parts.items()}
 
 
 def main() -> None:
@@ -114,13 +114,13 @@ def main() -> None:
     options = parser.parse_args()
     config = agent_module("ngu").preset("maze")
     for size in options.sizes:
-        found = measure(size, options.slots, options.torso)
+        times = measure(size, options.slots, options.torso)
         print(f"{size} × {size}, {options.slots} environments, milliseconds:")
-        for name, value in found.items():
+        for name, value in times.items():
             print(f"  {name:12} {value:8.2f}")
-        per_step = (found["environment"] + found["act"]) / options.slots
+        per_step = (times["environment"] + times["act"]) / options.slots
         updates = config.samples_per_insert / (config.batch_size * config.sequence_length)
-        speed = 1000 / (per_step + updates * found["learn"])
+        speed = 1000 / (per_step + updates * times["learn"])
         print(f"  {speed:,.0f} agent steps per second", flush=True)
 
 

@@ -76,8 +76,8 @@ class Sweep:
         axes = (0, 2, 3)
         count = jnp.maximum(out.ended.sum(axes), 1)
         returns = jnp.where(out.ended, out.episode_return, 0.0)
-        found = jax.vmap(self._evaluate)(runs.learner)
-        return runs, returns.sum(axes) / count, (returns > 0.5).sum(axes), found
+        evaluations = jax.vmap(self._evaluate)(runs.learner)
+        return runs, returns.sum(axes) / count, (returns > 0.5).sum(axes), evaluations
 
     def _evaluate(self, learner: Any) -> Any:
         behaviour, key = self.agent.behaviour(learner), jax.random.key(0)
@@ -111,14 +111,14 @@ def main() -> None:
     print("β:", *(f"{x:7.3f}" for x in options.scales), flush=True)
     steps, last = 0, False
     while not last:
-        runs, returns, more, found = sweep.advance(runs)
+        runs, returns, more, evaluations = sweep.advance(runs)
         steps += CALLS * ENVS * sweep.config.sequence_length
         wins = wins + np.asarray(more)
         now = time.monotonic() - start
         last = now > options.seconds
         if last or now - shown > 12:
             shown = now
-            words = [" ".join(f"{float(x):7.3f}" for x in row) for row in (returns, found)]
+            words = [" ".join(f"{float(x):7.3f}" for x in row) for row in (returns, evaluations)]
             updates = int(runs.learner.updates[0])
             print(
                 f"{now:5.0f} s, {steps:7,} steps, {updates:6,} updates: training {words[0]};"

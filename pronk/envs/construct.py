@@ -49,10 +49,11 @@ def construct(factory: Factory, name: str) -> gym.Env:
 
 
 def _quiet_mujoco(name: str) -> None:
-    """Show each warning of MuJoCo once, as Python's are, and not that Gymnasium's models are old.
+    """Make MuJoCo's warnings Python's, which are shown once; leave out those of deprecated
+    attributes, which Gymnasium's models have.
 
-    By itself, MuJoCo prints every one, and writes it to a file in the current directory. A handler
-    of the user's own stays.
+    By itself, MuJoCo prints each warning, and writes it to a file in the current directory. A
+    handler that the user has set stays.
     """
     spec = gym.registry.get(name)
     if spec is None or not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
