@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/ngu.py [--sizes 11 21] [--slots 32] [--torso minatar]
 
-Each part is a jitted program of its own, called many times; the least mean of three repetitions
-counts. `act` is all of acting, `learn` an update. The last line is the speed that both allow with
-the preset's `samples_per_insert`, without the environment.
+Each part is a jitted program of its own, called many times; the median counts. `act` is all of
+acting, `learn` an update. The last line is the speed that both allow with the preset's
+`samples_per_insert`.
 """
 
 from __future__ import annotations
@@ -12,52 +12,31 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pronk import envs
 from pronk.agents import ngu
 from pronk.config.registry import agent_module
 from pronk.envs.jax_suite import stepper
+from pronk.experiments.bench.timing import median_seconds, random_batch, random_rows
 from pronk.maths import intrinsic
-from pronk.types import Batch, TimeStep, Trajectory
 
 ENV = "pronk/RandomDiscoMaze-v0"
 
 
 def seconds(call: Callable[..., Any], *args: Any, budget: float = 1.0) -> float:
-    """The time of a call, once it is compiled."""
-    result = jax.block_until_ready(call(*args))
-    start = time.perf_counter()
-    jax.block_until_ready(call(*args))
-    calls = max(1, int(budget / 3 / max(time.perf_counter() - start, 1e-6)))
-    repetitions = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(calls):
-            result = call(*args)
-        jax.block_until_ready(result)
-        repetitions.append((time.perf_counter() - start) / calls)
-    return min(repetitions)
-
-
-def rows(space: Any, *shape: int) -> TimeStep:
-    """Rows with random images."""
-    no, zeros = np.zeros(shape, bool), np.zeros(shape, np.float32)
-    images = np.random.default_rng(0).integers(0, 2, (*shape, *space.shape)) * 255
-    timestep = TimeStep(images.astype(np.uint8), zeros, no, no, no, zeros.astype(np.int32))
-    return jax.tree.map(jnp.asarray, timestep)
+    """The median time of a call, once it is compiled."""
+    return median_seconds(lambda: jax.block_until_ready(call(*args)), budget)
 
 
 def acting(agent: ngu.NGU, state: Any, slots: int) -> dict[str, float]:
     """Seconds of an agent step of `slots` environments, and of its parts."""
     config, novelty = agent.config, agent.novelty
-    timestep = rows(agent.spec.observation_space, slots)
+    timestep = jax.tree.map(jnp.asarray, random_rows(agent.spec, (slots,)))
     behaviour, fixed = agent.behaviour(state), state.extra["fixed"]
     carry = agent.initial_carry(jax.random.key(0), jnp.arange(slots), slots, False)
     memory = intrinsic.no_memory(slots, config.memory_size, config.embedding_size)
@@ -75,18 +54,6 @@ def acting(agent: ngu.NGU, state: Any, slots: int) -> dict[str, float]:
     }
 
 
-def batch_of(agent: ngu.NGU) -> Batch:
-    """A batch of random images."""
-    config = agent.config
-    shape = config.burn_in + config.sequence_length + 1, config.batch_size
-    ones = jnp.ones(shape, jnp.float32)
-    names = ("probability", "intrinsic_reward", "alpha", "memory_filled")
-    extras = {"mixture": jnp.zeros(shape, jnp.int32), **dict.fromkeys(names, ones)}
-    taken = jax.random.randint(jax.random.key(0), shape, 0, 4, jnp.int32)
-    timestep, core = rows(agent.spec.observation_space, *shape), agent.initial_core(shape[1])
-    return Batch(Trajectory(timestep, taken, extras, core, jnp.zeros(shape[1], jnp.int32)))
-
-
 def measure(size: int, slots: int, torso: str) -> dict[str, float]:
     """Milliseconds of each part for `slots` environments of this size."""
     maze = envs.jax_env_of(ENV, {"size": size})
@@ -95,12 +62,15 @@ def measure(size: int, slots: int, torso: str) -> dict[str, float]:
     agent = ngu.build(config, maze.spec)
     state = jax.jit(agent.init)(jax.random.key(0))
     steps = stepper(maze, slots)
+    batch = random_batch(
+        agent, maze.spec, state, config.burn_in + config.sequence_length, config.batch_size
+    )
     slot_states, _ = jax.jit(steps.start)(jax.random.key(0))
     actions = jnp.zeros(slots, jnp.int32)
     parts = {
         "environment": seconds(jax.jit(steps.advance), slot_states, actions),
         **acting(agent, state, slots),
-        "learn": seconds(jax.jit(agent.learn), state, batch_of(agent), budget=3.0),
+        "learn": seconds(jax.jit(agent.learn), state, batch, budget=3.0),
     }
     return {name: 1000 * value for name, value in parts.items()}
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pronk import agents, cli, envs
-from pronk.agents import normalisation, on_policy, reinforce, rollout
+from pronk.agents import normalisation, on_policy, reinforce, rollout, step
 from pronk.agents.exploration import correlated_noise
 from pronk.agents.minibatches import Minibatches
 from pronk.config.registry import agent_module
@@ -522,3 +522,21 @@ def test_a_wrong_minibatch_on_the_command_line(capsys, tmp_path):
     shown = capsys.readouterr().err
     assert "--minibatch-size` is 100; expected a divisor of 1024" in shown
     assert "Traceback" not in shown
+
+
+def test_adam_on_one_vector_is_adam_on_every_array():
+    rng = np.random.default_rng(0)
+    params = {"a": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}, "c": rng.normal(size=1)}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    hyper = {"optimiser_epsilon": jnp.float32(1e-5), "max_gradient_norm": jnp.float32(1.0)}
+    plain = params, step.optimiser("adam", hyper).init(params)
+    flat = step.flatten(*plain)
+    joined = flat.params, flat.opt_state
+    for _ in range(3):
+        grads = jax.tree.map(lambda x: 2.0 * x, plain[0])
+        vector = 2.0 * joined[0]
+        plain = step.adam(*plain, hyper, grads, jnp.float32(0.1))
+        joined = step.adam(*joined, hyper, vector, jnp.float32(0.1))
+    after = flat.unravel(joined[0]), flat.unflatten(joined[1])
+    assert jax.tree.structure(after) == jax.tree.structure(plain)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), after, plain)
