@@ -114,10 +114,10 @@ def with_extras(batch: Batch, **extras: Any) -> Batch:
     return batch._replace(trajectory=trajectory._replace(extras=trajectory.extras | extras))
 
 
-@pytest.mark.parametrize("mixtures", [N, 1])
-def test_targets_are_retrace_of_the_mixed_reward(mixtures: int) -> None:
+@pytest.mark.parametrize(("mixtures", "extrinsic"), [(N, True), (1, True), (1, False)])
+def test_targets_are_retrace_of_the_mixed_reward(mixtures: int, extrinsic: bool) -> None:
     """h(Retrace of h⁻¹(q̄)) on r^e + β_i r^i with γ_i, for a policy that is ε-greedy for q."""
-    agent, state, learn = make(mixtures=mixtures)
+    agent, state, learn = make(mixtures=mixtures, extrinsic=extrinsic)
     batch = random_batch(agent)
     if mixtures == 1:
         batch = with_extras(batch, mixture=np.zeros_like(batch.trajectory.extras["mixture"]))
@@ -132,7 +132,7 @@ def test_targets_are_retrace_of_the_mixed_reward(mixtures: int) -> None:
     ended = timestep.terminated[1:] | timestep.truncated[1:]
     i = extras["mixture"]
     # Both rewards are those of the row that a transition leads to.
-    reward = timestep.reward[1:] + beta[i[1:]] * extras["intrinsic_reward"][1:]
+    reward = extrinsic * timestep.reward[1:] + beta[i[1:]] * extras["intrinsic_reward"][1:]
     discount = gamma[i[:-1]] * (1.0 - timestep.terminated[1:])
     continuation = (1.0 - ended) * weight
     continuation[:-1] *= weight[1:]
@@ -399,6 +399,7 @@ def test_a_single_action_predicts_nothing() -> None:
             "`--intrinsic-steps` is 30; expected at most `--sequence-length`",
         ),
         ({"episodic": False, "lifelong": False}, "leave no intrinsic reward"),
+        ({"extrinsic": False, "mixtures": 2}, "`--no-extrinsic` has `--mixtures 2`; expected"),
         ({"overlap": 20}, "`--overlap` is 20; expected from 0 to less than"),
     ],
 )

@@ -90,7 +90,9 @@ class NGU(MixtureQ):
         discounts = intrinsic.mixture_discounts(
             config.mixtures, hyper["discount"], hyper["exploratory_discount"]
         )
-        reward = timestep.reward + scales[extras["mixture"]] * extras["intrinsic_reward"]
+        reward = scales[extras["mixture"]] * extras["intrinsic_reward"]
+        if config.extrinsic:
+            reward = timestep.reward + reward
         transitions = returns.transitions(timestep._replace(reward=reward), 1.0)
         transitions = transitions._replace(
             discount=transitions.discount * discounts[extras["mixture"][:-1]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pronk.agents import mixture_q_config
-from pronk.config.fields import number
+from pronk.config.fields import choice, number
 from pronk.errors import UserError
 
 ATARI_DEFAULTS = mixture_q_config.ATARI_DEFAULTS
@@ -24,6 +24,9 @@ class Config(mixture_q_config.Config):
 
     discount: float = number(0.997, at_least=0, below=1, source="B20, table 6", near_one=True)
     """γ of the exploitative mixture, i = 0."""
+    extrinsic: bool = choice(True, source="B20, table 3")
+    """Learn from the environment's rewards. Otherwise novelty is the only reward, and there is one
+    mixture."""
 
     def _check(self) -> None:
         """Raise UserError for settings that do not go together."""
@@ -32,6 +35,11 @@ class Config(mixture_q_config.Config):
             raise UserError(
                 "`--no-episodic` and `--no-lifelong` leave no intrinsic reward; expected at most"
                 " one of them: use r2d2 for an agent without."
+            )
+        if not self.extrinsic and self.mixtures > 1:
+            raise UserError(
+                f"`--no-extrinsic` has `--mixtures {self.mixtures}`; expected `--mixtures 1`: the"
+                " exploitative mixture would have no reward at all."
             )
 
 

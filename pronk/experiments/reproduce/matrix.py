@@ -39,7 +39,8 @@ JAX_TASKS = {
     for name in ("CartPoleBalance", "CartPoleSwingUp", "MountainCar", "Acrobot", "DoublePendulum")
 }
 CURVE = 25  # rows of a run in `NAME.csv`
-SCORES = ("all_episodes", "last_100", "evaluation")
+SCORES = ("all_episodes", "last_100", "evaluation", "last_evaluations")
+LAST = 5  # evaluations of `last_evaluations`
 LEVELS = (":", "-.")  # styles of horizontal lines
 RANDOM = "random"
 RANDOM_EPISODES = 100
@@ -67,6 +68,7 @@ class Done(NamedTuple):
     all_episodes: float  # mean return of all episodes of training: the metric of Duan et al. 2016
     last_100: float  # of the last 100 of them
     evaluation: float  # of the last evaluation
+    last_evaluations: float  # mean of the last LAST of them
 
 
 def choose(
@@ -176,10 +178,12 @@ def read(directory: Path, task: str, variant: str, seed: int) -> Done:
         rows[-1].score if (rows := run.of(metric)) else math.nan
         for metric in (TRAINING, EVALUATION)
     )
+    several = [row.score for row in run.of(EVALUATION)[-LAST:]]
     run = dataclasses.replace(
         run, name=directory.name, settings={**run.settings, "variant": variant}
     )
-    return Done(task, variant, seed, run, mean, last, evaluation)
+    of_several = float(np.mean(several)) if several else math.nan
+    return Done(task, variant, seed, run, mean, last, evaluation, of_several)
 
 
 def random_play(output: Path, env: str) -> float:

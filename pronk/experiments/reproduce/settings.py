@@ -247,7 +247,7 @@ class NGUMaze(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class NGUAblations(Matrix):
-    """NGU with 1, 8 and 32 mixtures, and without each kind of novelty, beside R2D2."""
+    """NGU with 1, 8 and 32 mixtures, without each kind of novelty, without rewards, beside R2D2."""
 
     seeds: int = 3
     """Runs of each variant on each task."""
