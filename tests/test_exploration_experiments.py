@@ -1,4 +1,4 @@
-"""The experiments with NGU: what they train, their walkers, tables and figures."""
+"""The experiments with NGU and Agent57: what they train, their walkers, tables and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from pronk import agents, cli, envs
 from pronk.config import compatibility
 from pronk.config.registry import agent_module
 from pronk.envs import disco_maze
-from pronk.experiments.reproduce import exploration, matrix, ngu_ablations, ngu_maze
+from pronk.experiments.reproduce import (
+    agent57,
+    exploration,
+    matrix,
+    ngu_ablations,
+    ngu_maze,
+    random_coin,
+)
 from pronk.run.resolve import resolve
 from pronk.storage.checkpoint import Checkpointer
 from pronk.storage.files import write_json_atomically
@@ -60,6 +67,10 @@ def level(plan) -> float:
         if not config.episodic:
             return 0.1
         return 0.05 if config.intrinsic_scale == 0 else 0.6 + 0.02 * seed
+    if "Coin" in plan.env:
+        return 1.25 if plan.agent == "agent57" or config.intrinsic_scale < 5 else 0.5
+    if "Patience" in plan.env:
+        return 2.5 if plan.agent == "agent57" and config.discount > 0.99 else 1.25
     if plan.agent == "r2d2":
         return -1.0 if "Catch" in plan.env else 0.0
     return 1.15 if config.mixtures > 1 else 0.5 * seed
@@ -73,6 +84,8 @@ def pretended(plan):
     with (directory / "metrics.jsonl").open("w") as file:
         for i in range(1, 11):
             record = {"steps": steps * i // 10, "episodes": 5 * i, "wall_seconds": float(i)}
+            if plan.agent == "agent57":  # the arm of the longest horizon in the end
+                record["best_mixture"] = 7.0 if i < 8 else 0.0
             file.write(json.dumps({**record, "mean_return": 0.01}) + "\n")
             found = {"eval/mean_return": level(plan) * i / 10, "eval/episodes": 50}
             file.write(json.dumps({"steps": steps * i // 10, **found}) + "\n")
@@ -183,13 +196,62 @@ def test_an_episode_of_deep_sea_in_vain_is_no_success():
     np.testing.assert_allclose(exploration.success(catch, np.array([-1, 0, 1])), [0, 0.5, 1])
 
 
+def test_the_way_to_agent57_as_an_experiment(trained, tmp_path, capsys):
+    args = arguments("agent57", tmp_path, "--seeds", "2", "--steps", "4000")
+    cli.main([*args, "--tasks", "KeyDoor", "Patience"])
+    shown = capsys.readouterr().out
+    assert "| R2D2 | 0 [0, 0]; 0 of 2 | 0 [0, 0]; 0 of 2 |" in shown
+    assert "| NGU | 0.92 [0.92, 0.92]; 2 of 2 | 0 [0, 0]; 0 of 2 |" in shown
+    assert "| Agent57 | 0.92 [0.92, 0.92]; 2 of 2 | 1 [1, 1]; 2 of 2 |" in shown
+    # Worst task, mean of the two worst, 20th percentile, mean, tasks solved.
+    assert "| NGU | 0.00 | 0.46 | 0.18 | 0.46 | 1 of 2 |" in shown
+    assert "| Agent57 | 0.92 | 0.96 | 0.94 | 0.96 | 2 of 2 |" in shown
+    # Of the ten records of a run the last four are in the last third, and three have arm 0.
+    assert "| Patience | 0: 75%, 7: 25% | 75% |" in shown
+    for name in ("agent57.png", "agent57-arms.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    arms = rows_of(tmp_path / "agent57-arms.csv")
+    assert len(arms) == 2 * 2 * 10
+    assert {row["discount"] for row in arms} == {"0.9999", "0.97"}
+    separate = [p.agent_config for p in trained if p.agent == "agent57"][1]
+    assert (separate.bandit_epsilon, separate.discount) == (1.0, 0.99)
+
+
+def test_agent57_has_parts_of_its_agents(trained, tmp_path, capsys):
+    args = arguments("agent57", tmp_path, "--seeds", "1", "--steps", "4000", "--tasks", "Catch")
+    cli.main([*args, "--agents", "R2D2"])
+    shown = capsys.readouterr().out
+    assert len(trained) == 1
+    assert "There is no figure of the arms, because no run has recorded them." in shown
+    assert not (tmp_path / "agent57-arms.png").exists()
+
+
+def test_the_random_coin_as_an_experiment(trained, tmp_path, capsys):
+    cli.main(arguments("random-coin", tmp_path, "--seeds", "2", "--steps", "4000"))
+    shown = capsys.readouterr().out
+    assert (
+        "| success rate; runs that solved it | β = 0.1 | β = 0.3 | β = 1 | β = 3 | β = 10 |"
+        in shown
+    )
+    high = "1 [1, 1]; 2 of 2 |"
+    assert f"| single network |{4 * f' {high}'} 0.4 [0.4, 0.4]; 0 of 2 |" in shown
+    assert f"| separate networks |{5 * f' {high}'}" in shown
+    assert (tmp_path / "random-coin.png").stat().st_size > 10_000
+    assert {plan.env_args["size"] for plan in trained} == {7}
+
+
 def test_every_variant_can_be_resolved():
     """Each experiment's settings are an agent's, and go together."""
     maze = [("ngu", changed) for changed in ngu_maze.VARIANTS.values()]
     cases = [(ngu_maze.ENV, {}, ngu_maze.COMMON, maze)]
-    for task in exploration.TASKS.values():
-        small = [(v.agent, v.settings) for v in ngu_ablations.variants(task).values()]
-        cases.append((task.env, task.args, exploration.COMMON, small))
+    for task, variants in (
+        *((task, ngu_ablations.variants) for task in exploration.TASKS.values()),
+        *((task, agent57.variants) for task in agent57.TASKS.values()),
+        *((task, random_coin.variants) for task in random_coin.tasks(7).values()),
+    ):
+        small = [(v.agent, v.settings) for v in variants(task).values()]
+        common = {**exploration.COMMON, **task.further}
+        cases.append((task.env, task.args, common, small))
     for env, env_args, common, variants in cases:
         for name, changed in variants:
             plan = resolve(name, env, env_args=env_args, **{**common, **changed})

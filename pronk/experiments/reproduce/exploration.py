@@ -15,7 +15,7 @@ import numpy as np
 
 from pronk.experiments.reproduce import common, matrix
 from pronk.experiments.reproduce.matrix import Done, Scores, Variant
-from pronk.experiments.reproduce.settings import Matrix
+from pronk.experiments.reproduce.settings import Matrix, RandomCoin
 from pronk.types import Array
 
 
@@ -27,7 +27,8 @@ class Task(NamedTuple):
     failure: float  # the return of an episode without success
     success: float
     scale: float  # β of the agents with intrinsic rewards
-    memory: int  # embeddings that they remember: those of an episode, where they can be told apart
+    memory: int  # embeddings that they remember
+    further: Mapping[str, Any] = {}  # settings of all agents
 
 
 TASKS = {
@@ -59,7 +60,9 @@ def with_novelty(task: Task, agent: str, **changed: Any) -> Variant:
     return Variant(agent, {"intrinsic_scale": task.scale, "memory_size": task.memory, **changed})
 
 
-def train(settings: Matrix, output: Path, tasks: Mapping[str, Task], variants: Any) -> list[Done]:
+def train(
+    settings: Matrix | RandomCoin, output: Path, tasks: Mapping[str, Task], variants: Any
+) -> list[Done]:
     """Train the runs that are missing in `output`; returns all. variants: a function of the task
     that returns its variants, by name."""
     return [
@@ -74,7 +77,7 @@ def train(settings: Matrix, output: Path, tasks: Mapping[str, Task], variants: A
             env_args={name: task.args},
             eval_every=max(1, settings.steps // EVALUATIONS),
             eval_episodes=EPISODES,
-            **COMMON,
+            **{**COMMON, **task.further},
         )
     ]
 

@@ -257,7 +257,34 @@ class NGUAblations(Matrix):
     """One task, one seed, a quarter of the steps: some minutes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agent57(Agents):
+    """R2D2 and NGU, and Agent57's parts added one by one: dense, sparse and distant rewards."""
+
+    seeds: int = 3
+    """Runs of each agent on each task."""
+    steps: int = 300_000
+    """Agent steps per run."""
+    quick: bool = False
+    """One task, one seed, a quarter of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCoin(Training):
+    """One network for both rewards (NGU) or two (Agent57), with growing intrinsic rewards."""
+
+    size: int = 7
+    """Rows and columns of the room. The paper's has 15."""
+    seeds: int = 3
+    """Runs of each network with each scale."""
+    steps: int = 300_000
+    """Agent steps per run."""
+    quick: bool = False
+    """One seed, a quarter of the steps: some minutes."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
+    "agent57": Agent57,
     "duan": Duan,
     "kl": KL,
     "mujoco": MuJoCo,
@@ -270,6 +297,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "ppo-clip": PPOClip,
     "r2d2-ablations": Ablations,
     "r2d2-staleness": Staleness,
+    "random-coin": RandomCoin,
     "study": Study,
     "td-lambda": TDLambda,
     "natural-gradient": NaturalGradient,
