@@ -79,6 +79,23 @@ def test_fused(
     assert "1 of the 2 tasks" in capsys.readouterr().err
 
 
+@pytest.mark.extended
+def test_intrinsic(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--env", "pronk/DeepSea-v0", "--memory-sizes", 20, "--num-envs", 2, "--seconds", 0.1]
+    result = run(capsys, "intrinsic", *flags)
+    rows = result["rows"]
+    assert [(row["agent"], row["memory"]) for row in rows] == [("r2d2", 0), ("ngu", 0), ("ngu", 20)]
+    for row in rows:
+        step = result["env_milliseconds"] + row["acting_ms"]
+        assert row["step_ms"] == pytest.approx(step)
+        assert row["steps_per_second"] == pytest.approx(2e3 / step)
+        assert row["intrinsic_share"] == pytest.approx(1 - rows[0]["step_ms"] / step)
+    parts = {"embedding_ms", "neighbours_ms", "lifelong_ms"}
+    assert [parts & row.keys() for row in rows] == [set(), {"lifelong_ms"}, parts]
+    ratio = result["agent57_update_milliseconds"] / result["ngu_update_milliseconds"]
+    assert result["agent57_update_of_ngu"] == pytest.approx(ratio)
+
+
 def test_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("async", "sync-step")
     flags = ["--tasks", "even", "--architectures", *names, "--num-envs", 2, "--unroll", 2]
@@ -126,6 +143,8 @@ def test_tables() -> None:
         (["architectures", "--architectures", "asinc"], "did you mean 'async'"),
         (["architectures", "--tasks", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
         (["throughput", "--env", "ALE/Pnog-v5"], "did you mean 'ALE/Pong-v5'"),
+        (["intrinsic", "--preset", "smal"], "did you mean 'small'"),
+        (["intrinsic", "--memory-sizes", "5"], "`--neighbours` is 10; expected at most"),
         (
             ["fused", "--seconds", "0.01", "--num-envs", "2", "--json", "/nowhere/x"],
             "/nowhere/x",

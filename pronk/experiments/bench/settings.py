@@ -123,6 +123,22 @@ class Replay(Benchmark):
     """How long to measure sampling, and then updating priorities."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intrinsic(Benchmark):
+    """Intrinsic rewards: what they cost an actor of NGU, by size of the memory, and the learner."""
+
+    env: str = "ALE/Breakout-v5"
+    """Environment to step."""
+    preset: str = "auto"
+    """NGU's preset, whose networks and sequences all agents get."""
+    memory_sizes: tuple[int, ...] = (5000, 30_000)
+    """Embeddings that each environment remembers."""
+    num_envs: int = 16
+    """Environments of the actor."""
+    seconds: float = 5.0
+    """How long each measurement takes, after compilation."""
+
+
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "learner": Learner,
     "throughput": Throughput,
@@ -130,4 +146,5 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "population": Population,
     "architectures": Architectures,
     "replay": Replay,
+    "intrinsic": Intrinsic,
 }
