@@ -92,11 +92,11 @@ class Agent57(MixtureQ):
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
         """Each environment explores at its own rate and has its own bandit; those of an evaluation
-        are greedy, with the best mixture."""
+        hardly explore, with the best mixture."""
         del key
         slots = env_ids.shape[0]
         private = {
-            "epsilon": jnp.where(evaluate, 0.0, self.ladder.rates(env_ids, num_envs)),
+            "epsilon": self.rates(env_ids, num_envs, evaluate),
             "controller": self.controller.initial_private(slots, evaluate),
         }
         if self.config.intrinsic:

@@ -65,6 +65,11 @@ class MixtureQ(SequenceQ):
         condition = self.condition(reward, zeros.astype(jnp.int32))
         return self.network.init(key, rows, zeros, last_action, zeros > 0, state, condition)
 
+    def rates(self, env_ids: Array, num_envs: int, evaluate: bool) -> Array:
+        """ε of each slot."""
+        ladder = self.ladder.rates(env_ids, num_envs)
+        return jnp.where(evaluate, self.config.evaluation_epsilon, ladder)
+
     def init(self, key: Key) -> LearnerState:
         """The learner's first state; targets begin as copies."""
         network_key, novelty_key, key = jax.random.split(key, 3)

@@ -45,6 +45,8 @@ class Config(sequence_q_config.Config):
     """γ of the most exploratory mixture, i = N − 1."""
     target_epsilon: float = fraction(0.01, source="B20, appendix F")
     """ε of the policy whose values Retrace learns; it is greedy otherwise."""
+    evaluation_epsilon: float = fraction(0.01, source=f"{_TABLE}; 0 in table 7")
+    """ε of evaluations and of exported policies: a greedy one can walk in circles for ever."""
     episodic: bool = choice(True, source="B20, section 2")
     """Reward novelty within the episode. Otherwise the episodic reward is 1 in every step."""
     memory_size: int = number(30_000, above=0, source=_TABLE)

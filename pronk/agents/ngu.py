@@ -32,12 +32,12 @@ class NGU(MixtureQ):
         return {"q": self.initial_network(key)}
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
-        """Each environment explores at its own rate; those of an evaluation are greedy, with
-        mixture 0."""
+        """Each environment explores at its own rate; those of an evaluation hardly
+        explore, with mixture 0."""
         del key
         slots = env_ids.shape[0]
         private = {
-            "epsilon": jnp.where(evaluate, 0.0, self.ladder.rates(env_ids, num_envs)),
+            "epsilon": self.rates(env_ids, num_envs, evaluate),
             "mixture": jnp.zeros(slots, jnp.int32),
             "evaluate": jnp.full(slots, evaluate),
             "novelty": self.novelty.initial_private(slots),

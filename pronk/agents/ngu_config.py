@@ -66,6 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "intrinsic_scale": 0.5,
         "memory_size": 500,
         "kernel_epsilon": 0.01,
+        "evaluation_epsilon": 0.0,
         "replay_capacity": 200_000,
         "replay_minimum": 100,
         "samples_per_insert": 4.0,

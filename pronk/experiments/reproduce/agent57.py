@@ -2,7 +2,7 @@
 
 Badia et al. 2020, "Agent57" (arXiv:2003.13350), figures 4, 7 and 8: dense rewards, two kinds of
 sparse ones, and a reward that is far away. The score of a run is the share of episodes in which its
-policy succeeds without random actions; in Patience, the share of those that wait.
+policy succeeds; in Patience, the share of those that wait.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pronk.types import Array
 NAME = "agent57"
 PATIENCE = Task(
     *("pronk/Patience-v0", {}, 1.0, 2.0, 0.01, 100),
-    # A value of 400 steps later arrives by that many bootstraps: each copy of the target network
-    # allows a few.
-    further={"target_every": 20, "samples_per_insert": 32.0},
+    # The later reward reaches the first step by bootstrapping: each copy of the target network
+    # brings it closer by a sequence at most.
+    further={"target_every": 20},
 )
 TASKS = exploration.TASKS | {"Patience": PATIENCE}
 QUICK = ("Catch",)

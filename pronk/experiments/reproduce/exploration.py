@@ -1,8 +1,7 @@
 """What the experiments with exploration share: small tasks, which an episode solves or not, the
 settings of agents on them, and tables of success rates.
 
-The score of a run is the success rate of its policy without random actions, the mean of the last
-evaluations.
+The score of a run is the success rate of its policy, the mean of the last evaluations.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ COMMON: dict[str, Any] = {
     "priority_exponent": 0.0,
     "overlap": 0,
     "burn_in": 0,
-    "samples_per_insert": 16.0,
+    "samples_per_insert": 32.0,
 }
 EVALUATIONS, EPISODES = 20, 32
 SCORE = "last_evaluations"

@@ -1,7 +1,7 @@
 """NGU's parts on small tasks with one reward per episode: its mixtures, and both kinds of novelty.
 
 As in table 3 of Badia et al. 2020, "Never Give Up" (arXiv:2002.06038), with R2D2 beside it. The
-score is the share of episodes in which the policy succeeds: i = 0, without exploring.
+score is the share of episodes in which the policy with i = 0 succeeds.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ class NGUAblations(Matrix):
 
     seeds: int = 3
     """Runs of each variant on each task."""
-    steps: int = 300_000
+    steps: int = 200_000
     """Agent steps per run."""
     quick: bool = False
     """One task, one seed, a quarter of the steps: some minutes."""
@@ -263,7 +263,7 @@ class Agent57(Agents):
 
     seeds: int = 3
     """Runs of each agent on each task."""
-    steps: int = 300_000
+    steps: int = 200_000
     """Agent steps per run."""
     quick: bool = False
     """One task, one seed, a quarter of the steps: some minutes."""
@@ -277,7 +277,7 @@ class RandomCoin(Training):
     """Rows and columns of the room. The paper's has 15."""
     seeds: int = 3
     """Runs of each network with each scale."""
-    steps: int = 300_000
+    steps: int = 200_000
     """Agent steps per run."""
     quick: bool = False
     """One seed, a quarter of the steps: some minutes."""
