@@ -246,6 +246,18 @@ def test_each_episode_has_a_mixture() -> None:
     assert (trajectory.extras["mixture"] == 0).all()
 
 
+def test_evaluations_have_a_small_epsilon() -> None:
+    """The same in all environments; the actors' differ."""
+    agent, state, _ = make(evaluation_epsilon=0.3)
+    trajectory, q = acted(agent, state, 40, evaluate=True)
+    best = trajectory.action == q.argmax(-1)
+    expected = np.where(best, 0.7 + 0.3 / ACTIONS, 0.3 / ACTIONS)
+    np.testing.assert_allclose(trajectory.extras["probability"], expected, rtol=1e-5)
+    assert not best.all()
+    trajectory, _ = acted(agent, state, 2)
+    assert len(np.unique(trajectory.extras["probability"])) > 2
+
+
 def test_rewards_are_computed_when_acting() -> None:
     """0 where an episode begins, else r^episodic · clip(α); the parts are in `extras`, too."""
     agent, state, _ = make()
