@@ -119,56 +119,18 @@ class Config(sequence_q_config.Config):
 # Presets, as differences from the defaults.
 
 # For a few million agent steps on one small machine: R2D2's, with fewer mixtures.
-ATARI: dict[str, Any] = {
-    "torso": "shallow",
-    "hidden_sizes": (256,),
-    "recurrent_units": 256,
-    "head_units": 256,
-    "batch_size": 16,
-    "sequence_length": 20,
-    "overlap": 10,
-    "burn_in": 5,
-    "unroll": 20,
-    "discount": 0.99,
+ATARI: dict[str, Any] = sequence_q_config.ATARI | {
     "exploratory_discount": 0.97,
     "mixtures": 8,
     "memory_size": 3000,
-    "replay_capacity": 400_000,
-    "replay_minimum": 500,
-    "samples_per_insert": 2.0,
-    "target_every": 250,
-    "learning_rate": 2e-4,
-    "optimiser_epsilon": 1e-7,
-    "loss_reduction": "mean",
 }
 
 # Small problems: R2D2's, with fewer mixtures, and the kernel of [B20, table 7].
-SMALL: dict[str, Any] = {
-    "torso": "auto",
-    "hidden_sizes": (64,),
-    "recurrent_units": 64,
-    "head_units": 64,
-    "batch_size": 32,
-    "sequence_length": 20,
-    "overlap": 10,
-    "burn_in": 10,
-    "unroll": 10,
-    "discount": 0.99,
+SMALL: dict[str, Any] = sequence_q_config.SMALL | {
     "exploratory_discount": 0.97,
     "mixtures": 4,
     "memory_size": 1000,
     "kernel_epsilon": 0.01,
-    "replay_capacity": 200_000,
-    "replay_minimum": 100,
-    "samples_per_insert": 16.0,
-    "target_every": 100,
-    "learning_rate": 5e-4,
-    "optimiser_epsilon": 1e-5,
-    "loss_reduction": "mean",
 }
 
-
-def preset_for(*, atari: bool, continuous: bool) -> str:
-    """The preset that `--preset auto` selects for an environment of this kind."""
-    del continuous
-    return "atari" if atari else "small"
+preset_for = sequence_q_config.preset_for

@@ -36,50 +36,12 @@ class Config(sequence_q_config.Config):
         return (*super().hyper_names(), "discount")
 
 
-# Differences from the defaults. Values without a source come from measurements (docs/agents).
+# Differences from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     # [K19, table 2]: made for 10 billion frames.
     "paper": {},
-    # For a few million agent steps on one small machine.
-    "atari": {
-        "torso": "shallow",
-        "hidden_sizes": (256,),
-        "recurrent_units": 256,
-        "head_units": 256,
-        "batch_size": 16,
-        "sequence_length": 20,
-        "overlap": 10,
-        "burn_in": 5,
-        "unroll": 20,
-        "discount": 0.99,
-        "replay_capacity": 400_000,
-        "replay_minimum": 500,
-        "samples_per_insert": 2.0,
-        "target_every": 250,
-        "learning_rate": 2e-4,
-        "optimiser_epsilon": 1e-7,
-        "loss_reduction": "mean",
-    },
-    # Small problems.
-    "small": {
-        "torso": "auto",
-        "hidden_sizes": (64,),
-        "recurrent_units": 64,
-        "head_units": 64,
-        "batch_size": 32,
-        "sequence_length": 20,
-        "overlap": 10,
-        "burn_in": 10,
-        "unroll": 10,
-        "discount": 0.99,
-        "replay_capacity": 200_000,
-        "replay_minimum": 100,
-        "samples_per_insert": 16.0,
-        "target_every": 100,
-        "learning_rate": 5e-4,
-        "optimiser_epsilon": 1e-5,
-        "loss_reduction": "mean",
-    },
+    "atari": sequence_q_config.ATARI,
+    "small": sequence_q_config.SMALL,
 }
 
 # A lost life ends nothing. [K19, 2.3] With `life_loss=true` it is the paper's `reset` variant, with
@@ -87,9 +49,4 @@ PRESETS: dict[str, dict[str, Any]] = {
 ATARI_DEFAULTS: dict[str, Any] = {"life_loss": False}
 
 CAPABILITIES = sequence_q_config.CAPABILITIES
-
-
-def preset_for(*, atari: bool, continuous: bool) -> str:
-    """The preset that `--preset auto` selects for an environment of this kind."""
-    del continuous
-    return "atari" if atari else "small"
+preset_for = sequence_q_config.preset_for
