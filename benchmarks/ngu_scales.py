@@ -1,10 +1,10 @@
 """NGU with several intrinsic scales β in one program: which of them solves a task.
 
-Usage: python benchmarks/ngu_scales.py DeepSea [--seconds 160] [--scales 0 0.003 0.01 0.03 0.1 0.3]
+Usage: python benchmarks/ngu_scales.py DeepSea [--seconds 300] [--scales 0 0.003 0.01 0.03 0.1 0.3]
 
-All members have the preset `small`, drawing uniformly, and the same seed; β alone differs. Each
-line has the members' mean returns while training, their episodes with a return above 0.5 so far,
-and the mean return of the greedy policy with i = 0.
+All members have the settings of `pronk reproduce ngu-ablations` and the same seed; β alone differs.
+Each line has the members' mean returns while training, their episodes with a return above 0.5 so
+far, and the mean return of an evaluation, with i = 0.
 """
 
 from __future__ import annotations
@@ -21,20 +21,16 @@ import numpy as np
 from pronk import agents, envs
 from pronk.config.registry import agent_module
 from pronk.envs.jax_suite import stepper
+from pronk.experiments.reproduce import exploration
 from pronk.runtime import fused
 
-# Environment, its arguments, and the length of its episodes.
-TASKS = {
-    "DeepSea": ("pronk/DeepSea-v0", {"size": 10}, 10),
-    "KeyDoor": ("pronk/KeyDoor-v0", {"size": 3}, 150),
-    "Catch": ("pronk/Catch-v0", {}, 9),
-}
-ENVS, CALLS = 32, 4
+# The length of each task's episodes.
+HORIZONS = {"KeyDoor": 150, "DeepSea": 10, "Catch": 9}
+ENVS, CALLS, SLOTS = 32, 4, 16  # slots: of an evaluation
 SETTINGS: dict[str, Any] = {
-    "priority_exponent": 0.0,
-    "overlap": 0,
-    "burn_in": 0,
-    "replay_capacity": 100_000,
+    name: value
+    for name, value in exploration.COMMON.items()
+    if name not in ("preset", "runtime", "samples_per_insert")
 }
 
 
@@ -42,10 +38,12 @@ class Sweep:
     """The members' programs: `start` and `advance`."""
 
     def __init__(self, task: str, draws: int):
-        name, args, self.horizon = TASKS[task]
-        env = envs.jax_env_of(name, args)
+        found, self.horizon = exploration.TASKS[task], HORIZONS[task]
+        env = envs.jax_env_of(found.env, found.args)
         assert env is not None
-        self.config = dataclasses.replace(agent_module("ngu").preset("small"), **SETTINGS)
+        self.config = dataclasses.replace(
+            agent_module("ngu").preset("small"), **SETTINGS, memory_size=found.memory
+        )
         self.agent = agents.make("ngu", self.config, env.spec, horizon=1)
         self.init, self.update = fused.build(
             self.agent,
@@ -55,7 +53,7 @@ class Sweep:
             draws=draws,
             draw_size=self.config.batch_size,
         )
-        self.evaluated = stepper(env, 4)
+        self.evaluated = stepper(env, SLOTS)
         self.advance = jax.jit(self._advance, donate_argnums=0)
 
     def start(self, scales: list[float], seed: int) -> Any:
@@ -82,7 +80,7 @@ class Sweep:
     def _evaluate(self, learner: Any) -> Any:
         behaviour, key = self.agent.behaviour(learner), jax.random.key(0)
         state, timestep = self.evaluated.start(key)
-        carry = self.agent.initial_carry(key, jnp.arange(4), 4, True)
+        carry = self.agent.initial_carry(key, jnp.arange(SLOTS), SLOTS, True)
 
         def step(before: Any, key: Any) -> tuple[Any, Any]:
             state, timestep, carry = before
@@ -98,9 +96,9 @@ class Sweep:
 def main() -> None:
     """Train for some time and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--seconds", type=float, default=160.0)
-    parser.add_argument("--draws", type=int, default=16, help="updates per 640 agent steps")
+    parser.add_argument("task", choices=HORIZONS)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--draws", type=int, default=32, help="updates per 640 agent steps")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--scales", type=float, nargs="+", default=[0.0, 0.003, 0.01, 0.03, 0.1, 0.3]
