@@ -17,7 +17,8 @@ _REWARD = "intrinsic_reward"
 _LABELS = {_REWARD: "rⁱ", "alpha": "α", "mixture": "mixture"}
 _FONT_SIZE, _LINE, _MARGIN = 12, 18, 6  # pixels
 _GRAPH, _STEP = 24, 2  # height of the graph, and width of a step in it
-_BACKGROUND, _TEXT, _COLUMN = (24, 24, 24), (235, 235, 235), (230, 159, 0)
+_BACKGROUND, _BORDER, _TEXT = (24, 24, 24), (110, 110, 110), (235, 235, 235)
+_COLUMN = (230, 159, 0)
 
 
 @functools.cache
@@ -62,8 +63,9 @@ class NoveltyStrip:
         lines = -(-len(texts) // across)
         image = Image.new("RGB", (self._width, lines * _LINE), _BACKGROUND)
         draw = ImageDraw.Draw(image)
+        draw.rectangle((0, 0, self._width, 1), _BORDER)
         for i, text in enumerate(texts):
-            at = (i % across * column + _MARGIN, i // across * _LINE + 2)
+            at = (i % across * column + _MARGIN, i // across * _LINE + 3)
             draw.text(at, text, _TEXT, font)
         return np.asarray(image)
 
