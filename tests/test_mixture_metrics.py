@@ -93,6 +93,7 @@ def test_metrics_change_nothing_that_is_learnt(name: str, monkeypatch: pytest.Mo
         if not shown:
             monkeypatch.setattr(mixture_q, "by_mixture", lambda *_: {})
         agent, state, learn = AGENTS[name].make()
+        metrics = {}
         for seed in range(3):
             state, metrics, _ = learn(state, AGENTS[name].random_batch(agent, seed))
         assert ("mixture/share/0" in metrics) == shown
@@ -207,24 +208,24 @@ def test_few_and_many_mixtures_and_a_single_record(
 
 
 def extras_of(reward: float, **more: Any) -> dict[str, Any]:
-    given = {"intrinsic_reward": np.float32([reward]), "mixture": np.int32([3])}
-    return given | {"alpha": np.float32([1.25])} | more
+    given = {"intrinsic_reward": np.array([reward], np.float32), "mixture": np.array([3], np.int32)}
+    return given | {"alpha": np.array([1.25], np.float32)} | more
 
 
 @pytest.mark.parametrize("width", [2, 20, 120, 160, 320])
 def test_the_strip_is_below_the_frame(width: int) -> None:
     strip = NoveltyStrip(width)
     frame = np.full((40, width, 3), 77, np.uint8)
-    shapes = set()
+    shapes, whole = set(), frame
     for t in range(400):
         reward = [0.0, 2.0, 1.0, math.nan][t % 4]
-        film = strip.below(frame, extras_of(reward))
-        assert film.dtype == np.uint8
-        np.testing.assert_array_equal(film[:40], frame)
-        shapes.add(film.shape)
+        whole = strip.below(frame, extras_of(reward))
+        assert whole.dtype == np.uint8
+        np.testing.assert_array_equal(whole[:40], frame)
+        shapes.add(whole.shape)
     ((height, *_),) = shapes  # of a film, all frames have one size
     assert height % 2 == 0
-    graph = (film[-24:] == [230, 159, 0]).all(-1).sum(0)
+    graph = (whole[-24:] == [230, 159, 0]).all(-1).sum(0)
     expected = np.tile([0, 0, 22, 22, 11, 11, 0, 0], width // 8 + 1)[-width:]
     np.testing.assert_array_equal(graph, expected)
 
@@ -239,9 +240,9 @@ def test_the_numbers_of_the_step_are_written() -> None:
     assert text() == text()
     texts = {
         text(),
-        text(alpha=np.float32([2.5])),
-        text(mixture=np.int32([4])),
-        text(intrinsic_reward=np.float32([0.5])),
+        text(alpha=np.array([2.5], np.float32)),
+        text(mixture=np.array([4], np.int32)),
+        text(intrinsic_reward=np.array([0.5], np.float32)),
     }
     assert len(texts) == 4
 
@@ -250,9 +251,9 @@ def test_the_numbers_of_the_step_are_written() -> None:
     "extras",
     [
         {},
-        {"log_prob": np.float32([1.0])},
-        {"mixture": np.int32([1]), "alpha": np.float32([1.0])},
-        {"intrinsic_reward": np.float32([[1.0, 2.0]])},
+        {"log_prob": np.array([1.0], np.float32)},
+        {"mixture": np.array([1], np.int32), "alpha": np.array([1.0], np.float32)},
+        {"intrinsic_reward": np.array([[1.0, 2.0]], np.float32)},
     ],
 )
 def test_without_an_intrinsic_reward_there_is_no_strip(extras: dict[str, Any]) -> None:

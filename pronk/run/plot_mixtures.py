@@ -26,7 +26,7 @@ class Mixtures(NamedTuple):
 def read(records: Sequence[dict[str, Any]], x: str) -> Mixtures | None:
     """The mixtures in records that have metric `x`, in their order; None where none has any."""
 
-    def shares(record: dict[str, Any]) -> list[float]:
+    def shares(record: dict[str, Any]) -> list[Any]:
         values = (record.get(f"mixture/share/{j}") for j in count())
         return list(takewhile(is_number, values))
 
