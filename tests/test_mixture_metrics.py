@@ -168,9 +168,8 @@ def test_the_plot_reads_shares_and_the_best_mixture() -> None:
     assert np.isnan(only_shares.best).all()
     assert plot_mixtures.read([{"steps": 1, "mean_return": 1.0}], "steps") is None
     # Damaged records are left out.
-    damaged = plot_mixtures.read(
-        [*records(number=1), {"steps": 9, "mixture/share/0": "?"}], "steps"
-    )
+    torn = [{"steps": 8, "mixture/share/0": "?"}, {"steps": 9, "mixture/share/0": 0.5}]
+    damaged = plot_mixtures.read([*records(number=1), *torn], "steps")
     assert damaged is not None
     assert damaged.x.tolist() == [100.0]
 
