@@ -471,6 +471,11 @@ def avals(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
+def known(metrics):
+    """Metrics without the mean returns, −∞, of mixtures of which no episode has ended yet."""
+    return {k: x for k, x in metrics.items() if x != -np.inf or not k.startswith("mixture/return/")}
+
+
 # The conformance table.
 
 
@@ -501,7 +506,7 @@ def test_learns_without_a_second_compilation(name):
         state, metrics, _ = m.learn(state, Batch(trajectory))
         compilations.append(m.learn._cache_size())
         norms.append(float(metrics["gradient_norm"]))
-        assert all(np.isfinite(x) for x in metrics.values())
+        assert all(np.isfinite(x) for x in known(metrics).values())
         assert all(np.shape(x) == () for x in metrics.values())
     assert len(set(compilations)) == 1
     assert len(set(m.act_compilations)) == 1
@@ -784,7 +789,8 @@ def test_the_dummy_transition_has_no_weight(name):
         before, after = (m.learn(m.state, Batch(x)) for x in (t, other))
         for field in ("params", "opt_state", "extra"):
             close(getattr(before.state, field), getattr(after.state, field))
-        close((before.metrics, before.feedback), (after.metrics, after.feedback))
+        seen = known(before.metrics), known(after.metrics)
+        close((seen[0], before.feedback), (seen[1], after.feedback))
 
 
 def close(a, b) -> None:

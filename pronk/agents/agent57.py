@@ -214,6 +214,7 @@ class Agent57(MixtureQ):
         )
         extra = learnt.state.extra | {"tally": tally, "scale": state.hyper["intrinsic_scale"]}
         after = learnt.state._replace(extra=extra)
+        metrics |= mixture_q.by_mixture("return", bandit.means(tally))
         return learnt._replace(state=after, metrics=learnt.metrics | metrics)
 
 

@@ -33,6 +33,15 @@ from pronk.types import (
     TimeStep,
 )
 
+# With more mixtures there are no metrics of single ones.
+MOST_SHOWN = 32
+
+
+def by_mixture(name: str, values: Array) -> dict[str, Array]:
+    """The metrics `mixture/NAME/j` of values `[N]`; none if N is above `MOST_SHOWN`."""
+    count = values.shape[0]
+    return {f"mixture/{name}/{j}": values[j] for j in range(count) if count <= MOST_SHOWN}
+
 
 @dataclass(frozen=True, eq=False)
 class MixtureQ(SequenceQ):
@@ -135,6 +144,22 @@ class MixtureQ(SequenceQ):
             (trajectory.timestep, trajectory.action, trajectory.extras),
         )
 
+    def shares(self, batch: Batch) -> Array:
+        """In which part of the recent transitions each mixture acted, `[N]`.
+
+        Recent are those of the newest quarter of the batch's sequences. Each weighs one over its
+        probability of being drawn, so that priorities do not count.
+        """
+        timestep, _, extras = self.learnt_rows(batch)
+        version = batch.trajectory.version
+        oldest = jax.lax.top_k(version, max(1, version.shape[0] // 4))[0][-1]
+        weight = (version >= oldest) * (1.0 - timestep.first[1:])
+        if batch.probabilities is not None:
+            weight = weight / batch.probabilities
+        acted = jax.nn.one_hot(extras["mixture"][:-1], self.config.mixtures)
+        total = jnp.sum(weight)
+        return jnp.sum(weight[..., None] * acted, axis=(0, 1)) / jnp.where(total > 0, total, 1.0)
+
     def retrace(
         self,
         policy: Array,
@@ -187,7 +212,8 @@ class MixtureQ(SequenceQ):
             fixed["embedding"] = self.copied(counted, learnt, fixed["embedding"])
         new = new._replace(extra=extra | {"target": target, "fixed": fixed})
         state = step.finish(state, new, jnp.isfinite(norm), metrics["steps"])
-        return Learnt(state, metrics | of_novelty | {"gradient_norm": norm}, Feedback(priority))
+        metrics |= of_novelty | {"gradient_norm": norm} | by_mixture("share", self.shares(batch))
+        return Learnt(state, metrics, Feedback(priority))
 
 
 def parts(name: str, config: Any, spec: EnvSpec, horizon: int) -> tuple[Any, ...]:

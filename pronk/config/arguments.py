@@ -77,7 +77,8 @@ class RecordArguments:
     run: Positional[Path]
     """A run's directory, or a file written by `pronk export`."""
     output: Path | None = None
-    """File of the film, .mp4 or .gif. [RUN/film.mp4, or film.mp4 beside the file]"""
+    """File of the film, .mp4 or .gif. [RUN/film.mp4, or film.mp4 beside the file] If the agent
+    computes an intrinsic reward, a strip below the frames shows it."""
     episodes: int = number(1, at_least=1, limit=10**12)
     """Episodes to film."""
     max_steps: int = number(10_000, at_least=1, limit=10**12)
@@ -98,7 +99,8 @@ class PlotArguments:
 
     runs: Positional[tuple[Path, ...]]
     """Directories of runs; those that differ in their seed only become one curve. Or the directory
-    of one population: scores, copies, and hyperparameters over time."""
+    of one population: scores, copies, and hyperparameters over time. The mean return of one run of
+    ngu or agent57 has a second panel: which mixtures acted."""
     output: Path = Path("plot.png")
     """File of the picture."""
     x: str = "steps"

@@ -30,6 +30,7 @@ from rich.text import Text
 from pronk.errors import printable, show_all_characters
 from pronk.storage.files import (
     cannot_write,
+    is_number,
     read_lines,
     to_json,
     without_nan,
@@ -243,6 +244,8 @@ class Monitor:
         rows = [(name, _number(record.get("mean_return")))]
         if LEAST_EXPLORING in record:
             rows.append(("where least exploring", _number(record[LEAST_EXPLORING])))
+        if (best := best_mixture(record)) is not None:
+            rows.append(("best mixture", str(best)))
         rows.append(("episodes", _number(record.get("episodes"))))
         if "eval/mean_return" in record:
             rows.append(("evaluation return", _number(record["eval/mean_return"])))
@@ -339,6 +342,19 @@ def _number(value: Any) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def best_mixture(record: Mapping[str, Any]) -> int | None:
+    """The mixture with the highest mean return, of a record with `mixture/return/j`; None where
+    none has returned anything, and for agents without mixtures."""
+    prefix = "mixture/return/"
+    means = {
+        name.removeprefix(prefix): value
+        for name, value in record.items()
+        if name.startswith(prefix) and is_number(value)
+    }
+    best = max(means, key=lambda j: means[j], default="")
+    return int(best) if best.isdecimal() else None
 
 
 def _tasks(record: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from pronk.config.json_files import MissingJSON, read_object
 from pronk.config.run import FREE
 from pronk.errors import UserError, counted, nearest, printable
+from pronk.run import plot_mixtures
 from pronk.storage.files import is_number, read_lines, write_atomically
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers, without the pale yellow.
@@ -72,10 +73,11 @@ def plot(
 
     Runs that differ only in the seed, and in settings that do not affect learning, become one line,
     their mean, within a band from minimum to maximum, over the range that all of them cover; thin
-    lines show the seeds. smooth: number of records that each point averages. csv: a file for the
-    points before smoothing, one row each: run, seed, steps, wall_seconds, and `y`. log: receives a
-    message about each run of which damaged lines are left out. Raises UserError where a run, a
-    metric or data are missing.
+    lines show the seeds. A single run's mean return has a second panel, if the run has mixtures:
+    which of them acted, and which one returned most. smooth: number of records that each point
+    averages. csv: a file for the points before smoothing, one row each: run, seed, steps,
+    wall_seconds, and `y`. log: receives a message about each run of which damaged lines are left
+    out. Raises UserError where a run, a metric or data are missing.
     """
     if not run_dirs:
         raise UserError("no run directories were given; name at least one, such as runs/pong")
@@ -250,8 +252,15 @@ def _draw(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     padded = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
-    figure = Figure(figsize=(8, 5), dpi=150, layout=padded)
-    axes = figure.add_subplot()
+    mixtures = _mixtures(groups, x, y)
+    if mixtures is None:
+        figure = Figure(figsize=(8, 5), dpi=150, layout=padded)
+        panels = [figure.add_subplot()]
+    else:
+        figure = Figure(figsize=(8, 7.5), dpi=150, layout=padded)
+        panels = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+        plot_mixtures.draw(figure, panels[1], mixtures)
+    axes = panels[0]
     for i, (name, members) in enumerate(groups):
         label = drawable(name)
         colour = COLOURS[i % len(COLOURS)]
@@ -271,7 +280,11 @@ def _draw(
         axes.plot(grid, values.mean(0), dashes, **style)
     averaged = f"\n(average over {smooth} records)" if smooth > 1 else ""
     largest = max(run.x[-1] for _, members in groups for run in members)
-    finish_axes(axes, drawable(_label(x)), largest, seconds=x == "wall_seconds")
+    for panel in panels:
+        finish_axes(panel, drawable(_label(x)), largest, seconds=x == "wall_seconds")
+        panel.label_outer()
+    for panel in panels[1:]:
+        panel.grid(False)  # of colours
     axes.set_ylabel(drawable(_label(y)) + averaged)
     axes.margins(x=0.02)
     if title is not None:
@@ -280,6 +293,16 @@ def _draw(
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_format)
     return buffer.getvalue()
+
+
+def _mixtures(
+    groups: list[tuple[str, list[_Run]]], x: str, y: str
+) -> plot_mixtures.Mixtures | None:
+    """Those of the run, if it is the only one, it has any, and its mean return is drawn."""
+    runs = [run for _, members in groups for run in members]
+    if len(runs) > 1 or y != "mean_return":
+        return None
+    return plot_mixtures.read(runs[0].records, x)
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Videos of episodes as the environment renders them, one frame per agent step."""
+"""Videos of episodes as the environment renders them, one frame per agent step.
+
+Where the agent computes an intrinsic reward, a strip below each frame shows it
+(`pronk.run.novelty_strip`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ import numpy as np
 from pronk.envs import film
 from pronk.errors import UserError
 from pronk.maths.keys import key_of
+from pronk.run.novelty_strip import NoveltyStrip
 from pronk.run.policy import Policy
 from pronk.runtime.actor import Player
 from pronk.storage.files import cannot_write
@@ -52,16 +57,19 @@ def record(
                 policy.agent, key_of(seed), np.zeros(1, np.int32), 1, evaluate=not sample
             )
             timestep = filmed.env.reset()
-            jax.block_until_ready((policy.behaviour, player.carry))
-            first = _resized(filmed.picture())
-            video.append_data(first)
+            frame = first = _resized(filmed.picture())
+            strip = NoveltyStrip(first.shape[1])
             returns: list[float] = []
-            for _ in range(max_steps):
-                timestep = filmed.env.step(player.act(policy.behaviour, timestep).action)
-                video.append_data(_fitted(_resized(filmed.picture()), first.shape))
-                returns.extend(e.episode_return for e in filmed.env.episodes())
-                if len(returns) >= episodes:
+            for step in range(max_steps + 1):
+                # What it says of this observation belongs to this frame, the last one's too.
+                row = player.act(policy.behaviour, timestep)
+                jax.block_until_ready((policy.behaviour, player.carry, row.extras))
+                video.append_data(strip.below(frame, row.extras))
+                if step == max_steps or len(returns) >= episodes:
                     break
+                timestep = filmed.env.step(row.action)
+                frame = _fitted(_resized(filmed.picture()), first.shape)
+                returns.extend(e.episode_return for e in filmed.env.episodes())
     except OSError as error:
         raise cannot_write(output, error, "--output") from None
     return returns
