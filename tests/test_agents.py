@@ -327,13 +327,9 @@ DEFAULT_RUN = {
 
 def variants(*names: str) -> Any:
     """Runs a test for each of these variants; all tests of a variant run in one worker, which
-    compiles its functions once."""
-    params = []
-    for name in names:
-        marks = [pytest.mark.xdist_group(name)]
-        if name not in DEFAULT_RUN:
-            marks.append(pytest.mark.extended)
-        params.append(pytest.param(name, marks=marks))
+    compiles its functions once (conftest.py)."""
+    further = pytest.mark.extended
+    params = [pytest.param(name, marks=() if name in DEFAULT_RUN else further) for name in names]
     return pytest.mark.parametrize("name", params)
 
 
