@@ -278,6 +278,26 @@ def test_vector_env_agrees_with_the_fused_functions(env: JaxEnv):
     envs.close()
 
 
+def test_equal_vectors_share_what_is_compiled():
+    """Also of environments made anew, if their arguments are equal; spaces stay their own."""
+
+    def made(**env_args):
+        return pronk.envs.make("pronk/MemoryCue-v0", 2, seed=3, env_args=env_args)
+
+    first, again, other = made(delay=2), made(delay=2), made(delay=3)
+    assert first._advance is again._advance
+    assert first._advance is not other._advance
+    assert first.spec == again.spec
+    assert first.spec.observation_space is not again.spec.observation_space
+    action = np.zeros(2, np.int32)
+    lengths = []
+    for env in (first, other):
+        env.reset()
+        rows = [env.step(action) for _ in range(8)]
+        lengths.append(int(np.argmax([ends(row)[0] for row in rows])))
+    assert lengths[0] + 1 == lengths[1]
+
+
 def episodes_of(timestep: TimeStep, first_env_id: int) -> list[Episode]:
     """What a person with a pencil would have noted."""
     found, total, length = [], np.zeros(timestep.first.shape[1]), np.zeros(timestep.first.shape[1])
