@@ -52,8 +52,11 @@ def batch_of(agent: Agent, env: str = "pronk/CartPole-v1", unrolls: int = 1, **a
 # Running statistics.
 
 
+CHUNKS = st.sampled_from([1, 2, 7, 30])  # each size is compiled anew
+
+
 @settings(max_examples=30)
-@given(st.integers(0, 10_000), st.lists(st.integers(1, 30), min_size=1, max_size=6))
+@given(st.integers(0, 10_000), st.lists(CHUNKS, min_size=1, max_size=6))
 def test_merged_statistics_are_those_of_all_data_at_once(seed, sizes):
     rng = np.random.default_rng(seed)
     chunks = [rng.normal(rng.normal() * 100, 3, size=(n, 2)) for n in sizes]
@@ -343,41 +346,46 @@ def test_enormous_ratios_are_finite(log_ratio, advantage):
         assert gradient == 0.0
 
 
-def made_ppo(**settings: Any) -> tuple[Agent, Trajectory]:
+def ppo(**settings: Any) -> Agent:
     settings = {"reward_normalisation": False} | settings
-    agent = agents.make(
+    return agents.make(
         "ppo", config("ppo", **settings), envs.spec_of("pronk/CartPole-v1", {}), horizon=1000
     )
-    return agent, batch_of(agent)[0]
 
 
-def test_steps_end_once_the_policy_is_too_far():
+@pytest.fixture(scope="module")
+def acted() -> Trajectory:
+    """Acted by PPO's first behaviour, which does not depend on how it learns."""
+    return batch_of(ppo())[0]
+
+
+def test_steps_end_once_the_policy_is_too_far(acted):
     """The minibatch that shows it takes no step, nor any after it."""
-    agent, trajectory = made_ppo(learning_rate=0.05, stop_early=1.0, target_kl=0.01, passes=3)
+    agent = ppo(learning_rate=0.05, stop_early=1.0, target_kl=0.01, passes=3)
     state, learn = jax.jit(agent.init)(KEY), jax.jit(agent.learn)
-    learnt = learn(state, Batch(trajectory))
+    learnt = learn(state, Batch(acted))
     assert 1 <= learnt.metrics["gradient_steps"] < 12
-    everything, _ = made_ppo(learning_rate=0.05, stop_early=0.0, passes=3)
-    whole = jax.jit(everything.learn)(state, Batch(trajectory))
+    everything = ppo(learning_rate=0.05, stop_early=0.0, passes=3)
+    whole = jax.jit(everything.learn)(state, Batch(acted))
     assert whole.metrics["gradient_steps"] == 12
     tiny = state._replace(hyper=state.hyper | {"target_kl": jnp.float32(1e-12)})
-    metrics = learn(tiny, Batch(trajectory)).metrics
+    metrics = learn(tiny, Batch(acted)).metrics
     assert metrics["gradient_steps"] == 1  # the first minibatch's KL is 0 before it
 
 
 @pytest.mark.parametrize(("target", "factor"), [(1e-9, 2.0), (1e3, 0.5)])
-def test_the_penalty_follows_its_target(target, factor):
-    agent, trajectory = made_ppo(objective="adaptive-kl", target_kl=target, passes=2)
+def test_the_penalty_follows_its_target(target, factor, acted):
+    agent = ppo(objective="adaptive-kl", target_kl=target, passes=2)
     state = jax.jit(agent.init)(KEY)
-    after = jax.jit(agent.learn)(state, Batch(trajectory)).state
+    after = jax.jit(agent.learn)(state, Batch(acted)).state
     assert after.extra["kl_cost"] == factor * state.extra["kl_cost"]
 
 
-def test_a_penalty_keeps_the_policy_closer():
+def test_a_penalty_keeps_the_policy_closer(acted):
     kl = []
     for cost in (0.0, 100.0):
-        agent, trajectory = made_ppo(objective="fixed-kl", kl_cost=cost, passes=5)
-        learnt = jax.jit(agent.learn)(jax.jit(agent.init)(KEY), Batch(trajectory))
+        agent = ppo(objective="fixed-kl", kl_cost=cost, passes=5)
+        learnt = jax.jit(agent.learn)(jax.jit(agent.init)(KEY), Batch(acted))
         kl.append(learnt.metrics["kl"])
     assert kl[1] < 0.5 * kl[0]
 
@@ -454,7 +462,7 @@ def test_correlated_noise_is_standard_normal_and_begins_anew():
     assert not np.array_equal(drawn[8], again[8])
 
 
-@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("core", ["lstm", pytest.param("none", marks=pytest.mark.extended)])
 def test_one_behaviour_decides_a_whole_fused_batch(core):
     """The first ratio is 1 in row 0, too, whose observation is the last one of the batch before."""
     settings = config("ppo", recurrent_core=core)
