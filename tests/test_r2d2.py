@@ -497,7 +497,7 @@ def test_kill_9_at_any_time(tmp_path):
 
 
 def test_a_damaged_replay_starts_empty(tmp_path, capsys):
-    train(tmp_path / "whole", 3000, stop_after=1200)
+    train(tmp_path / "whole", 3000, stop_after=600)
     for damage in ("flipped", "cut", "missing"):
         run_dir = tmp_path / damage
         shutil.copytree(tmp_path / "whole", run_dir)
@@ -510,7 +510,7 @@ def test_a_damaged_replay_starts_empty(tmp_path, capsys):
             data[len(data) // 2] ^= 1
             segment.write_bytes(data if damage == "flipped" else data[:-5])
         capsys.readouterr()
-        train(run_dir, 3000, stop_after=2400)
+        train(run_dir, 3000, stop_after=1000)
         output = " ".join("".join(capsys.readouterr()).split())
         assert "the replay starts empty" in output, damage
         assert counts(run_dir)["updates"] > updates, damage
