@@ -6,9 +6,11 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 COUNT = Path(__file__).with_name("count.txt")
@@ -34,8 +36,33 @@ settings.load_profile("pronk")
 
 
 # Files whose tests take long and share little: each test goes to the worker that is free. Those
-# of another file run in one worker, one after the other, and share what it has compiled.
+# of another file run in one worker, one after the other, and share what it has compiled; those of
+# the conformance table share what a variant, their parameter, has compiled.
 SPREAD = {"test_train", "test_pbt", "test_checkpoint", "test_reproduce", "test_faults"}
+BY_PARAMETER = {"test_agents"}
+
+
+def group_of(nodeid: str) -> str:
+    """What one worker runs: the same for all tests that share what they compile."""
+    file, _, test = nodeid.partition("::")
+    if Path(file).stem in SPREAD:
+        return nodeid
+    return file + test.partition("[")[2] if Path(file).stem in BY_PARAMETER else file
+
+
+class _Scheduler(LoadScopeScheduling):
+    """Sends tests that share what they compile to one worker.
+
+    Not by marks of xdist's groups: it writes them into the names of tests, which pytest 9.2 does
+    not let it do, and tests were dealt out one by one.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:  # which xdist's documentation has overridden
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduler | None:
+    return _Scheduler(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 # Further cases of tests with many parameters that take long, marked `extended`: one node id a line.
@@ -44,16 +71,15 @@ FURTHER_CASES = Path(__file__).with_name("extended.txt")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests of a file, where they are not grouped otherwise; mark the further cases."""
+    """Mark the further cases; of tests that go to any worker, begin with those that take longest:
+    the last ones would keep a single worker."""
     further = set(FURTHER_CASES.read_text().splitlines())
     for item in items:
         if item.nodeid in further:
             item.add_marker(pytest.mark.extended)
+    items.sort(key=lambda x: x.path.stem not in SPREAD or x.get_closest_marker("slow") is None)
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         _check_further_cases(further, {item.nodeid for item in items})
-    for item in items:
-        if item.path.stem not in SPREAD and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def _check_further_cases(further: set[str], collected: set[str]) -> None:
@@ -75,19 +101,27 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 class _Counter:
     """Counts the test functions that ran, in the process that gathers the results (xdist's
-    controller); a function with many parameters counts once."""
+    controller); a function with many parameters counts once. Fails, too, if a group of tests was
+    run by several workers: they would compile the same several times."""
 
     def __init__(self, floor: int):
         self.floor = floor
         self.ran: set[str] = set()
+        self.workers: dict[str, set[str]] = {}  # of each group
+
+    @property
+    def split(self) -> list[str]:
+        return sorted(group for group, workers in self.workers.items() if len(workers) > 1)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        worker = getattr(report, "worker_id", "the only one")
+        self.workers.setdefault(group_of(report.nodeid), set()).add(worker)
         # A skipped test has no call phase or a skipped one; an expected failure did run.
         if report.when == "call" and (not report.skipped or hasattr(report, "wasxfail")):
-            self.ran.add(report.nodeid.partition("[")[0].partition("@")[0])
+            self.ran.add(report.nodeid.partition("[")[0])
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if len(self.ran) < self.floor and session.exitstatus == pytest.ExitCode.OK:
+        if (len(self.ran) < self.floor or self.split) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -97,6 +131,12 @@ class _Counter:
             + (": too few; if that is intended, lower the floor in count.txt" if fewer else ""),
             red=fewer,
         )
+        if self.split:
+            terminalreporter.write_line(
+                f"{len(self.split)} groups of tests were run by several workers, such as"
+                f" {self.split[0]}: the scheduler in conftest.py is not used",
+                red=True,
+            )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -53,6 +53,12 @@ def cases(draw):
 
 jit_n_step = jax.jit(returns.n_step, static_argnames="n")
 jit_off_policy = jax.jit(returns.off_policy)
+jit_each_off_policy = jax.jit(jax.vmap(returns.off_policy))
+jit_rlax_n_step = jax.jit(rlax.transformed_n_step_q_learning, static_argnames=("n", "tx_pair"))
+jit_rlax_retrace = jax.jit(rlax.transformed_retrace, static_argnames="tx_pair")
+jit_rlax_general = jax.jit(rlax.general_off_policy_returns_from_q_and_v)
+SCALES = {"identity": transforms.IDENTITY, "sqrt": transforms.signed_sqrt(1e-2)}
+PAIRS = {name: rlax.TxPair(h.apply, h.inverse) for name, h in SCALES.items()}
 
 
 @given(cases(), st.sampled_from([1, 2, 3, 5, 20]))
@@ -70,15 +76,16 @@ def test_n_step_double_q_is_rlaxs_without_truncation(case, n, name):
     """Transformed and plain; rlax's one discount is right only where nothing is truncated."""
     q, reward, discount, _, rng = case
     online = rng.normal(size=q.shape)
-    h = transforms.signed_sqrt(1e-2) if name == "sqrt" else transforms.IDENTITY
+    h = SCALES[name]
     values = h.inverse(returns.double_q(jnp.asarray(online), jnp.asarray(q)))
     continuation = 1.0 * (discount > 0)
     target = h.apply(jit_n_step(values, reward, discount, continuation, n=n))
     taken = rng.integers(ACTIONS, size=len(reward))
-    error = rlax.transformed_n_step_q_learning(
-        online[:-1], taken, q[1:], online[1:].argmax(-1), reward, discount, n,
-        tx_pair=rlax.TxPair(h.apply, h.inverse),
-    )  # fmt: skip
+    error = jit_rlax_n_step(
+        *(online[:-1], taken, q[1:], online[1:].argmax(-1), reward, discount),
+        n=n,
+        tx_pair=PAIRS[name],
+    )
     close(target, error + online[np.arange(len(reward)), taken])
 
 
@@ -106,7 +113,7 @@ def test_off_policy_is_the_papers_sum(case, name, lambda_):
 def test_retrace_is_rlaxs_without_truncation(case, name):
     q, reward, discount, _, _ = case
     action, pi, mu = decisions(case)
-    h = transforms.signed_sqrt(1e-2) if name == "sqrt" else transforms.IDENTITY
+    h = SCALES[name]
     plain = np.asarray(h.inverse(jnp.asarray(q)))
     trace = returns.retrace_trace(of(action, pi), of(action, mu), lambda_=0.9)[:-1]
     target = h.apply(
@@ -115,10 +122,10 @@ def test_retrace_is_rlaxs_without_truncation(case, name):
             *(1.0 * (discount > 0), trace),
         )
     )
-    error = rlax.transformed_retrace(
+    error = jit_rlax_retrace(
         *(q[:-1], q[1:], action[:-1], action[1:], reward, discount, pi[1:], of(action, mu)[1:]),
-        *(0.9, 0.0),
-        tx_pair=rlax.TxPair(h.apply, h.inverse),
+        *(np.float64(0.9), np.float64(0.0)),
+        tx_pair=PAIRS[name],
     )
     close(target, error + of(action, q)[:-1])
 
@@ -129,9 +136,7 @@ def test_the_general_form_is_rlaxs(case, name):
     action, pi, mu = decisions(case)
     trace = np.asarray(TRACES[name](of(action, pi), of(action, mu)))[:-1]
     taken, values = of(action, q)[:-1], (pi * q).sum(-1)
-    theirs = rlax.general_off_policy_returns_from_q_and_v(
-        taken[1:], values[1:], reward, discount, trace[1:]
-    )
+    theirs = jit_rlax_general(taken[1:], values[1:], reward, discount, trace[1:])
     ours = jit_off_policy(taken, values, reward, discount, 1.0 * (discount > 0), trace)
     close(ours, theirs)
 
@@ -199,7 +204,7 @@ class Mdp:
         c = np.asarray(TRACES[trace](self.pi[before, a], self.mu[before, a]))
         value = (self.pi * q).sum(-1)
         one = np.ones_like(c)
-        found = jax.vmap(returns.off_policy)(
+        found = jit_each_off_policy(
             q[before, a], value[s], self.reward[before, a], DISCOUNT * one, one, c
         )
         return np.asarray(found[:, 0]), odds

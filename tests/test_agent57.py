@@ -4,6 +4,7 @@ play, and settings that it refuses."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,17 @@ SMALL = Config(
     kernel_epsilon=0.01,
     importance_exponent=0.6,
     bandit_window=4,
+    evaluator_decay=0.5,
 )
 KEY = jax.random.key(0)
 BETA = np.array([0.0, 0.3 * 0.9999546, 0.3])
 GAMMA = np.array([0.9999, 1 - np.sqrt(0.0001 * 0.01), 0.99])
 
 
+@functools.cache
 def make(**settings: Any):
-    """The methods of an agent, a state whose networks are far from their first values, and `learn`,
-    jitted."""
+    """The methods of an agent, a state whose networks are far from their first values, and `act`
+    and `learn`, jitted."""
     agent = agent57.build(dataclasses.replace(SMALL, **settings), SPEC)
     state = jax.jit(agent.init)(KEY)
     rng = np.random.default_rng(0)
@@ -62,7 +65,7 @@ def make(**settings: Any):
 
     params, target = jax.tree.map(spread, (state.params, state.extra["target"]))
     state = state._replace(params=params, extra=state.extra | {"target": target})
-    return agent, state, jax.jit(agent.learn)
+    return agent, state, jax.jit(agent.act), jax.jit(agent.learn)
 
 
 def random_batch(agent: Any, seed: int = 0) -> Batch:
@@ -125,7 +128,8 @@ def test_targets_of_both_networks_have_one_policy(kind: str) -> None:
     """h(Retrace of h⁻¹(q̄)) on r^e, and on r^i, with γ_j, for the policy that is ε-greedy for the
     mixed q. Priorities are of the mixed errors."""
     off = {"episodic": False, "lifelong": False}
-    agent, state, learn = make(**(off if kind == "no intrinsic reward" else {"mixing": kind}))
+    settings = {"transformed": {}, "identity": {"mixing": kind}, "no intrinsic reward": off}
+    agent, state, _, learn = make(**settings[kind])
     batch = random_batch(agent)
     _, metrics, (priority, _) = learn(state, batch)
     timestep, action, extras = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
@@ -220,11 +224,14 @@ def differs(a: Any, b: Any) -> bool:
 
 def test_each_network_has_its_own_optimiser() -> None:
     """Larger extrinsic rewards do not change the step of the intrinsic network, or its clipping."""
-    agent, state, learn = make(max_gradient_norm=1e-3)
+    agent, state, _, learn = make()
+    state = state._replace(hyper=state.hyper | {"max_gradient_norm": jnp.float32(1e-3)})
     batch = random_batch(agent)
     timestep = batch.trajectory.timestep
     richer = batch.trajectory._replace(timestep=timestep._replace(reward=100 * timestep.reward))
-    plain, other = (learn(state, Batch(t)).state for t in (batch.trajectory, richer))
+    plain, other = (
+        learn(state, batch._replace(trajectory=t)).state for t in (batch.trajectory, richer)
+    )
     assert set(plain.opt_state) == {"extrinsic", "intrinsic", "embedding", "predictor"}
     for part in ("params", "opt_state"):
         found, had = getattr(other, part), getattr(plain, part)
@@ -236,9 +243,11 @@ def test_each_network_has_its_own_optimiser() -> None:
         np.testing.assert_allclose(norm, 0.1 * 1e-3, rtol=1e-3)  # of the clipped gradient
 
 
-def played(agent: Any, state: Any, rows: list[TimeStep], *, evaluate: bool = False) -> Any:
+def played(
+    agent: Any, act: Any, state: Any, rows: list[TimeStep], *, evaluate: bool = False
+) -> Any:
     """The extras of rows, stacked, and the carry after them."""
-    act, behaviour = jax.jit(agent.act), agent.behaviour(state)
+    behaviour = agent.behaviour(state)
     slots = len(rows[0].reward)
     carry, extras = agent.initial_carry(KEY, np.arange(slots), slots, evaluate), []
     for t, row in enumerate(rows):
@@ -273,9 +282,9 @@ def random_rows(steps: int, slots: int) -> list[TimeStep]:
 
 def test_bandits_are_told_raw_returns_of_whole_episodes() -> None:
     """Terminated or truncated; the mixture stays the same within an episode."""
-    agent, state, _ = make(bandit_window=50)
+    agent, state, act, _ = make(bandit_window=50)
     rows = random_rows(60, BATCH)
-    extras, carry = played(agent, state, rows)
+    extras, carry = played(agent, act, state, rows)
     window = carry.private["controller"]["bandit"]
     truncated = 0
     for b in range(BATCH):
@@ -300,9 +309,9 @@ def test_bandits_are_told_raw_returns_of_whole_episodes() -> None:
 
 def test_evaluations_play_the_mixture_that_returned_most() -> None:
     """What the learner has seen, each sequence as if all were equally likely; first mixture 0."""
-    agent, state, learn = make(evaluator_decay=0.5)
+    agent, state, act, learn = make()
     rows = random_rows(12, BATCH)
-    extras, _ = played(agent, state, rows, evaluate=True)
+    extras, _ = played(agent, act, state, rows, evaluate=True)
     assert (extras["mixture"] == 0).all()
     total, weights = np.zeros(N), np.zeros(N)
     for seed in range(3):
@@ -321,7 +330,7 @@ def test_evaluations_play_the_mixture_that_returned_most() -> None:
     for arm in range(N):
         tally = bandit.Tally(jnp.ones(N).at[arm].set(2.0), jnp.ones(N))
         found = state._replace(extra=state.extra | {"tally": tally})
-        extras, _ = played(agent, found, rows, evaluate=True)
+        extras, _ = played(agent, act, found, rows, evaluate=True)
         assert (extras["mixture"] == arm).all()
         # A run that begins with this behaviour evaluates with the same mixture.
         begun = agent.warm_start(state, agent.behaviour(found))
@@ -329,10 +338,10 @@ def test_evaluations_play_the_mixture_that_returned_most() -> None:
 
 
 def test_without_intrinsic_reward_nothing_of_it_is_left() -> None:
-    agent, state, _ = make(episodic=False, lifelong=False)
+    agent, state, act, _ = make(episodic=False, lifelong=False)
     assert set(state.params) == {"extrinsic"} == set(state.extra["target"])
     assert state.extra["fixed"] == {}
-    extras, carry = played(agent, state, random_rows(2, BATCH))
+    extras, carry = played(agent, act, state, random_rows(2, BATCH))
     assert set(extras) == {"probability", "mixture", "episode_return"}
     assert set(carry.private) == {"epsilon", "controller"}
 

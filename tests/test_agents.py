@@ -316,11 +316,21 @@ VARIANTS = {
 }
 
 
+# Those of the default run: each kind of agent and, of IMPALA, each kind of network. The tests of a
+# variant, which share what they compile, are all in one run.
+DEFAULT_RUN = {
+    *("mlp", "gaussian", "popart", "pixel_control", "example"),
+    *("r2d2", "ngu", "agent57", "ddpg", "sac", "cem", "cma_es"),
+    *("reinforce_complete", "rwr", "reps", "trpo", "ppo", "ppo_lstm"),
+}
+
+
 def variants(*names: str) -> Any:
     """Runs a test for each of these variants; all tests of a variant run in one worker, which
-    compiles its functions once."""
-    marks = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-    return pytest.mark.parametrize("name", marks)
+    compiles its functions once (conftest.py)."""
+    further = pytest.mark.extended
+    params = [pytest.param(name, marks=() if name in DEFAULT_RUN else further) for name in names]
+    return pytest.mark.parametrize("name", params)
 
 
 every_variant = variants(*VARIANTS)

@@ -166,8 +166,9 @@ def test_trajectories_of_central_players_are_on_policy():
         for _ in range(3):
             unrolls = list(pool.map(lambda actor: actor.unroll(behaviour, 0), actors))
     server.close()
+    gradients = jax.jit(agent.halves.gradients)  # type: ignore[arg-type]
     for unroll in unrolls:
-        _, aux = jax.jit(agent.halves.gradients)(state, Batch(unroll.trajectory))
+        _, aux = gradients(state, Batch(unroll.trajectory))
         np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
     assert (unrolls[0].trajectory.action != unrolls[1].trajectory.action).any()
 
@@ -204,14 +205,15 @@ def test_a3c_applies_each_gradient_to_the_newest_parameters():
     restarts = Restarts(0, Path(os.devnull), hang_after=60.0)
     actors = [Supervised(lambda _: actor, "actor", restarts, actor) for _ in range(2)]
     runtime = A3CLoop(agent, jax.tree.map(jnp.copy, state), actors)
+    gradients, apply = map(jax.jit, agent.halves)  # type: ignore[arg-type]
     versions = [state]
     for _ in range(6):
         while not (update := runtime.update()).metrics:
             pass  # nothing came for a while: it compiles
         # One of the earlier versions acted; its gradient is what was applied.
         acted = versions[-1 - int(update.policy_lag)]
-        grads, aux = agent.halves.gradients(acted, Batch(actor.unrolled.trajectory))  # type: ignore[misc]
-        expected = agent.halves.apply(versions[-1], grads, aux).state  # type: ignore[misc]
+        grads, aux = gradients(acted, Batch(actor.unrolled.trajectory))
+        expected = apply(versions[-1], grads, aux).state
         ours = jax.tree.map(jnp.copy, runtime.learner_state)
         for a, b in zip(
             jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True

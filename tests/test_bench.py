@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from pronk import cli
 from pronk.experiments import bench
-from pronk.experiments.bench import fused
+from pronk.experiments.bench import fused, timing
 from pronk.experiments.bench.timing import forward_flops, random_batch
 from pronk.run.resolve import resolve
 from pronk.run.setup import build, initial_state
@@ -22,7 +23,8 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def test_learner(capsys: pytest.CaptureFixture[str]) -> None:
+def test_learner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MATRIX", 512)  # a product of a tenth of a second, or less
     result = run(capsys, "learner", "--unroll", 2, "--batch-size", 2, "--seconds", 0.1)
     per_second = 4 / (result["milliseconds_per_update"] / 1e3)
     assert result["steps_per_second"] == pytest.approx(per_second)
@@ -121,7 +123,8 @@ def test_a_random_batch_is_the_agents_own() -> None:
     )
     spec, agent = build(plan, plan.env)
     state = initial_state(plan, agent)
-    _, aux = agent.halves.gradients(state, random_batch(agent, spec, state, 5, 3))  # type: ignore[misc]
+    gradients = jax.jit(agent.halves.gradients)  # type: ignore[arg-type]
+    _, aux = gradients(state, random_batch(agent, spec, state, 5, 3))
     np.testing.assert_allclose(aux["importance_ratio"] / aux["steps"], 1.0, atol=1e-5)
 
 

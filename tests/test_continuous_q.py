@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -33,13 +34,17 @@ ACTIONS = spaces.Box(np.array([-2.0, 1.0], np.float32), np.array([2.0, 5.0], np.
 SPEC = EnvSpec("test", OBSERVATIONS, ACTIONS)
 BUILD: dict[str, Any] = {"ddpg": ddpg.build, "sac": sac.build}
 both = pytest.mark.parametrize("name", BUILD)
+# A function of an agent is compiled once, also where it is a method, which is another object each
+# time it is looked up.
+jit = functools.cache(jax.jit)
 
 
+@functools.cache
 def linear(name: str, **settings: Any) -> tuple[Any, LearnerState]:
     """An agent whose networks are linear, with parameters and targets that all differ."""
     config = agent_module(name).config(hidden_sizes=(), **settings)
     agent = BUILD[name](config, SPEC)
-    state = agent.init(KEY)
+    state = jit(agent.init)(KEY)
     rng = np.random.default_rng(0)
 
     def moved(tree: Any) -> Any:
@@ -217,7 +222,7 @@ def test_the_target_is_the_papers(name: str) -> None:
 def test_ends(name: str) -> None:
     """Learning ignores what a terminated transition leads to, and not what a truncated one does."""
     agent, state = linear(name)
-    learn = jax.jit(agent.learn)
+    learn = jit(agent.learn)
 
     def updated(observation: float, **ends: bool) -> Any:
         batch = batch_of(2, 1)
@@ -301,7 +306,7 @@ def test_the_deterministic_policy_gradient() -> None:
 def test_neither_part_moves_the_other(name: str) -> None:
     """The policy's step changes no critic, and the critics' step no policy."""
     agent, state = linear(name)
-    learn = jax.jit(agent.learn)
+    learn = jit(agent.learn)
 
     def parts(**rates: float) -> Any:
         hyper = state.hyper | {k: jnp.float32(v) for k, v in rates.items()}
@@ -319,7 +324,7 @@ def test_neither_part_moves_the_other(name: str) -> None:
 @both
 def test_targets_move_by_tau(name: str) -> None:
     agent, state = linear(name)
-    after = jax.jit(agent.learn)(state, batch_of()).state
+    after = jit(agent.learn)(state, batch_of()).state
     rate = agent.config.target_rate
     for part, target in after.extra["target"].items():
         before = state.extra["target"][part]
@@ -335,12 +340,12 @@ def test_the_temperature_moves_towards_the_target_entropy(target_entropy: float,
     agent, state = linear("sac")
     hyper = state.hyper | {"target_entropy": jnp.float32(target_entropy)}
     state = state._replace(hyper=hyper)
-    after, metrics, _ = jax.jit(agent.learn)(state, batch_of())
+    after, metrics, _ = jit(agent.learn)(state, batch_of())
     moved = after.params["log_temperature"] - state.params["log_temperature"]
     np.testing.assert_allclose(moved, sign * 3e-4, rtol=1e-2)  # Adam's first step
     np.testing.assert_allclose(metrics["temperature"], np.exp(state.params["log_temperature"]))
     still = hyper | {"temperature_learning_rate": jnp.float32(0.0)}
-    after = jax.jit(agent.learn)(state._replace(hyper=still), batch_of()).state
+    after = jit(agent.learn)(state._replace(hyper=still), batch_of()).state
     assert same(after.params["log_temperature"], state.params["log_temperature"])
 
 
@@ -356,7 +361,7 @@ def test_the_target_entropy_is_per_dimension() -> None:
 def test_dummies_do_not_count(name: str) -> None:
     """A mean is over the real transitions, and a batch of dummies changes no value."""
     agent, state = linear(name)
-    learn = jax.jit(agent.learn)
+    learn = jit(agent.learn)
     batch = batch_of(2, 4)
     first = np.array([[False] * 4, [False, False, False, True]])
     rows = batch.trajectory.timestep._replace(first=first)
@@ -388,7 +393,7 @@ def test_nan_leaves_everything_as_it_was(name: str) -> None:
     timestep = batch.trajectory.timestep
     timestep = timestep._replace(reward=np.full_like(timestep.reward, np.nan))
     bad = Batch(batch.trajectory._replace(timestep=timestep))
-    after = jax.jit(agent.learn)(state, bad).state
+    after = jit(agent.learn)(state, bad).state
     for part in ("params", "opt_state", "extra"):
         assert same(getattr(after, part), getattr(state, part))
     assert (after.skipped, after.updates) == (1, 1)
@@ -409,19 +414,19 @@ def acted(
         np.full(4000, first),
         np.zeros(4000, np.int32),
     )
-    return jax.jit(agent.act)(agent.behaviour(state), carry, timestep, key)
+    return jit(agent.act)(agent.behaviour(state), carry, timestep, key)
 
 
 @both
 def test_actions_are_uniform_until_the_first_update(name: str) -> None:
     agent, _state = linear(name)
-    fresh = agent.init(KEY)
+    fresh = jit(agent.init)(KEY)
     carry = agent.initial_carry(KEY, np.arange(4000), 4000, False)
     action, _, extras = acted(agent, fresh, carry, KEY)
     share = np.histogram(action[:, 1], 4, (1, 5))[0] / 4000
     np.testing.assert_allclose(share, 0.25, atol=0.03)
     np.testing.assert_allclose(agent.bounds.action(extras["unit_action"]), action)
-    learnt = jax.jit(agent.learn)(fresh, batch_of()).state
+    learnt = jit(agent.learn)(fresh, batch_of()).state
     assert not learnt.extra["uniform"]
     action = acted(agent, learnt, carry, KEY)[0]
     assert np.ptp(np.histogram(action[:, 1], 4, (1, 5))[0] / 4000) > 0.06
@@ -467,7 +472,7 @@ def test_noisy_actions_stay_within_their_bounds() -> None:
 @pytest.mark.parametrize("scale", [0.0, 3e-3])
 def test_last_layers_begin_within_their_scale(scale: float) -> None:
     config = agent_module("ddpg").config(last_scale=scale, hidden_sizes=(64,))
-    params = ddpg.build(config, SPEC).init(KEY).params
+    params = jax.jit(ddpg.build(config, SPEC).init)(KEY).params
     for part in (params["actor"], *params["critic"]):
         kernel, bias = layer(part)
         assert (np.abs(kernel).max() <= 3e-3) == bool(scale)
@@ -479,7 +484,8 @@ def test_last_layers_begin_within_their_scale(scale: float) -> None:
 
 @both
 def test_critics_differ_and_targets_begin_as_copies(name: str) -> None:
-    state = BUILD[name](agent_module(name).config(hidden_sizes=(4,)), SPEC).init(KEY)
+    agent = BUILD[name](agent_module(name).config(hidden_sizes=(4,)), SPEC)
+    state = jax.jit(agent.init)(KEY)
     for part, target in state.extra["target"].items():
         assert same(target, state.params[part])
     if name == "sac":
@@ -498,21 +504,27 @@ TINY: dict[str, Any] = {
 }
 
 
+RUNS: dict[str, dict[str, Any]] = {
+    "fused": {"runtime": "fused", "envs_per_actor": 2},
+    "rounds": {"runtime": "local", "envs_per_actor": 2, "deterministic": True},
+    "local": {"runtime": "local", "actors": 2, "envs_per_actor": 3, "unroll": 4},
+}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("ratio", "run"),
     [
-        {"runtime": "fused", "envs_per_actor": 2},
-        {"runtime": "local", "envs_per_actor": 2, "deterministic": True},
-        {"runtime": "local", "actors": 2, "envs_per_actor": 3, "unroll": 4},
+        *((0.5, "fused"), (1.0, "rounds"), (0.5, "local")),
+        *(pytest.param(1.0, name, marks=pytest.mark.extended) for name in ("fused", "local")),
+        pytest.param(0.5, "rounds", marks=pytest.mark.extended),
     ],
 )
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_there_are_as_many_updates_for_each_step_as_was_asked(
-    settings: dict[str, Any], ratio: float, tmp_path: Path
+    ratio: float, run: str, tmp_path: Path
 ) -> None:
     """But for the first transitions, and what is under way."""
     env = "pronk/CartPoleSwingUp-v0"
-    tiny = {**TINY, **settings, "updates_per_step": ratio}
+    tiny = {**TINY, **RUNS[run], "updates_per_step": ratio}
     pronk.train("sac", env, steps=400, run_dir=tmp_path, **tiny)
     updates, steps = (inspect(tmp_path)[name] for name in ("updates", "agent_steps"))
     assert abs(updates - ratio * (steps - 20)) <= 60
@@ -575,7 +587,7 @@ def test_schedules_end_with_the_run(name: str) -> None:
     schedules = {"learning_rate": "linear:1:0", "discount": "piecewise:0.5@0,0.9@600"}
     config = agent_module(name).config(hidden_sizes=(2,), **settings, **schedules)
     agent = agents.make(name, config, SPEC, horizon=1100)
-    state, learn = agent.init(KEY), jax.jit(agent.learn)
+    state, learn = jit(agent.init)(KEY), jit(agent.learn)
     for agent_steps, rate, discount in ((100, 1.0, 0.5), (599, 0.501, 0.5), (600, 0.5, 0.9)):
         now = state._replace(steps=jnp.uint32((agent_steps - 100) * 16))
         metrics = learn(now, batch_of()).metrics
@@ -584,7 +596,8 @@ def test_schedules_end_with_the_run(name: str) -> None:
     over = state._replace(steps=jnp.uint32(16_000))
     assert learn(over, batch_of()).metrics["learning_rate"] == 0
     # Counts beyond 32 bits: 10⁹ agent steps of 16 transitions.
-    assert agents.make(name, config, SPEC, horizon=10**9).init(KEY).steps.shape == (2,)
+    longer = agents.make(name, config, SPEC, horizon=10**9)
+    assert jax.eval_shape(longer.init, KEY).steps.shape == (2,)
 
 
 class Aim(gym.Env):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -44,6 +45,7 @@ TABLE = Config(
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def made(**settings: Any):
     """The agent, and a state whose tables are far from their first values."""
     agent = agents.make("impala", dataclasses.replace(TABLE, **settings), SPEC, horizon=1)

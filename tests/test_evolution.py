@@ -478,8 +478,9 @@ def test_evaluation_plays_the_mean() -> None:
     w = np.arange(13) / 10  # encoder/dense0/{bias,kernel}, policy/{bias,kernel}
     hidden = np.tanh(np.ones(2) @ w[3:9].reshape(2, 3) + w[:3])
     expected = np.clip(hidden @ w[10:13] + w[9], -1, 1)
+    act = jax.jit(agent.act)
     for _ in range(2):
-        action, carry, _ = agent.act(behaviour, carry, row, jax.random.key(2))
+        action, carry, _ = act(behaviour, carry, row, jax.random.key(2))
         np.testing.assert_allclose(action[:, 0], expected, rtol=1e-5)
 
 
@@ -495,8 +496,9 @@ def test_another_runs_generation_is_not_this_ones() -> None:
     seen = jax.tree.map(lambda x: x[7:15], rows)
     action = np.zeros((8, 2, 1), np.float32)
     batch = Batch(Trajectory(seen, action, trajectory_extras, None, np.zeros(2, np.int32)))
-    assert agent.learn(heir, batch).state.extra["scores"].count.sum() == 0
-    assert agent.learn(played.states[1], batch).state.extra["scores"].count.sum() > 0
+    learn = jax.jit(agent.learn)
+    assert learn(heir, batch).state.extra["scores"].count.sum() == 0
+    assert learn(played.states[1], batch).state.extra["scores"].count.sum() > 0
 
 
 # Bad input, and runs.

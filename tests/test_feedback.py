@@ -36,8 +36,9 @@ def rewriting() -> Agent:
 
 def test_the_fused_replay_is_rewritten() -> None:
     """Where sequences were drawn, once for each update, and nowhere else."""
-    init, update = fused.build(rewriting(), envs.jax_env_of(ENV, {}), unroll=5, num_envs=4, draws=1)
-    run, _ = jax.jit(update)(jax.jit(init)(rewriting().init(KEY), KEY))
+    agent = rewriting()
+    init, update = fused.build(agent, envs.jax_env_of(ENV, {}), unroll=5, num_envs=4, draws=1)
+    run, _ = jax.jit(update)(jax.jit(init)(jax.jit(agent.init)(KEY), KEY))
     rewritten = np.asarray(run.replay.rows[2]["probability"][:4] > 5).all(axis=1)
     assert 1 <= rewritten.sum() <= 4
     probability = np.asarray(run.replay.rows[2]["probability"])
@@ -54,6 +55,6 @@ def test_feedback_without_a_replay_is_refused() -> None:
 
     agent = plain._replace(learn=learn, halves=None)
     init, update = fused.build(agent, envs.jax_env_of(ENV, {}), unroll=5, num_envs=4)
-    run = jax.jit(init)(agent.init(KEY), KEY)
+    run = jax.jit(init)(jax.jit(agent.init)(KEY), KEY)
     with pytest.raises(UserError, match="its source is Fresh, which keeps nothing"):
         jax.eval_shape(update, run)

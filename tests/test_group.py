@@ -82,7 +82,7 @@ def batch(i: int, start: int, stop: int) -> Batch:
     from pronk.runtime.columns import columns
 
     agent = built()
-    state = agent.init(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
     whole = random_batch(agent, envs.spec_of("CartPole-v1"), state, 5, 4).trajectory
     reward = np.random.default_rng(i).normal(size=np.shape(whole.timestep.reward))
     timestep = whole.timestep._replace(reward=reward.astype(np.float32))

@@ -105,7 +105,7 @@ def test_dict_order_does_not_matter():
     a, b = spaces.Discrete(3), spaces.Box(-1, 1, (3,))
     module = encoder(spaces.Dict(OrderedDict([("b", b), ("a", a)])))
     x = {"b": np.ones((2, 3), np.float32), "a": np.array([0, 2])}
-    params = module.init(KEY, x)
+    params = jax.jit(module.init)(KEY, x)
     y = module.apply(params, x)
     np.testing.assert_array_equal(module.apply(params, dict(reversed(x.items()))), y)
     other = encoder(spaces.Dict({"a": a, "b": b}))
@@ -119,9 +119,9 @@ def test_channels_first_is_channels_last(size):
     first = spaces.Box(0, 255, (3, *size), np.uint8)
     x = batch_of(last, 2)
     module = encoder(last)
-    params = module.init(KEY, x)
-    y = encoder(first).apply(params, np.moveaxis(x, -1, 1))
-    np.testing.assert_allclose(module.apply(params, x), y, atol=1e-5)
+    params = jax.jit(module.init)(KEY, x)
+    y = jax.jit(encoder(first).apply)(params, np.moveaxis(x, -1, 1))
+    np.testing.assert_allclose(jax.jit(module.apply)(params, x), y, atol=1e-5)
 
 
 @pytest.mark.parametrize("torso", ["shallow", "deep", "mlp"])
@@ -279,10 +279,11 @@ def test_a_separate_value_sees_what_the_core_remembers(core):
     reward, last_action = jnp.zeros((steps, batch)), jnp.zeros((steps, batch, 3))
     first = jnp.zeros((steps, batch), bool).at[2, 1].set(True)  # of the second environment
     state = cores.initial_state(module.core, batch)
-    params = module.init(KEY, x, reward, last_action, first, state)
+    params = jax.jit(module.init)(KEY, x, reward, last_action, first, state)
+    apply = jax.jit(module.apply)
 
     def values(x):
-        return module.apply(params, x, reward, last_action, first, state).values[..., 0]
+        return apply(params, x, reward, last_action, first, state).values[..., 0]
 
     change = np.abs(values(x.at[0].add(1.0)) - values(x)) > 1e-6
     remembers = core != "none"
@@ -324,10 +325,11 @@ def test_a_custom_core(network):
     reward, last_action = jnp.zeros((steps, batch)), jnp.zeros((steps, batch, 3))
     first = jnp.zeros((steps, batch), bool).at[2, 0].set(True)
     state = cores.initial_state(module.core, batch)
-    params = module.init(KEY, x, reward, last_action, first, state)
+    params = jax.jit(module.init)(KEY, x, reward, last_action, first, state)
     assert "core" not in params["params"]
+    apply = jax.jit(module.apply)
     before, after = (
-        module.apply(params, y, reward, last_action, first, state)[0] for y in (x, x.at[1].add(1))
+        apply(params, y, reward, last_action, first, state)[0] for y in (x, x.at[1].add(1))
     )
     changed = np.abs(after - before).max(-1) > 1e-6
     np.testing.assert_array_equal(changed, [[0, 0], [1, 1], [0, 1], [0, 1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ SMALL = Config(
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def make(**settings: Any):
     """The methods of an agent, a state whose networks are far from their first values, and `learn`,
     jitted."""
@@ -185,10 +187,9 @@ def test_the_exploitative_mixture_learns_from_extrinsic_rewards_alone() -> None:
 RECURRENT = {"recurrent_core": "lstm", "recurrent_units": 6, "hidden_sizes": (5,)}
 
 
-def acted(agent: Any, state: Any, steps: int, *, evaluate: bool = False, slots: int = BATCH) -> Any:
-    """Rows acted on random observations: (time steps, actions, extras, the first core), and the
-    values that decided."""
-    rng = np.random.default_rng(3)
+@functools.cache
+def recorded_act(agent: Any) -> Any:
+    """`act`, jitted, which returns the values that decided as well."""
     values: list[Any] = []
 
     class Recorded(ngu.NGU):
@@ -204,6 +205,13 @@ def acted(agent: Any, state: Any, steps: int, *, evaluate: bool = False, slots: 
         values.clear()
         return *recorded.act(*args), values[0]
 
+    return act
+
+
+def acted(agent: Any, state: Any, steps: int, *, evaluate: bool = False, slots: int = BATCH) -> Any:
+    """Rows acted on random observations: (time steps, actions, extras, the first core), and the
+    values that decided."""
+    rng, act = np.random.default_rng(3), recorded_act(agent)
     carry = agent.initial_carry(KEY, np.arange(slots), slots, evaluate)
     start, rows, seen, behaviour = carry.core, [], [], agent.behaviour(state)
     for t in range(steps):
@@ -224,14 +232,13 @@ def test_action_values_are_those_that_were_acted_on(core: str) -> None:
     """With the same rewards, actions and mixtures as inputs, from the stored extras."""
     agent, state, _ = make(**RECURRENT | {"recurrent_core": core})
     trajectory, q = acted(agent, state, BURN_IN + LENGTH + 1)
-    found = jax.jit(agent.action_values)(state.params["q"], Batch(trajectory))
+    action_values = jax.jit(agent.action_values)
+    found = action_values(state.params["q"], Batch(trajectory))
     np.testing.assert_allclose(found, q[BURN_IN:], rtol=1e-4, atol=1e-5)
     # Each of the inputs counts.
     for name in ("intrinsic_reward", "mixture"):
         changed = {name: (trajectory.extras[name] + 1) % N}
-        other = jax.jit(agent.action_values)(
-            state.params["q"], with_extras(Batch(trajectory), **changed)
-        )
+        other = action_values(state.params["q"], with_extras(Batch(trajectory), **changed))
         assert np.abs(np.asarray(other) - np.asarray(found)).max() > 1e-3
 
 
@@ -288,12 +295,13 @@ def test_rewards_are_computed_when_acting() -> None:
 def test_the_last_real_transitions_train_the_networks() -> None:
     """Two of each column, none of them a dummy, fewer where there are fewer."""
     agent, _, _ = make()
+    samples_of = jax.jit(agent.novelty.samples)
     for seed in range(20):
         batch = random_batch(agent, seed)
         timestep, action = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:2])
         timestep.first[3:, 0] = True  # padding
         timestep.first[:, 1] = True
-        samples = agent.novelty.samples(timestep, action)
+        samples = samples_of(timestep, action)
         expected = []
         for b in range(BATCH):
             real = [t for t in range(LENGTH) if not timestep.first[t + 1, b]]

@@ -52,8 +52,11 @@ def batch_of(agent: Agent, env: str = "pronk/CartPole-v1", unrolls: int = 1, **a
 # Running statistics.
 
 
+CHUNKS = st.sampled_from([1, 2, 7, 30])  # each size is compiled anew
+
+
 @settings(max_examples=30)
-@given(st.integers(0, 10_000), st.lists(st.integers(1, 30), min_size=1, max_size=6))
+@given(st.integers(0, 10_000), st.lists(CHUNKS, min_size=1, max_size=6))
 def test_merged_statistics_are_those_of_all_data_at_once(seed, sizes):
     rng = np.random.default_rng(seed)
     chunks = [rng.normal(rng.normal() * 100, 3, size=(n, 2)) for n in sizes]
@@ -110,9 +113,9 @@ def test_only_numbers_are_standardised():
 def test_row_T_is_not_counted_twice():
     """It is row 0 of the next batch."""
     agent = agents.make("ppo", config("ppo"), envs.spec_of("pronk/CartPole-v1", {}), horizon=100)
-    state = jax.jit(agent.init)(KEY)
+    state, learn = jax.jit(agent.init)(KEY), jax.jit(agent.learn)
     for trajectory in batch_of(agent, unrolls=2):
-        state = agent.learn(state, Batch(trajectory)).state
+        state = learn(state, Batch(trajectory)).state
     (seen,) = state.extra["statistics"]["observation"]
     assert seen.count == 2 * UNROLL * ENVS
 
@@ -136,12 +139,12 @@ def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum():
         *(x[:, None] for x in (reward, terminated, truncated, first)),
         np.zeros((8, 1), np.int32),
     )
-    state = shared.init(KEY)
+    state, act = jax.jit(shared.init)(KEY), jax.jit(shared.act)
     carry = shared.initial_carry(KEY, np.arange(1), 1, False)
     rows = []
     for t in range(8):
         row = jax.tree.map(lambda x, t=t: x[t], timestep)
-        action, carry, extras = shared.act(shared.behaviour(state), carry, row, KEY)
+        action, carry, extras = act(shared.behaviour(state), carry, row, KEY)
         rows.append((action, extras))
     action, extras = jax.tree.map(lambda *x: np.stack(x), *rows)
     trajectory = Trajectory(timestep, action, extras, carry.core, np.zeros(1, np.int32))
@@ -198,9 +201,10 @@ def test_normalised_values_are_estimated_in_units_of_reward():
     state = jax.jit(agent.init)(KEY)
     data = shared.data(state.extra["statistics"], state.hyper, Batch(trajectory))
     units = running.Running(jnp.float32(1.0), jnp.float32(20.0), jnp.float32(9.0))
-    plain = shared.estimate(state.params, state.extra, state.hyper, data)
+    estimate = jax.jit(shared.estimate)
+    plain = estimate(state.params, state.extra, state.hyper, data)
     extra = state.extra | {"statistics": state.extra["statistics"] | {"value": units}}
-    scaled = shared.estimate(state.params, extra, state.hyper, data)
+    scaled = estimate(state.params, extra, state.hyper, data)
     np.testing.assert_allclose(scaled.value, 3.0 * plain.value + 20.0, rtol=1e-5)
     for found in (plain, scaled):
         np.testing.assert_allclose(
@@ -342,40 +346,47 @@ def test_enormous_ratios_are_finite(log_ratio, advantage):
         assert gradient == 0.0
 
 
-def made_ppo(**settings: Any) -> tuple[Agent, Trajectory]:
+def ppo(**settings: Any) -> Agent:
     settings = {"reward_normalisation": False} | settings
-    agent = agents.make(
+    return agents.make(
         "ppo", config("ppo", **settings), envs.spec_of("pronk/CartPole-v1", {}), horizon=1000
     )
-    return agent, batch_of(agent)[0]
 
 
-def test_steps_end_once_the_policy_is_too_far():
+@pytest.fixture(scope="module")
+def acted() -> Trajectory:
+    """Acted by PPO's first behaviour, which does not depend on how it learns."""
+    return batch_of(ppo())[0]
+
+
+def test_steps_end_once_the_policy_is_too_far(acted):
     """The minibatch that shows it takes no step, nor any after it."""
-    agent, trajectory = made_ppo(learning_rate=0.05, stop_early=1.0, target_kl=0.01, passes=3)
-    state = jax.jit(agent.init)(KEY)
-    learnt = agent.learn(state, Batch(trajectory))
+    agent = ppo(learning_rate=0.05, stop_early=1.0, target_kl=0.01, passes=3)
+    state, learn = jax.jit(agent.init)(KEY), jax.jit(agent.learn)
+    learnt = learn(state, Batch(acted))
     assert 1 <= learnt.metrics["gradient_steps"] < 12
-    everything, _ = made_ppo(learning_rate=0.05, stop_early=0.0, passes=3)
-    assert everything.learn(state, Batch(trajectory)).metrics["gradient_steps"] == 12
+    everything = ppo(learning_rate=0.05, stop_early=0.0, passes=3)
+    whole = jax.jit(everything.learn)(state, Batch(acted))
+    assert whole.metrics["gradient_steps"] == 12
     tiny = state._replace(hyper=state.hyper | {"target_kl": jnp.float32(1e-12)})
-    metrics = agent.learn(tiny, Batch(trajectory)).metrics
+    metrics = learn(tiny, Batch(acted)).metrics
     assert metrics["gradient_steps"] == 1  # the first minibatch's KL is 0 before it
 
 
 @pytest.mark.parametrize(("target", "factor"), [(1e-9, 2.0), (1e3, 0.5)])
-def test_the_penalty_follows_its_target(target, factor):
-    agent, trajectory = made_ppo(objective="adaptive-kl", target_kl=target, passes=2)
+def test_the_penalty_follows_its_target(target, factor, acted):
+    agent = ppo(objective="adaptive-kl", target_kl=target, passes=2)
     state = jax.jit(agent.init)(KEY)
-    after = agent.learn(state, Batch(trajectory)).state
+    after = jax.jit(agent.learn)(state, Batch(acted)).state
     assert after.extra["kl_cost"] == factor * state.extra["kl_cost"]
 
 
-def test_a_penalty_keeps_the_policy_closer():
+def test_a_penalty_keeps_the_policy_closer(acted):
     kl = []
     for cost in (0.0, 100.0):
-        agent, trajectory = made_ppo(objective="fixed-kl", kl_cost=cost, passes=5)
-        kl.append(agent.learn(jax.jit(agent.init)(KEY), Batch(trajectory)).metrics["kl"])
+        agent = ppo(objective="fixed-kl", kl_cost=cost, passes=5)
+        learnt = jax.jit(agent.learn)(jax.jit(agent.init)(KEY), Batch(acted))
+        kl.append(learnt.metrics["kl"])
     assert kl[1] < 0.5 * kl[0]
 
 
@@ -451,7 +462,7 @@ def test_correlated_noise_is_standard_normal_and_begins_anew():
     assert not np.array_equal(drawn[8], again[8])
 
 
-@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("core", ["lstm", pytest.param("none", marks=pytest.mark.extended)])
 def test_one_behaviour_decides_a_whole_fused_batch(core):
     """The first ratio is 1 in row 0, too, whose observation is the last one of the batch before."""
     settings = config("ppo", recurrent_core=core)

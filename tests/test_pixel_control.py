@@ -127,10 +127,10 @@ def test_the_cost_scales_the_gradient_of_the_head():
     from pronk.experiments.bench.timing import random_batch
 
     batch = random_batch(agent, spec, state, 4, 2)
-    heads = []
+    gradients, heads = jax.jit(agent.halves.gradients), []
     for cost in (0.5, 1.5):
         hyper = state.hyper | {"pixel_control_cost": np.float32(cost)}
-        grads, _ = jax.jit(agent.halves.gradients)(state._replace(hyper=hyper), batch)
+        grads, _ = gradients(state._replace(hyper=hyper), batch)
         heads.append(grads["params"]["pixel_control"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-4, atol=1e-6), *heads)
 

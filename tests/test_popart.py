@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +187,7 @@ TABLE = Config(
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def made(**changes):
     agent = agents.make("impala", dataclasses.replace(TABLE, **changes), SPEC, horizon=1000)
     state, rng = jax.jit(agent.init)(KEY), np.random.default_rng(0)

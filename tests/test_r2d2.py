@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -48,6 +49,7 @@ KEY = jax.random.key(0)
 FIELDS = {f.name for f in dataclasses.fields(Config)}
 
 
+@functools.cache
 def make(**settings: Any):
     """The agent, a state whose networks are far from their initial values, and `learn`, jitted."""
     agent = agents.make("r2d2", dataclasses.replace(TABLE, **settings), SPEC, horizon=1)
@@ -183,9 +185,10 @@ def test_the_burn_in_warms_up_the_state_and_learns_nothing(core):
     carry = agent.initial_carry(KEY, np.arange(BATCH), BATCH, True)._replace(
         core=batch.trajectory.core
     )
+    act = jax.jit(agent.act)
     for t in range(BURN_IN):
         row = jax.tree.map(lambda x, t=t: x[t], batch.trajectory.timestep)
-        _, carry, _ = jax.jit(agent.act)(state.params, carry, row, KEY)
+        _, carry, _ = act(state.params, carry, row, KEY)
         taken = jax.nn.one_hot(batch.trajectory.action[t], ACTIONS)
         carry = carry._replace(core=carry.core._replace(last_action=taken))
     rest = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
@@ -494,7 +497,7 @@ def test_kill_9_at_any_time(tmp_path):
 
 
 def test_a_damaged_replay_starts_empty(tmp_path, capsys):
-    train(tmp_path / "whole", 3000, stop_after=1200)
+    train(tmp_path / "whole", 3000, stop_after=600)
     for damage in ("flipped", "cut", "missing"):
         run_dir = tmp_path / damage
         shutil.copytree(tmp_path / "whole", run_dir)
@@ -507,7 +510,7 @@ def test_a_damaged_replay_starts_empty(tmp_path, capsys):
             data[len(data) // 2] ^= 1
             segment.write_bytes(data if damage == "flipped" else data[:-5])
         capsys.readouterr()
-        train(run_dir, 3000, stop_after=2400)
+        train(run_dir, 3000, stop_after=1000)
         output = " ".join("".join(capsys.readouterr()).split())
         assert "the replay starts empty" in output, damage
         assert counts(run_dir)["updates"] > updates, damage

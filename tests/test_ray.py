@@ -101,7 +101,7 @@ def make_actor(fate: str = "") -> Actor:
 
 def behaviour() -> Any:
     agent = agents.make("impala", CONFIG, envs.spec_of(ENV), horizon=1000)
-    return agent.behaviour(agent.init(jax.random.key(0)))
+    return agent.behaviour(jax.jit(agent.init)(jax.random.key(0)))
 
 
 @pytest.fixture

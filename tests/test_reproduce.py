@@ -205,9 +205,9 @@ def test_members_equal_single_runs():
     env = envs.jax_env_of(plan.env)
     assert env is not None
     init, update = fused.build(agent, env, **fused_shape(plan, agent))
-    update = jax.jit(update)
+    update, begin = jax.jit(update), jax.jit(agent.init)
     for i, member in enumerate(members):
-        learner = agent.init(key_for(member.seed, INIT_KEY))
+        learner = begin(key_for(member.seed, INIT_KEY))
         hyper = learner.hyper | {k: np.float32(v) for k, v in member.hyper.items()}
         run = init(learner._replace(hyper=hyper), key_for(member.seed, ACTOR_KEY))
         ended, steps = [], 0

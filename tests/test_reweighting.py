@@ -406,12 +406,12 @@ def test_the_dual_is_of_the_papers_bellman_errors():
         *(x[:, None] for x in (reward, terminated, truncated, first)),
         np.zeros((8, 1), np.int32),
     )
-    state = agent.init(KEY)
+    state, act = jax.jit(agent.init)(KEY), jax.jit(agent.shared.act)
     carry = agent.shared.initial_carry(KEY, np.arange(1), 1, False)
     rows = []
     for t in range(8):
         row = jax.tree.map(lambda x, t=t: x[t], timestep)
-        action, carry, extras = agent.shared.act(agent.shared.behaviour(state), carry, row, KEY)
+        action, carry, extras = act(agent.shared.behaviour(state), carry, row, KEY)
         rows.append((action, extras))
     action, extras = jax.tree.map(lambda *x: np.stack(x), *rows)
     batch = Batch(Trajectory(timestep, action, extras, carry.core, np.zeros(1, np.int32)))

@@ -206,6 +206,18 @@ def test_the_fused_loop_counts_real_steps():
     assert np.isfinite(updates[0].metrics["loss/policy"])
 
 
+def test_equal_fused_runs_share_what_is_compiled():
+    """Also of environments made anew; the runs themselves have nothing in common."""
+    one, two = fused(), fused()
+    assert one._many is two._many
+    for _ in range(2):
+        one.update()
+    compiled = one._many._cache_size()
+    two.update()
+    assert two._many._cache_size() == compiled
+    assert int(two.learner_state.updates) == int(one.learner_state.updates) // 2 > 0
+
+
 def test_fused_data_is_on_policy():
     """At a learning rate of 0 the ratio stays 1, also where an unroll begins within an episode."""
     env = envs.jax_env_of("pronk/Catch-v0")

@@ -317,7 +317,7 @@ def test_a_learning_rate_with_a_schedule_is_not_annealed_as_well():
     spec = envs.spec_of("pronk/Catch-v0")
     config = resolve("impala", "pronk/Catch-v0", learning_rate="piecewise:1@0").agent_config
     assert not config.anneal
-    state = agents.make("impala", config, spec, horizon=10).init(KEY)
+    state = jax.jit(agents.make("impala", config, spec, horizon=10).init)(KEY)
     assert state.hyper["learning_rate"] == 1
 
 
@@ -441,9 +441,9 @@ def test_halves_are_the_whole():
     assert agent.halves is not None
     vector = envs.make("pronk/Catch-v0", 4)
     player = Player(agent, KEY, np.arange(4, dtype=np.int32), num_envs=4)
-    unroll = Actor(player, vector, unroll=5).unroll(agent.behaviour(agent.init(KEY)), 0)
+    unroll = Actor(player, vector, unroll=5).unroll(agent.behaviour(jax.jit(agent.init)(KEY)), 0)
     batch = Batch(jax.tree.map(jnp.asarray, unroll.trajectory))
-    state = agent.init(KEY)._replace(steps=jnp.uint32(100))
+    state = jax.jit(agent.init)(KEY)._replace(steps=jnp.uint32(100))
     a = jax.jit(agent.learn)(state, batch)
     grads = jax.jit(agent.halves.gradients)(state, batch)
     b = jax.jit(agent.halves.apply)(state, *grads)

@@ -323,7 +323,7 @@ def test_unrolls_have_the_expected_shapes_and_dtypes(agent, env, tmp_path):
     spec, built = build(plan, plan.env)
     expected = unroll_spec(plan, built, spec, 2)
     with contextlib.closing(ActorFactory(plan, plan.env, 0, 1, 2, 0)()) as actor:
-        found = actor.unroll(built.behaviour(built.init(KEY)), 3)
+        found = actor.unroll(built.behaviour(jax.jit(built.init)(KEY)), 3)
     assert not misfit(found, expected, 3)
 
 

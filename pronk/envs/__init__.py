@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import json
@@ -349,7 +350,14 @@ def _single_jax_env(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> 
         raise _unregistered(env)
     module, function = _JAX[env]
     make = getattr(importlib.import_module(f"pronk.envs.{module}"), function)
-    return _call_with_args(env, make, **(env_args or {}))
+    made = _call_with_args(env, functools.partial(_made, make), **(env_args or {}))
+    return made._replace(spec=copy.deepcopy(made.spec))  # spaces have random numbers of their own
+
+
+@functools.lru_cache(64, typed=True)
+def _made(make: Callable[..., JaxEnv], **env_args: Any) -> JaxEnv:
+    """Equal arguments give the same functions, which share what JAX has compiled for them."""
+    return make(**env_args)
 
 
 def _call_with_args(env: str, make: Callable[..., Any], *args: Any, **env_args: Any) -> Any:

@@ -6,6 +6,7 @@ The fused runtime uses `start` and `advance` inside its jitted scan; the local o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -155,6 +156,15 @@ def _timestep(
     return TimeStep(observation, reward, terminated, truncated, first, task, mask)
 
 
+@functools.lru_cache(maxsize=32)
+def _compiled(env: JaxEnv) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`start` and `advance`, jitted: vectors of one environment share what JAX has compiled.
+
+    `env` comes without its spec, which has no hash and is no part of what is computed.
+    """
+    return jax.jit(partial(start, env)), jax.jit(partial(advance, env))
+
+
 class JaxVectorEnv:
     """A `types.VectorEnv` of `num_envs` copies of a `JaxEnv`, computed on the CPU.
 
@@ -171,9 +181,8 @@ class JaxVectorEnv:
         self.num_envs = num_envs
         self._env_ids = range(first_env_id, first_env_id + num_envs)
         self._cpu = jax.devices("cpu")[0]
-        self._advance = jax.jit(partial(advance, env))
+        begin, self._advance = _compiled(env._replace(spec=None))  # type: ignore[arg-type]
         self._episodes: list[Episode] = []
-        begin = jax.jit(partial(start, env))
         with jax.default_device(self._cpu):
             self._slots, timestep = begin(key_of(seed), np.asarray(self._env_ids, np.int32))
         # The first rows of the first episodes, until `reset` returns them.

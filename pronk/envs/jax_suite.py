@@ -89,6 +89,14 @@ def _convert(env: JaxEnv, k: int, task: Task, spec: EnvSpec, shared: CommonSpace
     )
 
 
+def without_specs(env: JaxEnv | JaxSuite) -> JaxEnv | JaxSuite:
+    """The same functions, as a key of a cache: spaces have no hash."""
+    bare: Any = env._replace(spec=None)  # type: ignore[arg-type]
+    if isinstance(env, JaxSuite):
+        bare = bare._replace(envs=tuple(map(without_specs, env.envs)))
+    return bare
+
+
 def stepper(env: JaxEnv | JaxSuite, num_envs: int) -> Stepper:
     """`num_envs` slots of an environment, or of a suite in proportion to its weights."""
     if isinstance(env, JaxEnv):

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pronk.envs.jax_env import JaxEnv
-from pronk.envs.jax_suite import JaxSuite, Stepper, stepper
+from pronk.envs.jax_suite import JaxSuite, Stepper, stepper, without_specs
 from pronk.runtime import ring
 from pronk.runtime.actor import Row
 from pronk.runtime.api import Update
@@ -252,6 +253,22 @@ def build(
     return program.init, program.update
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    agent: Agent, env: JaxEnv | JaxSuite, updates: int, **shape: Any
+) -> tuple[Callable[..., RunState], Callable[..., tuple[RunState, Outcome]]]:
+    """`init`, and so many times `update`, jitted: equal runs share what JAX has compiled.
+
+    `env` comes without its specs, which have no hash and are no part of what is computed.
+    """
+    init, update = build(agent, env, **shape)
+
+    def many(run: RunState) -> tuple[RunState, Outcome]:
+        return jax.lax.scan(lambda run, _: update(run), run, length=updates)
+
+    return jax.jit(init), jax.jit(many, donate_argnums=0)
+
+
 class FusedLoop:
     """Runs several updates per call of one compiled program: about STEPS_PER_CALL agent steps."""
 
@@ -271,30 +288,25 @@ class FusedLoop:
         draw_size: int | None = None,
         policy_lag: int = 0,
     ):
-        init, update = build(
+        per_update = unroll * num_envs
+        calls = min(STEPS_PER_CALL, max_steps // 20) // per_update
+        if isinstance(agent.source, Replayed):
+            calls = min(calls, UPDATES_PER_CALL // max(draws, 1))
+        init, self._many = _compiled(
             agent,
-            env,
+            without_specs(env),
+            max(1, calls),
             unroll=unroll,
             num_envs=num_envs,
             draws=draws,
             draw_size=draw_size,
             policy_lag=policy_lag,
         )
-        per_update = unroll * num_envs
-        calls = min(STEPS_PER_CALL, max_steps // 20) // per_update
-        if isinstance(agent.source, Replayed):
-            calls = min(calls, UPDATES_PER_CALL // max(draws, 1))
-        calls = max(1, calls)
-
-        def many(run: RunState) -> tuple[RunState, Outcome]:
-            return jax.lax.scan(lambda run, _: update(run), run, length=calls)
-
         self._task = stepper(env, num_envs).task
         self._explores = np.zeros(num_envs, bool)
         if agent.explores is not None:
             self._explores = agent.explores(np.arange(num_envs), num_envs)
-        self.run = jax.jit(init)(learner, key)
-        self._many = jax.jit(many, donate_argnums=0)
+        self.run = init(learner, key)
 
     @property
     def learner_state(self) -> LearnerState:

@@ -38,11 +38,12 @@ def measure(settings: Settings) -> dict[str, Any]:
     configure_jax()
     config = resolve("ngu", settings.env, preset=settings.preset).agent_config
     common = {name: getattr(config, name) for name in COMMON}
+    cases = [("r2d2", 0, common), ("ngu", 0, common | {"episodic": False})]
+    cases += [("ngu", size, common | {"memory_size": size}) for size in settings.memory_sizes]
+    for name, _, changed in cases:  # what does not fit is refused before anything is measured
+        build(resolve(name, settings.env, **changed), settings.env)
     env = _env(settings)
-    rows = [_row(settings, "r2d2", env, 0, common)]
-    rows.append(_row(settings, "ngu", env, 0, common | {"episodic": False}))
-    for size in settings.memory_sizes:
-        rows.append(_row(settings, "ngu", env, size, common | {"memory_size": size}))
+    rows = [_row(settings, name, env, memory, changed) for name, memory, changed in cases]
     without = rows[0]["step_ms"]
     for row in rows:
         row["intrinsic_share"] = 1.0 - without / row["step_ms"]
