@@ -43,7 +43,7 @@ def test_shares_are_of_the_transitions_of_the_newest_sequences(name: str) -> Non
     """A quarter of them, rounded down, but at least one, and all that are as old; each sequence as
     if all were equally likely."""
     module = AGENTS[name]
-    agent, state, learn = module.make()
+    agent, state, *_, learn = module.make()
     for version, recent in (
         ([3, 9, 1, 2, 0], [1]),
         ([3, 9, 9, 2, 0], [1, 2]),
@@ -67,7 +67,7 @@ def test_shares_are_of_the_transitions_of_the_newest_sequences(name: str) -> Non
 
 def test_returns_are_the_means_that_evaluations_choose_from() -> None:
     """Of a mixture whose episodes have not been seen to end: −infinity, which is null in files."""
-    agent, state, learn = test_agent57.make()
+    agent, state, *_, learn = test_agent57.make()
     batch = test_agent57.random_batch(agent)
     after, metrics, _ = learn(state, batch)
     found = [metrics[f"mixture/return/{j}"] for j in range(test_agent57.N)]
@@ -92,8 +92,9 @@ def test_metrics_change_nothing_that_is_learnt(name: str, monkeypatch: pytest.Mo
     for shown in (True, False):
         if not shown:
             monkeypatch.setattr(mixture_q, "by_mixture", lambda *_: {})
-        agent, state, learn = AGENTS[name].make()
-        metrics = {}
+        agent, state, *_ = AGENTS[name].make()
+        learn = jax.jit(lambda *args, agent=agent: agent.learn(*args))  # traced anew
+        metrics: dict[str, Any] = {}
         for seed in range(3):
             state, metrics, _ = learn(state, AGENTS[name].random_batch(agent, seed))
         assert ("mixture/share/0" in metrics) == shown
