@@ -273,11 +273,11 @@ class Agent57(Agents):
 class RandomCoin(Training):
     """One network for both rewards (NGU) or two (Agent57), with growing intrinsic rewards."""
 
-    size: int = 7
+    size: int = 5
     """Rows and columns of the room. The paper's has 15."""
     seeds: int = 3
     """Runs of each network with each scale."""
-    steps: int = 200_000
+    steps: int = 400_000
     """Agent steps per run."""
     quick: bool = False
     """One seed, a quarter of the steps: some minutes."""
