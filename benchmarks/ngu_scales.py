@@ -38,11 +38,11 @@ class Sweep:
     """The members' programs: `start` and `advance`."""
 
     def __init__(self, task: str, draws: int):
-        found, self.horizon = exploration.TASKS[task], HORIZONS[task]
-        env = envs.jax_env_of(found.env, found.args)
+        settings, self.horizon = exploration.TASKS[task], HORIZONS[task]
+        env = envs.jax_env_of(settings.env, settings.args)
         assert env is not None
         self.config = dataclasses.replace(
-            agent_module("ngu").preset("small"), **SETTINGS, memory_size=found.memory
+            agent_module("ngu").preset("small"), **SETTINGS, memory_size=settings.memory
         )
         self.agent = agents.make("ngu", self.config, env.spec, horizon=1)
         self.init, self.update = fused.build(

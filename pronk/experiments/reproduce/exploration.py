@@ -6,7 +6,7 @@ The score of a run is the success rate of its policy, the mean of the last evalu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,10 @@ def with_novelty(task: Task, agent: str, **changed: Any) -> Variant:
 
 
 def train(
-    settings: Matrix | RandomCoin, output: Path, tasks: Mapping[str, Task], variants: Any
+    settings: Matrix | RandomCoin,
+    output: Path,
+    tasks: Mapping[str, Task],
+    variants: Callable[[Task], Mapping[str, Variant]],
 ) -> list[Done]:
     """Train the runs that are missing in `output`; returns all. variants: a function of the task
     that returns its variants, by name."""
