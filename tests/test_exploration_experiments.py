@@ -213,6 +213,8 @@ def test_the_way_to_agent57_as_an_experiment(trained, tmp_path, capsys):
     arms = rows_of(tmp_path / "agent57-arms.csv")
     assert len(arms) == 2 * 2 * 10
     assert {row["discount"] for row in arms} == {"0.9999", "0.97"}
+    copies = {plan.env: plan.agent_config.target_every for plan in trained}
+    assert copies == {"pronk/KeyDoor-v0": 100, "pronk/Patience-v0": 20}
     separate = [p.agent_config for p in trained if p.agent == "agent57"][1]
     assert (separate.bandit_epsilon, separate.discount) == (1.0, 0.99)
 
