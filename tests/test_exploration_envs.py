@@ -367,6 +367,23 @@ def test_key_door_by_hand():
     assert go(state, "U")[2] == [0, False, True]
 
 
+def test_key_door_pays_once_where_the_goal_ends_nothing():
+    env = key_door.make(3, max_steps=30, goal_ends=False)
+    state, _ = env.reset(KEY)
+    step = jax.jit(env.step)
+    for move in "URRRDDLLLLUULLDDRRRRUURRRRRRD":
+        state, board, *rest = step(state, jnp.int32("URDL".index(move)), KEY)
+        assert rest == [0, False, False]
+    assert board[..., 4].any()
+    state = state._replace(t=jnp.int32(26))
+    found = []
+    for move in "DUDU":  # into the goal, and again
+        state, board, *rest = step(state, jnp.int32("URDL".index(move)), KEY)
+        assert not board[..., 4].any()
+        found.append(rest)
+    assert found == [[1, False, False], [0, False, False], [0, False, False], [0, False, True]]
+
+
 def test_key_door_by_chance():
     env = key_door.make()
     state, _ = env.reset(KEY)

@@ -38,10 +38,13 @@ class State(NamedTuple):
     door: Array  # between the middle and the right room
     goal: Array
     has_key: Array  # bool: the key was collected, and the door is open
+    reached: Array  # bool: the goal was entered
     t: Array  # int32 [], steps taken
 
 
-def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> JaxEnv:
+def make(
+    size: int = 5, max_steps: int = 150, random_layout: bool = False, goal_ends: bool = True
+) -> JaxEnv:
     """An agent fetches the key from the left of three rooms, to reach the goal in the right one.
 
     The rooms are of `size` × `size` cells. The agent starts in the centre of the middle room. It
@@ -55,6 +58,10 @@ def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> Ja
     these four are drawn anew in each episode: key and goal from all cells of their rooms, doorway
     and door from all rows. Observation: uint8 `[size + 2, 3 size + 4, 5]`, 255 at walls, agent,
     key, closed door and goal; a collected key and an open door are not shown.
+
+    An agent that is paid for novelty at every step loses that pay at the goal, and may learn to
+    stay away. Without `goal_ends` all episodes are equally long: the goal pays once, is no longer
+    shown, and the agent moves on until the episode is truncated.
 
     The optimum is a return of 1, after 42 steps by default; `expert` takes the shortest way.
     Uniformly random actions reach the goal in 0.0024 % of the episodes.
@@ -87,7 +94,7 @@ def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> Ja
             at(state.position, shape),
             at(state.key, shape) & ~state.has_key,
             at(state.door, shape) & ~state.has_key,
-            at(state.goal, shape),
+            at(state.goal, shape) & (goal_ends | ~state.reached),
         )
 
     def reset(key: Key) -> tuple[State, Array]:
@@ -100,7 +107,7 @@ def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> Ja
             layout = jnp.stack([drawn[:4], across], -1)
         start = jnp.array([rows // 2, columns // 2], jnp.int32)
         objects = layout[0], layout[1], layout[2], layout[3]
-        state = State(start, *objects, jnp.bool_(False), jnp.int32(0))
+        state = State(start, *objects, jnp.bool_(False), jnp.bool_(False), jnp.int32(0))
         return state, observe(state)
 
     def step(state: State, action: Array, key: Key) -> tuple[State, Array, Array, Array, Array]:
@@ -111,9 +118,12 @@ def make(size: int = 5, max_steps: int = 150, random_layout: bool = False) -> Ja
         position = jnp.where(stopped, state.position, to)
         has_key = state.has_key | (position == state.key).all()
         t = state.t + 1
-        state = state._replace(position=position, has_key=has_key, t=t)
-        ended = (position == state.goal).all()
-        return state, observe(state), ended.astype(jnp.float32), ended, (t >= max_steps) & ~ended
+        at_goal = (position == state.goal).all()
+        reward = (at_goal & ~state.reached).astype(jnp.float32)
+        reached = state.reached | at_goal
+        state = state._replace(position=position, has_key=has_key, reached=reached, t=t)
+        terminated = at_goal & goal_ends
+        return state, observe(state), reward, terminated, (t >= max_steps) & ~terminated
 
     return JaxEnv(spec, reset, step, render=lambda state: _picture(np.asarray(observe(state))))
 
