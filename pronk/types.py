@@ -216,6 +216,10 @@ class EnvSpec:
     tasks: tuple[str, ...] = ()  # of a suite, in the order of `TimeStep.task`
     # For each of them the mean return of random play and of what counts as 1, where known.
     references: tuple[tuple[float, float] | None, ...] = ()
+    # 2: the agent moves for both sides in turn; observations and rewards are those of the side that
+    # moves. The reward of a transition belongs to the side that has moved, and the observation that
+    # comes with it to the other one, which moves next.
+    players: int = 1
 
     @property
     def num_tasks(self) -> int:

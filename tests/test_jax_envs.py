@@ -15,6 +15,7 @@ from gymnasium import spaces
 import pronk.envs
 from pronk.envs import (
     acrobot,
+    boards,
     breakout,
     cartpole,
     cartpole_force,
@@ -125,6 +126,7 @@ ENVS = {
     "key_door": key_door.make(size=3, max_steps=24),
     "random_coin": random_coin.make(size=5, max_steps=8),
     "patience": patience.make(delay=5),
+    "board": boards.make_connect_four(width=4, height=3, in_a_row=3)._replace(score=None),
 }
 every_env = pytest.mark.parametrize("env", ENVS.values(), ids=ENVS.keys())
 
@@ -702,10 +704,13 @@ def test_each_id_makes_its_environment(name: str):
         assert name == "pronk/MemoryCue-v0"
         return
     made = JaxVectorEnv(env, 1, seed=3)
-    made.reset()
+    timestep = made.reset()
     pictures = [np.asarray(env.render(made.first_state()))]
     while not made.episodes() or len(pictures) < 4:  # also of the terminal state
-        made.step(np.zeros((1, *(env.spec.action_space.shape or ())), np.int32))
+        action = np.zeros((1, *(env.spec.action_space.shape or ())), np.int32)
+        if timestep.action_mask is not None:
+            action = timestep.action_mask.argmax(-1)
+        timestep = made.step(action)
         pictures.append(np.asarray(env.render(made.first_state())))
     assert {(p.dtype, p.ndim, p.shape[2]) for p in pictures} == {(np.dtype(np.uint8), 3, 3)}
     assert len({p.shape for p in pictures}) == 1

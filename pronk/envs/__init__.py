@@ -45,6 +45,7 @@ _JAX = {  # module and function
     "pronk/CartPoleBalance-v0": ("cartpole_force", "make_balance"),
     "pronk/CartPoleSwingUp-v0": ("cartpole_force", "make_swing_up"),
     "pronk/Catch-v0": ("catch", "make"),
+    "pronk/ConnectFour-v0": ("boards", "make_connect_four"),
     "pronk/DeepSea-v0": ("deep_sea", "make"),
     "pronk/DoublePendulum-v0": ("double_pendulum", "make"),
     "pronk/KeyDoor-v0": ("key_door", "make"),
@@ -55,6 +56,7 @@ _JAX = {  # module and function
     "pronk/RandomCoin-v0": ("random_coin", "make"),
     "pronk/RandomDiscoMaze-v0": ("disco_maze", "make"),
     "pronk/SpaceInvaders-v0": ("space_invaders", "make"),
+    "pronk/TicTacToe-v0": ("boards", "make_tic_tac_toe"),
 }
 _PROBE_STEPS = 40
 _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it

@@ -205,6 +205,13 @@ def suite_spec(env: str, tasks: Sequence[Task], specs: Sequence[EnvSpec]) -> Env
             f"the tasks of `env` '{env}' repeat actions for different numbers of frames ({listed});"
             " expected the same number in all tasks, because frames are counted."
         )
+    if len({spec.players for spec in specs}) > 1:
+        listed = ", ".join(f"{spec.players} in '{spec.name}'" for spec in specs)
+        raise UserError(
+            f"the tasks of `env` '{env}' have different numbers of players ({listed}); expected the"
+            " same in all tasks: give the board games an opponent, as in"
+            " pronk/TicTacToe-v0?opponent=random."
+        )
     shared = common_spaces(specs)
     return EnvSpec(
         env,
@@ -214,4 +221,5 @@ def suite_spec(env: str, tasks: Sequence[Task], specs: Sequence[EnvSpec]) -> Env
         has_action_mask=shared.has_action_mask,
         tasks=tuple(task.name for task in tasks),
         references=tuple(task.scaled_reference for task in tasks),
+        players=specs[0].players,
     )
