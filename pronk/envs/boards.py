@@ -203,7 +203,7 @@ def _move(board: Board, state: State, action: Array) -> tuple[State, Array]:
     own = state.own | stone
     legal, won = stone.any(), board.has_line(own)
     reward = jnp.where(legal, won.astype(jnp.float32), -1.0)
-    over = ~legal | won | jnp.all(occupied | stone)
+    over = ~legal | won | jnp.logical_or(occupied, stone).all()
     outcome = jnp.where(state.first, reward, -reward)
     return State(state.other, own, ~state.first, over, outcome, state.memory), reward
 
