@@ -34,9 +34,8 @@ def complete(
     game the name is empty. Raises UserError for an opponent where there is no board game, or two,
     for an unknown one, and for one that was trained on another board.
     """
-    own = policy.plan.env_args if env is None else {}
     name = policy.env if env is None else env
-    args = {**own, **env_args}
+    args = {**(policy.plan.env_args if name == policy.env else {}), **env_args}
     if chosen is None:
         label = envs.evaluation_args(name, args)["opponent"] if envs.is_board(name) else ""
         return dict(env_args), label
