@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from pronk.config.arguments import (
     InspectArguments,
     ListArguments,
     PBTArguments,
+    PlayArguments,
     PlotArguments,
     RecordArguments,
     ReportArguments,
@@ -42,6 +42,7 @@ Distributed deep reinforcement learning: IMPALA and every agent of its family.
   train AGENT ENV    train an agent; the same command again resumes
   pbt AGENT ENV      train a population that adapts its hyperparameters
   eval RUN           play episodes with a trained or exported agent and report the score
+  play RUN           play a board game against an agent
   record RUN         film episodes (MP4 or GIF)
   plot RUN [RUN ..]  draw learning curves, or a population (PNG)
   report RUNS ...    compare many runs: tables, intervals, tests, pictures
@@ -149,7 +150,7 @@ def pbt(args: list[str]) -> None:
 def evaluate(args: list[str]) -> None:
     """`pronk eval RUN`."""
     parsed = parse(EvalArguments, "eval", args, description="Play episodes and report the score.")
-    from pronk.run.evaluate import SuiteEvaluation
+    from pronk.run import opponents
     from pronk.run.policy import load
     from pronk.run.setup import configure_jax
     from pronk.storage.files import without_nan
@@ -157,35 +158,42 @@ def evaluate(args: list[str]) -> None:
     configure_jax()
     with others_to_stderr(parsed.json):
         policy = load(parsed.run, agent=parsed.agent)
+        env_args = parse_assignments(parsed.env_arg, "`--env-arg`")
+        env_args, opponent = opponents.complete(
+            policy, parsed.env, env_args, parsed.opponent, sample=parsed.sample
+        )
         result = policy.evaluate(
             episodes=parsed.episodes,
             sample=parsed.sample,
             seed=parsed.seed,
             env=parsed.env,
-            env_args=parse_assignments(parsed.env_arg, "`--env-arg`"),
+            env_args=env_args,
             max_steps=parsed.max_steps,
             log=lambda text: print(f"pronk: {printable(text)}", file=sys.stderr),
         )
     if parsed.json:
-        print(json.dumps(without_nan({"steps": policy.steps, **result.as_json()}), indent=2))
+        against = {"opponent": opponent} if opponent else {}
+        shown = {"steps": policy.steps, **against, **result.as_json()}
+        print(json.dumps(without_nan(shown), indent=2))
         return
-    if isinstance(result, SuiteEvaluation):
-        for line in result.table().splitlines():
-            _say(line)
-        return
-    human = result.human_normalised
-    normalised = "" if human is None else f", {human:.1%} human-normalised"
-    how = "sampled" if parsed.sample else "greedy"
-    length = f"{counted(round(result.mean_length), 'step')} long{normalised}"
-    score = f"{result.mean_return:.2f} (1 episode, {how}, {length})"
-    if result.episodes > 1:
-        score = (
-            f"{result.mean_return:.2f} ± {result.standard_error:.2f} (mean ± standard error of"
-            f" {result.episodes} episodes, {how}, {result.minimum:g} to {result.maximum:g},"
-            f" {length})"
-        )
-    policy_of = f"{policy.plan.agent} on {parsed.env or policy.plan.env}"
-    _say(f"{policy_of} after {policy.steps:,} steps: {score}")
+    name = f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps"
+    name += f" against {opponent}" if opponent else ""
+    for line in result.lines(name, "sampled" if parsed.sample else "greedy"):
+        _say(line)
+
+
+def play(args: list[str]) -> None:
+    """`pronk play RUN`."""
+    parsed = parse(PlayArguments, "play", args, description="Play a board game against an agent.")
+    from pronk.run.play import play as play_game
+    from pronk.run.policy import load
+    from pronk.run.setup import configure_jax
+
+    if parsed.first and parsed.second:
+        raise UserError("`--first` and `--second` are given; give the one that you want to be.")
+    configure_jax()
+    policy = load(parsed.run, agent=parsed.agent)
+    play_game(policy, begins=not parsed.second, sample=parsed.sample, seed=parsed.seed, say=_say)
 
 
 def record(args: list[str]) -> None:
@@ -377,18 +385,13 @@ def _choose(command: str, kind: str, known: Mapping[str, Any], args: list[str]) 
 
 def benchmark(args: list[str]) -> None:
     """`pronk bench NAME`."""
-    from pronk.experiments.bench.settings import BENCHMARKS
+    from pronk.experiments.bench.settings import BENCHMARKS, check
 
     chosen = _choose("bench", "benchmark", BENCHMARKS, args)
     if chosen is None:
         return
     name, settings = chosen
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not 0 < value < math.inf:
-            flag = field.name.replace("_", "-")
-            raise UserError(f"`--{flag}` is {value}; expected a finite number above zero.")
+    check(settings)
     from pronk.experiments import bench
     from pronk.storage.files import cannot_write, check_file_name, write_json_atomically
 
@@ -431,6 +434,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "pbt": pbt,
     "eval": evaluate,
+    "play": play,
     "record": record,
     "plot": plot,
     "report": report,

@@ -202,6 +202,7 @@ class Agent(NamedTuple):
     explores: Callable[[Array, int], Array] | None = None
     source: Fresh | Replayed | Mixed = Fresh()
     notes: tuple[str, ...] = ()  # what a run says of the agent at its start
+    two_players: bool = False  # it learns from both sides where `EnvSpec.players` is 2
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
 
     Equal arguments give the same functions again, which share what JAX has compiled for them.
     Raises UserError for an unknown agent, one whose `make` makes none, a space that the agent can't
-    handle, or a torso that is not the agent's default and convolves images where there are none.
+    handle, an environment with two players for an agent that plays one side, or a torso that is not
+    the agent's default and convolves images where there are none.
     """
     arguments = agent_module(agent).make, config, spec, horizon
     with _lock:
@@ -43,6 +44,7 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
                 f"`make` of agent '{agent_name(agent)}' returned a {type(made).__name__}; expected"
                 " a `pronk.types.Agent`. See docs/extending.md."
             )
+        _check_players(agent_name(agent), made, spec)
         if changing:
             near_one = fields.near_one(type(config))
             learnt = getattr(numbers, "transitions_learnt", int)
@@ -51,6 +53,16 @@ def make(agent: AgentLike, config: Any, spec: EnvSpec, *, horizon: int) -> Agent
             )
         _made.append((arguments, made))
     return made
+
+
+def _check_players(name: str, agent: Agent, spec: EnvSpec) -> None:
+    """Raise UserError if the rewards are those of two sides, and the agent takes them for one's."""
+    if spec.players > 1 and not agent.two_players:
+        raise UserError(
+            f"agent '{name}' learns from the rewards of one player, and in `env` '{spec.name}' it"
+            " would play both sides; use muzero, or give the environment an opponent, `--env-arg"
+            " opponent=random`."
+        )
 
 
 def _check_torso(config: Any, spec: EnvSpec) -> None:

@@ -64,10 +64,32 @@ class EvalArguments:
     """Environment to play instead of the run's own."""
     env_arg: UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE, an argument of the environment instead of the run's own."""
+    opponent: str | None = None
+    """Opponent in a board game: random, perfect, or another run's directory or exported policy,
+    which chooses its actions as RUN does. [the run's own, else perfect or, on a large board,
+    random]"""
     agent: str | None = None
     """Module of the agent, for a file exported from an agent outside pronk; it is imported."""
     json: bool = False
     """Print JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayArguments:
+    """Arguments of `pronk play`."""
+
+    run: Positional[Path]
+    """A run's directory, or a file written by `pronk export`."""
+    first: bool = False
+    """You begin, which is the default."""
+    second: bool = False
+    """The agent begins."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the likeliest."""
+    seed: int = number(1_000_000, at_least=0, at_most=2**63 - 1)
+    """Random seed."""
+    agent: str | None = None
+    """Module of the agent, for a file exported from an agent outside pronk; it is imported."""
 
 
 @dataclasses.dataclass(frozen=True)

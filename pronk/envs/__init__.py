@@ -58,6 +58,7 @@ _JAX = {  # module and function
     "pronk/SpaceInvaders-v0": ("space_invaders", "make"),
     "pronk/TicTacToe-v0": ("boards", "make_tic_tac_toe"),
 }
+_BOARDS = ("pronk/ConnectFour-v0", "pronk/TicTacToe-v0")
 _PROBE_STEPS = 40
 _SLOW_STEP = 1e-3  # seconds; a message to a worker and back costs about a tenth of it
 
@@ -315,11 +316,25 @@ def _task_spec(env: str, env_args: str) -> EnvSpec:
 
 
 def evaluation_args(env: EnvLike, env_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`env_args` for evaluation and films, in which a lost life does not end an episode."""
+    """`env_args` for evaluation and films, in which a lost life does not end an episode.
+
+    A board game gets an opponent, if it has none: "perfect" where the board can be solved, else
+    "random".
+    """
     args = dict(env_args or {})
+    if is_board(env) and args.get("opponent", "none") == "none":
+        from pronk.envs import board_solver, boards
+
+        solvable = board_solver.can_solve(boards.board_of(str(env), args))
+        args["opponent"] = "perfect" if solvable else "random"
     if _is_game(env) or "life_loss" in args:
         args["life_loss"] = False
     return args
+
+
+def is_board(env: EnvLike) -> bool:
+    """Whether `env` is a board game for two players (`pronk.envs.boards`)."""
+    return env in _BOARDS
 
 
 def is_atari(env: EnvLike) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from pronk import envs
 from pronk.config.run import EVAL_MAX_STEPS as MAX_STEPS
+from pronk.errors import counted
 from pronk.maths import scores
 from pronk.runtime.actor import Player
 from pronk.types import Agent, EnvSpec, Episode, Key, PyTree, TimeStep, VectorEnv
@@ -29,6 +31,23 @@ class Evaluation:
     mean_length: float  # agent steps
     human_normalised: float | None  # (score − random) / (human − random), where known
     cut_off: int = 0  # episodes that did not end within `max_steps`; their return so far counts
+    wins: int | None = None  # of board games, as are draws and losses
+    draws: int | None = None
+    losses: int | None = None
+
+    def lines(self, policy: str, how: str) -> list[str]:
+        """The result of `policy` for people; how: its actions were chosen."""
+        human = self.human_normalised
+        length = f"{counted(round(self.mean_length), 'step')} long"
+        length += "" if human is None else f", {human:.1%} human-normalised"
+        if self.wins is not None:
+            length += f", {self.wins} won, {self.draws} drawn, {self.losses} lost"
+        if self.episodes == 1:
+            return [f"{policy}: {self.mean_return:.2f} (1 episode, {how}, {length})"]
+        return [
+            f"{policy}: {self.mean_return:.2f} ± {self.standard_error:.2f} (mean ± standard error"
+            f" of {self.episodes} episodes, {how}, {self.minimum:g} to {self.maximum:g}, {length})"
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -58,8 +77,9 @@ class SuiteEvaluation:
         returns["mean_return"] = float(np.mean([x.mean_return for x in self.tasks.values()]))
         return returns | {f"score/{name}": value for name, value in self.scores.items()}
 
-    def table(self) -> str:
-        """A table for people."""
+    def lines(self, policy: str, how: str) -> list[str]:
+        """A table for people; it names neither the policy nor how its actions were chosen."""
+        del policy, how
         width = max(map(len, self.tasks))
         lines = [
             f"{'task':{width}}  {'mean return':>12}  {'± error':>9}  {'episodes':>8}  {'score':>7}"
@@ -76,7 +96,7 @@ class SuiteEvaluation:
             words = {"mean": "mean", "median": "median", "mean_capped": "mean of capped"}
             listed = ", ".join(f"{words[k]} {v:.1%}" for k, v in self.scores.items())
             lines.append(f"normalised scores: {listed}")
-        return "\n".join(lines)
+        return lines
 
 
 @dataclass(frozen=True)
@@ -245,8 +265,13 @@ def suite_scores(
 
 
 def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
-    """Statistics of `episodes`, with the human-normalised score where it is known."""
+    """Statistics of `episodes`, with the human-normalised score where it is known, and the numbers
+    of wins, draws and losses of a board game."""
     returns = np.array([e.episode_return for e in episodes])
+    board: dict[str, int] = {}
+    if envs.is_board(env_name):
+        outcomes = {"wins": returns > 0, "draws": returns == 0, "losses": returns < 0}
+        board = {name: int(which.sum()) for name, which in outcomes.items()}
     error = float(returns.std(ddof=1) / math.sqrt(len(returns))) if len(returns) > 1 else math.nan
     return Evaluation(
         episodes=len(returns),
@@ -256,4 +281,5 @@ def summarise(env_name: str, episodes: list[Episode]) -> Evaluation:
         maximum=float(returns.max()),
         mean_length=float(np.mean([e.length for e in episodes])),
         human_normalised=scores.human_normalized(env_name, float(returns.mean())),
+        **board,
     )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pronk.errors import UserError
 
 Network = Literal["shallow", "deep"]
 
@@ -148,3 +152,13 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "replay": Replay,
     "intrinsic": Intrinsic,
 }
+
+
+def check(settings: Any) -> None:
+    """Raise UserError for a number that is not finite and above zero."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not 0 < value < math.inf:
+            flag = field.name.replace("_", "-")
+            raise UserError(f"`--{flag}` is {value}; expected a finite number above zero.")
