@@ -82,12 +82,25 @@ OF_SEQUENCES["agent57"] = OF_SEQUENCES["ngu"] | {"bandit_window": 4}
 EVOLUTION = {"cem": {"population_size": 2, "elite_fraction": 0.5}, "cma_es": {"population_size": 2}}
 
 
+MODEL = {
+    "unroll_steps": 2,
+    "td_steps": UNROLL - 2,
+    "simulations": 3,
+    "model_units": 6,
+    "planes": 0,
+    "blocks": 0,
+    "support_limit": 5.0,
+    "support_bins": 11,
+    "optimiser": "adam",
+}
+
+
 def variant(observation, action, mask=False, agent="impala", tasks=(), **settings) -> Variant:
     references = (None,) * len(tasks)
     spec = EnvSpec(
         "test", observation, action, has_action_mask=mask, tasks=tasks, references=references
     )
-    small = SMALL | (ON_POLICY | EVOLUTION | OF_SEQUENCES).get(agent, {})
+    small = SMALL | (ON_POLICY | EVOLUTION | OF_SEQUENCES | {"muzero": MODEL}).get(agent, {})
     config = agent_module(agent).config
     known = {f.name for f in dataclasses.fields(config)}
     small = {k: v for k, v in small.items() if k in known}
@@ -210,6 +223,27 @@ VARIANTS = {
     "r2d2_bandit": variant(
         PIXELS, DISCRETE, agent="agent57", torso="shallow", episodic=False, lifelong=False
     ),
+    "muzero": variant(MIXED, DISCRETE, agent="muzero", target_every=2, temperature_moves=2),
+    "muzero_gumbel": variant(
+        VECTOR,
+        spaces.Discrete(4, start=1),
+        mask=True,
+        agent="muzero",
+        search="gumbel",
+        reanalyze=0.5,
+        rescaling="log",
+        max_depth=2,
+    ),
+    "muzero_pixels": variant(
+        PIXELS,
+        DISCRETE,
+        agent="muzero",
+        planes=4,
+        blocks=1,
+        consistency=2.0,
+        optimiser="sgd",
+        rescaling="none",
+    ),
     "ddpg": variant(VECTOR, BOUNDED, agent="ddpg"),
     "ddpg_pixels": variant(
         PIXELS,
@@ -320,7 +354,7 @@ VARIANTS = {
 # variant, which share what they compile, are all in one run.
 DEFAULT_RUN = {
     *("mlp", "gaussian", "popart", "pixel_control", "example"),
-    *("r2d2", "ngu", "agent57", "ddpg", "sac", "cem", "cma_es"),
+    *("r2d2", "ngu", "agent57", "muzero", "ddpg", "sac", "cem", "cma_es"),
     *("reinforce_complete", "rwr", "reps", "trpo", "ppo", "ppo_lstm"),
 }
 
@@ -343,7 +377,7 @@ with_gradients = variants(
     *(
         k
         for k, v in VARIANTS.items()
-        if v.agent not in (*OF_SEQUENCES, "ddpg", "sac", *ON_POLICY, *EVOLUTION)
+        if v.agent not in (*OF_SEQUENCES, "muzero", "ddpg", "sac", *ON_POLICY, *EVOLUTION)
         and getattr(v.config, "value_normalisation", "none") == "none"
     )
 )
@@ -524,7 +558,8 @@ def test_learns_without_a_second_compilation(name):
     assert state.updates == len(trajectories)
     assert state.skipped == 0
     begin = 1 + getattr(VARIANTS[name].config, "burn_in", 0)
-    weights = [1 - np.asarray(t.timestep.first[begin:]) for t in trajectories]
+    end = begin + getattr(VARIANTS[name].config, "starts", UNROLL)
+    weights = [1 - np.asarray(t.timestep.first[begin:end]) for t in trajectories]
     assert state.steps == np.sum(weights)
     assert differs(state.params, m.state.params)
 
@@ -771,7 +806,10 @@ def test_warm_start_begins_with_a_behaviour(name):
 
 # Extras that say something of the observation, not of the decision: the last one of an episode
 # counts.
-OBSERVED = ("intrinsic_reward", "alpha", "memory_filled", "mixture", "episode_return")
+OBSERVED = (
+    *("intrinsic_reward", "alpha", "memory_filled", "mixture", "episode_return"),
+    *("search_policy", "search_value"),
+)
 
 
 @every_variant

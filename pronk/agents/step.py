@@ -23,10 +23,13 @@ def hyperparameters(config: Any, names: Iterable[str]) -> dict[str, Array]:
 def optimiser(kind: str, hyper: dict[str, Array]) -> optax.GradientTransformation:
     """Clips the global norm of gradients, then scales them; the learning rate is not applied.
 
-    kind: `adam`, or `rmsprop` as TensorFlow has it: ε inside the root, mean square starting at 1.
+    kind: `adam`; `sgd`, with momentum; or `rmsprop` as TensorFlow has it: ε inside the root, mean
+    square starting at 1.
     """
     if kind == "adam":
         scale = optax.scale_by_adam(eps=hyper["optimiser_epsilon"])
+    elif kind == "sgd":
+        scale = optax.trace(decay=hyper["momentum"])
     else:
         scale = optax.scale_by_rms(
             decay=hyper["rmsprop_decay"],

@@ -10,7 +10,8 @@ An agent is a Python module. It must offer
 
 It may offer
 
-- `PRESETS`: a dict of preset names to dicts of settings that differ from the defaults.
+- `PRESETS`: a dict of preset names to dicts of settings that differ from the defaults. One that is
+  called `board` is what `--preset auto` selects for board games.
 - `preset_for(*, atari, continuous) -> str`: the preset that `--preset auto` selects for an Atari
   game, or for continuous actions. Without it: the defaults.
 - `RUN_DEFAULTS`: a dict of `RunConfig` settings that the agent wants unless the user gives others.
@@ -43,6 +44,7 @@ AGENTS = {
     "r2d2": "pronk.agents.r2d2",
     "ngu": "pronk.agents.ngu",
     "agent57": "pronk.agents.agent57",
+    "muzero": "pronk.agents.muzero",
     "ddpg": "pronk.agents.ddpg",
     "sac": "pronk.agents.sac",
     "reinforce": "pronk.agents.reinforce",

@@ -98,13 +98,7 @@ def make(
         )
 
     def reset(key: Key) -> tuple[State, Array]:
-        layout = jnp.asarray(fixed)
-        if random_layout:
-            drawn = jax.random.randint(key, (6,), 1, size + 1, jnp.int32)
-            across = jnp.stack(
-                [drawn[4], jnp.int32(left_wall), jnp.int32(right_wall), drawn[5] + right_wall]
-            )
-            layout = jnp.stack([drawn[:4], across], -1)
+        layout = _draw_layout(key, size) if random_layout else jnp.asarray(fixed)
         start = jnp.array([rows // 2, columns // 2], jnp.int32)
         objects = layout[0], layout[1], layout[2], layout[3]
         state = State(start, *objects, jnp.bool_(False), jnp.bool_(False), jnp.int32(0))
@@ -126,6 +120,16 @@ def make(
         return state, observe(state), reward, terminated, (t >= max_steps) & ~terminated
 
     return JaxEnv(spec, reset, step, render=lambda state: _picture(np.asarray(observe(state))))
+
+
+def _draw_layout(key: Key, size: int) -> Array:
+    """Random cells of key, doorway, door and goal, int32 [4, 2]."""
+    left_wall, right_wall = size + 1, 2 * size + 2
+    drawn = jax.random.randint(key, (6,), 1, size + 1, jnp.int32)
+    across = jnp.stack(
+        [drawn[4], jnp.int32(left_wall), jnp.int32(right_wall), drawn[5] + right_wall]
+    )
+    return jnp.stack([drawn[:4], across], -1)
 
 
 def _picture(observation: np.ndarray) -> np.ndarray:

@@ -35,6 +35,8 @@ def auto_preset(agent: AgentModule, env: Any, env_args: Mapping[str, Any]) -> st
 
     if envs.is_atari(env):  # without loading ALE
         return agent.preset_for(atari=True, continuous=False)
+    if envs.is_board(env) and "board" in agent.presets:
+        return "board"
     space = envs.spec_of(env, env_args).action_space
     return agent.preset_for(atari=False, continuous=isinstance(space, gym.spaces.Box))
 

@@ -1,0 +1,156 @@
+"""A learnt model and a search in it: what agents that plan share.
+
+[S20] Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning with a learned
+model" (arXiv:1911.08265), section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+
+from pronk.agents.muzero_config import Config
+from pronk.errors import UserError
+from pronk.maths import search, transforms
+from pronk.maths.categorical import Support
+from pronk.maths.search import Found, Prediction, Root
+from pronk.nn.model import Model
+from pronk.types import Array, EnvSpec, Key, PyTree, TimeStep
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """A model of one environment, and how to search in it."""
+
+    config: Config
+    spec: EnvSpec
+    model: Model
+    support: Support
+    settings: search.Settings
+    horizon: int = 0  # agent steps at which schedules end
+
+    @property
+    def discount(self) -> float:
+        """γ, or −γ where the next state's value is the other side's."""
+        return -self.config.discount if self.spec.players == 2 else self.config.discount
+
+    @property
+    def num_actions(self) -> int:
+        """Discrete actions."""
+        return self.model.num_actions
+
+    def represent(self, params: PyTree, observation: PyTree) -> Array:
+        """The states of observations `[N, ...]`."""
+        return self.model.apply(params, observation, method="represent")  # type: ignore[return-value]
+
+    def step(self, params: PyTree, state: Array, action: Array) -> tuple[Array, Array]:
+        """The states `[N, ...]` after actions, int32 `[N]`, and the rewards' logits `[N, bins]`."""
+        return self.model.apply(params, state, action, method="step")  # type: ignore[return-value]
+
+    def predict(self, params: PyTree, state: Array) -> tuple[Array, Array]:
+        """The logits of policies `[N, A]` and values `[N, bins]` in states `[N, ...]`."""
+        return self.model.apply(params, state, method="predict")  # type: ignore[return-value]
+
+    def root(self, params: PyTree, observation: PyTree) -> Root:
+        """What the model says of observations `[B, ...]`."""
+        state = self.represent(params, observation)
+        logits, value = self.predict(params, state)
+        return Root(state, logits, self.support.decode(value))
+
+    def similarity(self, params: PyTree, state: Array, observation: PyTree) -> Array:
+        """The cosine `[N]` between predicted states `[N, ...]` and the states of observations
+        `[N, ...]`, both projected; the latter have no gradient (Ye et al. 2021, EfficientZero,
+        section 4.1)."""
+
+        def project(state: Array, predict: bool) -> Array:
+            return self.model.apply(params, state, predict, method="project")  # type: ignore[return-value]
+
+        x = project(state, True)
+        y = jax.lax.stop_gradient(project(self.represent(params, observation), False))
+        norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
+        return jnp.sum(x * y, axis=-1) / jnp.maximum(norms, 1e-6)
+
+    def search(
+        self,
+        params: PyTree,
+        root: Root,
+        mask: Array | None,
+        key: Key,
+        explores: Array,
+        temperature: Array | float = 1.0,
+    ) -> Found:
+        """A search in the model from each root; see `pronk.maths.search`."""
+
+        def model(state: PyTree, action: Array) -> Prediction:
+            after, reward = self.step(params, state, action)
+            logits, value = self.predict(params, after)
+            decode = self.support.decode
+            return Prediction(after, decode(reward), logits, decode(value))
+
+        options: dict[str, Any] = {"mask": mask, "explores": explores, "temperature": temperature}
+        return search.search(self.settings, model, root, self.discount, key, **options)
+
+    def reanalyze(
+        self, params: PyTree, target_params: PyTree, timestep: TimeStep, rows: int, key: Key
+    ) -> tuple[Array, Array]:
+        """New policies of the first `rows` of a batch's rows `[T + 1, B]`, `[rows, B, A]`, by a
+        search with the newest parameters and without noise; and values of all rows, of the target
+        network [S20, appendix H]."""
+
+        def flat(x: Array) -> Array:
+            return x.reshape(-1, *x.shape[2:])
+
+        searched = jax.tree.map(lambda x: flat(x[:rows]), timestep)
+        root = self.root(params, searched.observation)
+        explores = jnp.zeros(root.value.shape, bool)
+        found = self.search(params, root, searched.action_mask, key, explores)
+        value = self.root(target_params, jax.tree.map(flat, timestep.observation)).value
+        shape = timestep.first.shape
+        return found.policy.reshape(rows, shape[1], -1), value.reshape(shape)
+
+
+def parts(config: Config, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:
+    """The first fields of a `Planner`, configuration and spec among them.
+
+    Raises UserError for actions that are not discrete, and for a discount between the moves of two
+    players.
+    """
+    space: Any = spec.action_space
+    if not isinstance(space, gym.spaces.Discrete):
+        raise UserError(
+            f"muzero's search has a branch for each action, and the actions of '{spec.name}' are"
+            f" {space}; expected Discrete: use another agent, such as ppo."
+        )
+    if spec.players == 2 and config.discount != 1:
+        raise UserError(
+            f"`--discount` is {config.discount}, and '{spec.name}' is a game of two players, whose"
+            " outcome counts the same after any number of moves: expected 1, as in the preset"
+            " board."
+        )
+    model = Model(
+        space=spec.observation_space,
+        num_actions=int(space.n),
+        bins=config.support_bins,
+        torso=config.torso,
+        hidden_sizes=config.hidden_sizes,
+        units=config.model_units,
+        planes=config.planes,
+        blocks=config.blocks,
+        projection=config.model_units if config.consistency else 0,
+    )
+    rescaling = transforms.by_name(config.rescaling, config.rescaling_epsilon)
+    settings = search.Settings(
+        algorithm=config.search,
+        simulations=config.simulations,
+        max_depth=config.max_depth,
+        dirichlet_alpha=config.dirichlet_alpha,
+        dirichlet_fraction=config.dirichlet_fraction,
+        considered=config.considered_actions,
+        value_scale=config.value_scale,
+    )
+    support = Support(config.support_limit, config.support_bins, rescaling)
+    return config, spec, model, support, settings
