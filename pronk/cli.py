@@ -175,7 +175,8 @@ def evaluate(args: list[str]) -> None:
         return
     human = result.human_normalised
     normalised = "" if human is None else f", {human:.1%} human-normalised"
-    how = "sampled" if parsed.sample else "greedy"
+    epsilon = getattr(policy.plan.agent_config, "evaluation_epsilon", 0.0)
+    how = "sampled" if parsed.sample else "greedy" + f" but for ε = {epsilon:g}" * (epsilon > 0)
     length = f"{counted(round(result.mean_length), 'step')} long{normalised}"
     score = f"{result.mean_return:.2f} (1 episode, {how}, {length})"
     if result.episodes > 1:

@@ -97,7 +97,7 @@ class Novelty:
         if not self.config.episodic:
             return ()
         memory = jax.eval_shape(lambda: self.initial_private(1)["memory"].rows)
-        return (f"episodic memory: {memory.size * 4 / 2**20:.2f} MiB for each environment",)
+        return (f"episodic memory: {memory.size * 4 / 2**20:.3g} MiB for each environment",)
 
     def reward(
         self,
