@@ -136,7 +136,7 @@ def test_the_maze_as_an_experiment(trained, tmp_path, capsys):
     assert len(trained) == 2 * len(ngu_maze.VARIANTS)
     assert (tmp_path / "ngu-maze-7.png").stat().st_size > 10_000
     assert {row["variant"] for row in rows_of(tmp_path / "ngu-maze-7.csv")} == {*ngu_maze.VARIANTS}
-    # Again: nothing is trained, and a damaged file is named. Another size has files and runs of its own.
+    # Again: nothing is trained, and a damaged file is named. Another size has files of its own.
     cli.main(args)
     assert len(trained) == 2 * len(ngu_maze.VARIANTS)
     (walkers,) = tmp_path.glob("runs/walkers-7-*.json")
