@@ -251,6 +251,25 @@ def test_the_random_coin_as_an_experiment(trained, tmp_path, capsys):
     assert {plan.env_args["size"] for plan in trained} == {5}
 
 
+@pytest.mark.parametrize("name", ["ngu-ablations", "agent57", "random-coin"])
+def test_runs_that_are_too_short_for_an_evaluation(name, tmp_path, capsys, monkeypatch):
+    def run(plan):
+        summary, path = pretended(plan), plan.directory / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "eval/" not in line))
+        return summary
+
+    monkeypatch.setattr(matrix.training, "run", run)
+    picture = tmp_path / f"{name}.png"
+    picture.touch()  # of earlier runs
+    only = [] if name == "random-coin" else ["--tasks", "Catch"]
+    cli.main(arguments(name, tmp_path, "--seeds", "1", "--steps", "4000", *only))
+    shown = capsys.readouterr().out
+    assert "There is no figure, because no run recorded an evaluation: more `--steps`" in shown
+    assert "success rate" not in shown
+    assert not picture.exists()
+
+
 def test_every_variant_can_be_resolved():
     """Each experiment's settings are an agent's, and go together."""
     maze = [("ngu", changed) for changed in ngu_maze.VARIANTS.values()]
