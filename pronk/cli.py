@@ -30,7 +30,7 @@ from pronk.config.json_files import holds
 from pronk.config.modules import search_here
 from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.spec import here
-from pronk.errors import UserError, counted, nearest, printable, show_all_characters
+from pronk.errors import UserError, counted, message, nearest, printable, show_all_characters
 from pronk.run import guard
 from pronk.run.stdout import others_to_stderr
 
@@ -80,8 +80,8 @@ def _run(args: list[str]) -> None:
         if args[0] not in COMMANDS:
             raise _unknown("command", args[0], COMMANDS, "Commands")
         COMMANDS[args[0]](args[1:])
-    except UserError as error:
-        print(f"pronk: {error}", file=sys.stderr)  # printable: see `UserError`
+    except (UserError, MemoryError, RuntimeError) as error:
+        print(f"pronk: {message(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
