@@ -61,8 +61,8 @@ def message(error: Exception) -> str:
     why = printable(str(error).partition("\n")[0].rstrip(".") or "an allocation failed")
     return (
         f"the device has too little free memory ({why}); expected settings that need less of it:"
-        " fewer environments (`--envs-per-actor`), a smaller `--batch-size`, or, where the agent has"
-        " them, a smaller `--replay-capacity` or `--memory-size`."
+        " fewer environments (`--envs-per-actor`), a smaller `--batch-size`, or, where the agent"
+        " has them, a smaller `--replay-capacity` or `--memory-size`."
     )
 
 
