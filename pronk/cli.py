@@ -30,7 +30,7 @@ from pronk.config.json_files import holds
 from pronk.config.modules import search_here
 from pronk.config.registry import AGENTS, agent_module, is_agent
 from pronk.config.spec import here
-from pronk.errors import UserError, counted, nearest, printable, show_all_characters
+from pronk.errors import UserError, counted, message, nearest, printable, show_all_characters
 from pronk.run import guard
 from pronk.run.stdout import others_to_stderr
 
@@ -81,8 +81,8 @@ def _run(args: list[str]) -> None:
         if args[0] not in COMMANDS:
             raise _unknown("command", args[0], COMMANDS, "Commands")
         COMMANDS[args[0]](args[1:])
-    except UserError as error:
-        print(f"pronk: {error}", file=sys.stderr)  # printable: see `UserError`
+    except (UserError, MemoryError, RuntimeError) as error:
+        print(f"pronk: {message(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
@@ -178,7 +178,9 @@ def evaluate(args: list[str]) -> None:
         return
     name = f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps"
     name += f" against {opponent}" if opponent else ""
-    for line in result.lines(name, "sampled" if parsed.sample else "greedy"):
+    epsilon = getattr(policy.plan.agent_config, "evaluation_epsilon", 0.0)
+    how = "sampled" if parsed.sample else "greedy" + f" but for ε = {epsilon:g}" * (epsilon > 0)
+    for line in result.lines(name, how):
         _say(line)
 
 

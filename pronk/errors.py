@@ -51,6 +51,21 @@ class Diverged(UserError):
     """Training has diverged: no gradient is finite any more."""
 
 
+def message(error: Exception) -> str:
+    """What to show a user of an error, in one line. Raises it again unless it is one that a user
+    can mend: a UserError, or an allocation that failed, which JAX reports as a RuntimeError."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    why = printable(str(error).partition("\n")[0].rstrip(".") or "an allocation failed")
+    return (
+        f"the device has too little free memory ({why}); expected settings that need less of it:"
+        " fewer environments (`--envs-per-actor`), a smaller `--batch-size`, or, where the agent"
+        " has them, a smaller `--replay-capacity` or `--memory-size`."
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'X'?"` for the known word most like `word`, or an empty string."""
     known = list(known)

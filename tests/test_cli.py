@@ -228,6 +228,35 @@ def test_a_mistake_is_one_paragraph_and_status_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"), "8 bytes)"),
+        (MemoryError(), "(an allocation failed)"),
+        (RuntimeError("another"), None),
+    ],
+)
+def test_a_lack_of_memory_is_one_paragraph(
+    raised: Exception,
+    shown: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command(_: list[str]) -> None:
+        raise raised
+
+    monkeypatch.setitem(cli.COMMANDS, "list", command)
+    with pytest.raises(SystemExit if shown else RuntimeError) as caught:
+        pronk("list")
+    error = capsys.readouterr().err
+    if shown:
+        assert isinstance(caught.value, SystemExit)
+        assert caught.value.code == 2
+        assert error.count("\n") == 1
+        assert "too little free memory" in error
+        assert shown in error
+
+
 def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--learning-rat", "--learning_rat=1", "--lr", "--no-aneal"):
         with pytest.raises(SystemExit) as exit_:

@@ -155,6 +155,10 @@ def test_actions_are_scaled_to_their_bounds_exactly() -> None:
         (spaces.Box(-3e38, 3e38, (1,)), "goes from -inf to inf"),
         (spaces.Box(0, 3, (1,), np.int32), "expected a Box of floats"),
         (spaces.Box(-1, 1, (2, 2)), "one-dimensional Box"),
+        (
+            spaces.Box(np.array([-1, 0.5], np.float32), np.array([1, 0.5], np.float32)),
+            "dimension 1 of the action space .* has two equal bounds, 0.5",
+        ),
     ],
 )
 def test_other_actions_are_refused(name: str, space: gym.Space, message: str) -> None:

@@ -371,6 +371,8 @@ def test_an_agent_sees_the_action_that_was_executed(squash):
         (spaces.Box(0, 9, (2,), np.int32), False),
         (spaces.MultiBinary((2, 2)), False),
         (spaces.MultiDiscrete([[2, 2], [2, 2]]), False),
+        (spaces.Box(2.0, 2.0, (1,), np.float64), True),
+        (spaces.Box(2.0, 2.0 + 1e-12, (1,), np.float64), False),  # equal in float32
     ],
 )
 def test_unsupported_spaces_are_named(space: gym.Space, squash):

@@ -85,7 +85,9 @@ def pretended(plan):
         for i in range(1, 11):
             record = {"steps": steps * i // 10, "episodes": 5 * i, "wall_seconds": float(i)}
             if plan.agent == "agent57":  # the arm of the longest horizon in the end
-                record["best_mixture"] = 7.0 if i < 8 else 0.0
+                record["best_mixture"] = 3.4  # a mean over updates
+                record |= {f"mixture/return/{j}": -abs(j - 7.0 * (i < 8)) for j in range(8)}
+                record["mixture/return/3"] = None
             file.write(json.dumps({**record, "mean_return": 0.01}) + "\n")
             found = {"eval/mean_return": level(plan) * i / 10, "eval/episodes": 50}
             file.write(json.dumps({"steps": steps * i // 10, **found}) + "\n")
@@ -134,9 +136,16 @@ def test_the_maze_as_an_experiment(trained, tmp_path, capsys):
     assert len(trained) == 2 * len(ngu_maze.VARIANTS)
     assert (tmp_path / "ngu-maze-7.png").stat().st_size > 10_000
     assert {row["variant"] for row in rows_of(tmp_path / "ngu-maze-7.csv")} == {*ngu_maze.VARIANTS}
-    # Again: nothing is trained. Another size has files and runs of its own.
+    # Again: nothing is trained, and a damaged file is named. Another size has files of its own.
     cli.main(args)
     assert len(trained) == 2 * len(ngu_maze.VARIANTS)
+    (walkers,) = tmp_path.glob("runs/walkers-7-*.json")
+    walkers.write_text("[]")
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"`{walkers}` can't be read (it is not a JSON object)" in message
+    assert "Delete the file and repeat the command" in message
     cli.main([*args[:-1], "9"])
     assert len(trained) == 4 * len(ngu_maze.VARIANTS)
     assert (tmp_path / "ngu-maze-9-scores.csv").exists()
@@ -240,6 +249,25 @@ def test_the_random_coin_as_an_experiment(trained, tmp_path, capsys):
     assert f"| separate networks |{5 * f' {high}'}" in shown
     assert (tmp_path / "random-coin.png").stat().st_size > 10_000
     assert {plan.env_args["size"] for plan in trained} == {5}
+
+
+@pytest.mark.parametrize("name", ["ngu-ablations", "agent57", "random-coin"])
+def test_runs_that_are_too_short_for_an_evaluation(name, tmp_path, capsys, monkeypatch):
+    def run(plan):
+        summary, path = pretended(plan), plan.directory / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "eval/" not in line))
+        return summary
+
+    monkeypatch.setattr(matrix.training, "run", run)
+    picture = tmp_path / f"{name}.png"
+    picture.touch()  # of earlier runs
+    only = [] if name == "random-coin" else ["--tasks", "Catch"]
+    cli.main(arguments(name, tmp_path, "--seeds", "1", "--steps", "4000", *only))
+    shown = capsys.readouterr().out
+    assert "There is no figure, because no run recorded an evaluation: more `--steps`" in shown
+    assert "success rate" not in shown
+    assert not picture.exists()
 
 
 def test_every_variant_can_be_resolved():

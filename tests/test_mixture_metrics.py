@@ -20,11 +20,13 @@ import test_ngu
 from rich.console import Console
 from test_plot import pixels
 
-from pronk.agents import mixture_q
+from pronk import cli
+from pronk.agents import mixture_q, ngu_config
 from pronk.agents.mixture_q import by_mixture
 from pronk.maths import bandit
-from pronk.run import plot_mixtures
+from pronk.run import plot_mixtures, policy
 from pronk.run import record as film
+from pronk.run.evaluate import Evaluation
 from pronk.run.monitor import Monitor, best_mixture
 from pronk.run.novelty_strip import NoveltyStrip
 from pronk.run.plot import COLOURS, plot
@@ -131,6 +133,27 @@ def test_the_display_has_the_best_mixture_and_no_more(tmp_path: Path) -> None:
     assert best_mixture({"mixture/return/x": 3.0}) is None
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "flags", "how"),
+    [(0.01, [], "greedy but for ε = 0.01"), (0.0, [], "greedy"), (0.01, ["--sample"], "sampled")],
+)
+def test_a_score_says_how_the_policy_acted(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    epsilon: float,
+    flags: list[str],
+    how: str,
+) -> None:
+    plan = SimpleNamespace(
+        agent="ngu", env="x", agent_config=ngu_config.Config(evaluation_epsilon=epsilon)
+    )
+    result = Evaluation(2, 1.0, 0.5, 0.0, 2.0, 9.0, None)
+    played = SimpleNamespace(plan=plan, steps=3, evaluate=lambda **_: result)
+    monkeypatch.setattr(policy, "load", lambda *_, **__: played)
+    cli.main(["eval", "run", *flags])
+    assert f"of 2 episodes, {how}, 0 to 2, 9 steps long)" in capsys.readouterr().out
+
+
 def make_run(path: Path, records: list[dict[str, Any]]) -> Path:
     path.mkdir()
     config = {"agent": "agent57", "env": "pronk/Catch-v0", "run": {"seed": 0}}
@@ -168,6 +191,7 @@ def test_the_plot_reads_shares_and_the_best_mixture() -> None:
     assert only_shares is not None
     assert np.isnan(only_shares.best).all()
     assert plot_mixtures.read([{"steps": 1, "mean_return": 1.0}], "steps") is None
+    assert plot_mixtures.read(records(mixtures=1), "steps") is None  # there is nothing to compare
     # Damaged records are left out.
     torn = [{"steps": 8, "mixture/share/0": "?"}, {"steps": 9, "mixture/share/0": 0.5}]
     damaged = plot_mixtures.read([*records(number=1), *torn], "steps")

@@ -446,3 +446,8 @@ def test_episodes_shorter_than_what_is_trained_on(tmp_path: Path) -> None:
     }
     summary = pronk.train("ngu", "pronk/Catch-v0", run_dir=tmp_path, steps=300, **settings)
     assert summary["status"] == "finished"
+
+
+def test_a_small_memory_has_a_size_in_the_notes() -> None:
+    note = "episodic memory: 0.00171 MiB for each environment"
+    assert ngu.build(SMALL, SPEC).novelty.notes() == (note,)

@@ -509,11 +509,17 @@ def test_one_behaviour_decides_a_whole_fused_batch(core):
         ("trpo", {"fisher_every": 2, "recurrent_core": "gru"}, "`--fisher-every` is 2"),
         ("trpo", {"fisher_every": 65}, "`--fisher-every` is 65, and a batch has 64 transitions"),
         ("reinforce", {"advantage_normalisation": "minibatch"}, "expected batch or none"),
+        ("ppo", {"squash_actions": True}, "are Discrete(2); expected `--no-squash-actions`"),
+        ("npg", {"state_dependent_std": True}, "expected `--no-state-dependent-std`, or another"),
+        ("reinforce", {"noise_correlation": 0.5}, "expected `--noise-correlation 0`, or another"),
+        ("cem", {"squash_actions": True}, "`--squash-actions` is for continuous actions"),
+        ("impala", {"squash_actions": True}, "`--squash-actions` is for continuous actions"),
     ],
 )
 def test_settings_that_do_not_fit(agent, wrong, message):
     size = "minibatch_size" if agent == "ppo" else "value_minibatch_size"
-    settings = {"unroll": UNROLL, "batch_size": ENVS, size: UNROLL} | wrong
+    common = {"unroll": UNROLL, "batch_size": ENVS, size: UNROLL} if agent in ON_POLICY else {}
+    settings = common | wrong
     spec = envs.spec_of("pronk/CartPole-v1", {})
 
     def make():

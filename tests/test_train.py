@@ -250,6 +250,19 @@ def test_a_run_that_would_end_before_learning_is_refused(agent: str, tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.extended
+def test_a_run_that_ended_before_its_first_update_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step of an environment is not a sequence: that there are few shows only in the end."""
+    few = {"recurrent_core": "none", "burn_in": 0, "replay_minimum": 30}
+    settings = {**TINY, **R2D2, **FUSED_R2D2, **few}
+    summary = pronk.train("r2d2", "pronk/Catch-v0", run_dir=tmp_path, steps=31, **settings)
+    assert (summary["status"], summary["updates"]) == ("finished", 0)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "nothing was learnt and there is no checkpoint; expected more `--steps`, or" in shown
+
+
 def test_another_configuration_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     train("pronk/Catch-v0", tmp_path, 200)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pronk.errors import UserError
 from pronk.maths import distributions, transforms
 from pronk.nn import cores, networks
 from pronk.types import Array, Batch, Carry, EnvSpec, Key, PyTree, TimeStep
@@ -158,11 +159,13 @@ def make(
     starts at zero. value_sizes: layer widths of a separate value network, if others than the
     policy's. policy_gain: scale of the policy head's first weights. constant_std: the deviations of
     continuous actions do not depend on the observation. Raises UserError where a space can't be
-    handled.
+    handled, and for settings of continuous actions where there are none.
     """
     distribution = distributions.for_space(
         spec.action_space, squash=config.squash_actions, initial_std=config.initial_std
     )
+    if not distribution.continuous:
+        _refuse_continuous(config, spec)
     constant_std = constant_std and distribution.continuous
     network = networks.ActorCritic(
         space=spec.observation_space,
@@ -181,3 +184,18 @@ def make(
         constant_params=distribution.num_params // 2 if constant_std else 0,
     )
     return ActorCritic(config, spec, distribution, network)
+
+
+def _refuse_continuous(config: Any, spec: EnvSpec) -> None:
+    """Raise UserError for settings of continuous actions, which would have no effect."""
+    for flag, neutral in (
+        ("squash_actions", "--no-squash-actions"),
+        ("state_dependent_std", "--no-state-dependent-std"),
+        ("noise_correlation", "--noise-correlation 0"),
+    ):
+        if getattr(config, flag, False):
+            raise UserError(
+                f"`--{flag.replace('_', '-')}` is for continuous actions, and those of"
+                f" '{spec.name}' are {spec.action_space}; expected `{neutral}`, or another preset"
+                " if that is where the setting comes from."
+            )

@@ -1,11 +1,11 @@
 """Agent57: NGU with a network for each of the two rewards, and bandits that choose the policy.
 
 Badia et al. 2020, "Agent57: Outperforming the Atari Human Benchmark" (arXiv:2003.13350); the
-constants are in `pronk.agents.agent57_config`. `act` has the mixture j of an episode chosen by
-bandits (`pronk.agents.meta_controller`); `targets` are those of transformed Retrace, for one
-policy, of the values of r^e and of r^i with discount γ_j; `learn` also keeps what each mixture
-returned, from which evaluations choose. Without an intrinsic reward it is the paper's "R2D2
-(bandit)".
+constants are in `pronk.agents.agent57_config`. `act` lets a bandit choose the mixture j of an
+episode (`pronk.agents.meta_controller`); `targets` are those of transformed Retrace for the values
+of r^e and of r^i, with the same policy and discount γ_j; `learn` also updates the mean return of
+each mixture, by which evaluations choose theirs. Without an intrinsic reward it is the paper's
+"R2D2 (bandit)".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pronk.types import (
 
 class Targets(NamedTuple):
     """What is learnt from the transitions of a batch, each `[length, B]`; values are transformed by
-    h, and `goal` and `taken` are dicts of the networks' names."""
+    h, and `goal` and `taken` have an entry for each network, by its name."""
 
     goal: dict[str, Array]  # returns by Retrace
     taken: dict[str, Array]  # values of the actions taken
@@ -61,7 +61,7 @@ class Agent57(MixtureQ):
         return ("extrinsic", "intrinsic") if self.config.intrinsic else ("extrinsic",)
 
     def initial_core(self, batch: int) -> Core:
-        """The memory of all networks at an episode's start, `[B, ...]`."""
+        """The recurrent states of all networks at an episode's start, `[B, ...]`."""
         core = super().initial_core(batch)
         return core._replace(state=dict.fromkeys(self.names, core.state))
 
@@ -71,28 +71,28 @@ class Agent57(MixtureQ):
         return {name: self.initial_network(k) for name, k in zip(self.names, keys, strict=True)}
 
     def init(self, key: Key) -> LearnerState:
-        """The learner's first state, before any mixture has returned anything."""
+        """The learner's first state, without a return of any mixture."""
         state = super().init(key)
         extra = {
             "tally": bandit.no_tally(self.config.mixtures),
-            # What acting uses: a schedule's value, where there is one.
+            # β for acting, which may follow a schedule.
             "scale": jnp.copy(state.hyper["intrinsic_scale"]),
         }
         return state._replace(extra=state.extra | extra)
 
     def behaviour(self, state: LearnerState) -> PyTree:
-        """NGU's, the scale of the intrinsic values, and the mixtures' returns: an evaluation, or an
-        exported policy, acts by the best mixture."""
+        """NGU's, with β and the mixtures' mean returns: evaluations and exported policies act by
+        the best mixture."""
         return super().behaviour(state) | {k: state.extra[k] for k in ("tally", "scale")}
 
     def warm_start(self, own: LearnerState, behaviour: PyTree) -> LearnerState:
-        """Begin to learn from another run's parameters; what its mixtures returned counts on."""
+        """Begin to learn from another run's parameters and its mixtures' mean returns."""
         own = super().warm_start(own, behaviour)
         return own._replace(extra=own.extra | {"tally": behaviour["tally"]})
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
-        """Each environment explores at its own rate and has its own bandit; those of an evaluation
-        hardly explore, with the best mixture."""
+        """Each environment has its own ε and its own bandit; those of an evaluation have
+        `evaluation_epsilon`, and the best mixture."""
         del key
         slots = env_ids.shape[0]
         private = {
@@ -153,8 +153,8 @@ class Agent57(MixtureQ):
         return action, Carry(Core(state, taken), private), extras | {"probability": probability}
 
     def targets(self, params: PyTree, target_params: PyTree, hyper: Hyper, batch: Batch) -> Targets:
-        """What the networks learn from a batch. Both have the same policy, which is ε-greedy for
-        the mixture of their online values, and the same traces (appendix B)."""
+        """What the networks learn from a batch. Both learn values of the same policy, ε-greedy for
+        their mixed online values, with the same traces (appendix B)."""
         config = self.config
         rows = timestep, action, extras = self.learnt_rows(batch)
         online, target = (self.action_values(p, batch) for p in (params, target_params))
@@ -182,7 +182,7 @@ class Agent57(MixtureQ):
     def loss(
         self, params: dict[str, PyTree], target: dict[str, PyTree], hyper: Hyper, batch: Batch
     ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-        """The sum of each network's `sequence_loss`, of which the other's parameters are no part.
+        """The sum of both networks' `sequence_loss`, each of which depends on one network only.
 
         Priorities are those of the mixed error, h(G_e + β_j G_i) − q(x_t, a_t, j).
         """
@@ -206,7 +206,7 @@ class Agent57(MixtureQ):
         return sum(losses.values()), (priority, metrics)
 
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
-        """`MixtureQ.learn`, and what the episodes that end in the batch returned."""
+        """`MixtureQ.learn`; also counts the returns of the episodes that end in the batch."""
         learnt = super().learn(state, batch)
         timestep, _, extras = jax.tree.map(lambda x: x[1:], self.learnt_rows(batch))
         tally, metrics = self.controller.count(

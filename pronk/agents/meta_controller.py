@@ -18,11 +18,11 @@ from pronk.types import Array, Key, PyTree, TimeStep
 
 @dataclass(frozen=True, eq=False)
 class MetaController:
-    """A bandit for each slot, whose arms are the mixtures, and for evaluations the mean return of
-    each mixture over all slots, as the learner sees it.
+    """A bandit for each slot, whose arms are the mixtures; for evaluations the learner's mean
+    return of each mixture, over all slots.
 
-    A return is the sum of an episode's raw rewards, without discount or intrinsic reward; that of
-    an episode which was truncated counts as any other.
+    A return is the sum of an episode's raw rewards, without discount or intrinsic reward, also of
+    an episode that was truncated.
     """
 
     config: Any
@@ -39,8 +39,8 @@ class MetaController:
     def choose(
         self, private: dict[str, PyTree], tally: Tally, timestep: TimeStep, key: Key
     ) -> dict[str, PyTree]:
-        """What slots keep after rows `[B]`: where an episode begins, the bandit chooses the
-        mixture, or, in evaluations, the tally; where one ends, the bandit is told its return."""
+        """The slots' new `private` after rows `[B]`: where an episode ends, the bandit records its
+        return; where one begins, the bandit chooses the mixture, or the tally in evaluations."""
         config, first = self.config, timestep.first
         so_far = jnp.where(first, 0.0, private["return"] + timestep.reward)
         ended = (timestep.terminated | timestep.truncated) & ~first
@@ -65,8 +65,8 @@ class MetaController:
     ) -> tuple[Tally, dict[str, Array]]:
         """The tally after the episodes that end in rows `[T, B]`, and metrics.
 
-        Sequences that are drawn more often than others count less each time: as if all were
-        equally likely.
+        The weight of a return is one over the probability with which its sequence was drawn, as if
+        sequences were drawn uniformly.
         """
         ended = (timestep.terminated | timestep.truncated) & ~timestep.first
         weight = ended / (1.0 if probabilities is None else probabilities)

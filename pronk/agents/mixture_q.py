@@ -1,5 +1,5 @@
-"""What NGU and Agent57 share: action values of a family of policies, mixtures of extrinsic and
-intrinsic rewards, which transformed Retrace learns from sequences.
+"""What NGU and Agent57 share: action values of N policies, each for its own mixture of extrinsic
+and intrinsic rewards, learnt from sequences by transformed Retrace.
 
 Badia et al. 2020, "Never Give Up: Learning Directed Exploration Strategies" (arXiv:2002.06038).
 """
@@ -33,7 +33,7 @@ from pronk.types import (
     TimeStep,
 )
 
-# With more mixtures there are no metrics of single ones.
+# With more mixtures there are no metrics of each one.
 MOST_SHOWN = 32
 
 
@@ -95,7 +95,8 @@ class MixtureQ(SequenceQ):
         )
 
     def behaviour(self, state: LearnerState) -> PyTree:
-        """All parameters but the target networks': the intrinsic reward is an input of acting."""
+        """All parameters but the target networks', those of novelty included: the intrinsic reward
+        is an input of the network."""
         return {"params": state.params, "fixed": state.extra["fixed"]}
 
     def warm_start(self, own: LearnerState, behaviour: PyTree) -> LearnerState:
@@ -145,10 +146,10 @@ class MixtureQ(SequenceQ):
         )
 
     def shares(self, batch: Batch) -> Array:
-        """In which part of the recent transitions each mixture acted, `[N]`.
+        """The share of the recent transitions in which each mixture acted, `[N]`.
 
-        Recent are those of the newest quarter of the batch's sequences. Each weighs one over its
-        probability of being drawn, so that priorities do not count.
+        Recent are those of the newest quarter of the batch's sequences. The weight of a sequence is
+        one over its probability of being drawn, so that priorities have no effect.
         """
         timestep, _, extras = self.learnt_rows(batch)
         version = batch.trajectory.version
@@ -168,8 +169,10 @@ class MixtureQ(SequenceQ):
         rows: tuple[TimeStep, Array, dict[str, Array]],
         lambda_: Array,
     ) -> Array:
-        """h of the returns by Retrace for `policy`, `[length, B]`; target: the target network's
-        values, transformed by h, as `policy` `[length + 1, B, A]`; rows: as of `learnt_rows`.
+        """h of the returns by Retrace, `[length, B]`.
+
+        policy: probabilities `[length + 1, B, A]`. target: the target network's values, transformed
+        by h, of the same shape. rows: what `learnt_rows` returns.
 
         The reward of a transition is that of the row it leads to, intrinsic and extrinsic
         (appendix E).
@@ -183,13 +186,14 @@ class MixtureQ(SequenceQ):
             jnp.take_along_axis(x, action[..., None], axis=-1)[..., 0] for x in (target, policy)
         )
         trace = returns.retrace_trace(pi, extras["probability"], lambda_=lambda_)
-        # A dummy's action may be any, and infinity times 0 would not be 0.
+        # A dummy's action is arbitrary, its value or trace may be infinite, and ∞ · 0 is NaN.
         q, trace = (jnp.where(weight > 0, x[:-1], 0.0) for x in (q, trace))
         goal = returns.off_policy(q, values, reward, discount, continuation, trace)
         return jax.lax.stop_gradient(h.apply(goal))
 
     def learn(self, state: LearnerState, batch: Batch) -> Learnt:
-        """One gradient step of each part; now and then the copies that targets and acting use."""
+        """One gradient step of each part; every `target_every` updates, also new copies of the
+        parameters that targets and acting use."""
         hyper, extra = state.hyper, state.extra
         values = {name: state.params[name] for name in extra["target"]}
         gradients, (priority, metrics) = jax.grad(self.loss, has_aux=True)(

@@ -32,8 +32,8 @@ class NGU(MixtureQ):
         return {"q": self.initial_network(key)}
 
     def initial_carry(self, key: Key, env_ids: Array, num_envs: int, evaluate: bool) -> Carry:
-        """Each environment explores at its own rate; those of an evaluation hardly
-        explore, with mixture 0."""
+        """Each environment has its own ε; those of an evaluation have `evaluation_epsilon`, and
+        mixture 0."""
         del key
         slots = env_ids.shape[0]
         private = {
@@ -76,8 +76,8 @@ class NGU(MixtureQ):
     def td_errors(
         self, params: PyTree, target_params: PyTree, hyper: Hyper, batch: Batch
     ) -> tuple[Array, Array, Array]:
-        """TD errors of Retrace, weights (0 for dummies) and values of the actions taken, `[length,
-        B]` (appendix E).
+        """TD errors of Retrace, weights (0 for dummies) and values of the actions taken, each
+        `[length, B]` (appendix E).
 
         The learnt policy is ε-greedy for the online network; its values are the target network's.
         """
@@ -113,8 +113,7 @@ class NGU(MixtureQ):
 
 
 def build(config: Config, spec: EnvSpec, *, horizon: int = 0) -> NGU:
-    """NGU for environments of this `spec`. Raises UserError for actions that are not discrete, and
-    where there is only one and the embedding is to be learnt from it."""
+    """NGU for environments of this `spec`. Raises UserError as `mixture_q.parts` does."""
     return NGU(*mixture_q.parts("ngu", config, spec, horizon))
 
 

@@ -1,4 +1,4 @@
-"""NGU's intrinsic reward: computed when acting, and the networks that it needs, which are learnt.
+"""NGU's intrinsic reward, which is computed when acting, and the training of its networks.
 
 Badia et al. 2020, "Never Give Up: Learning Directed Exploration Strategies", section 2. The
 mathematics is `pronk.maths.intrinsic`.
@@ -47,9 +47,9 @@ class Samples(NamedTuple):
 class Novelty:
     """Intrinsic rewards for one environment.
 
-    Its learnt parameters are the parts `embedding` (with the action prediction) and `predictor`.
-    Fixed beside them are `embedding`, the copy that acting uses, and `random`, the network that is
-    predicted. What an option switches off has no part.
+    The learnt parameters are `embedding` (with the action prediction) and `predictor`. The fixed
+    ones are `embedding`, the copy that acting uses, and `random`, the network that is predicted.
+    Parts that an option switches off are missing.
     """
 
     config: Any
@@ -97,7 +97,7 @@ class Novelty:
         if not self.config.episodic:
             return ()
         memory = jax.eval_shape(lambda: self.initial_private(1)["memory"].rows)
-        return (f"episodic memory: {memory.size * 4 / 2**20:.2f} MiB for each environment",)
+        return (f"episodic memory: {memory.size * 4 / 2**20:.3g} MiB for each environment",)
 
     def reward(
         self,
@@ -106,7 +106,7 @@ class Novelty:
         private: dict[str, PyTree],
         timestep: TimeStep,
     ) -> tuple[dict[str, PyTree], Reward]:
-        """What the slots keep after observations `[B, ...]`, and the reward for reaching them."""
+        """The slots' new `private`, and the reward for reaching the observations `[B, ...]`."""
         config, first, observation = self.config, timestep.first, timestep.observation
         episodic = alpha = jnp.ones(first.shape[0], jnp.float32)
         filled, private = jnp.zeros_like(alpha), dict(private)
@@ -149,8 +149,8 @@ class Novelty:
         return metrics
 
     def samples(self, timestep: TimeStep, action: Array) -> Samples:
-        """The last real transitions of each column of rows `[T + 1, B, ...]`: `intrinsic_steps` of
-        them, or all if there are fewer."""
+        """The last transitions that are not dummies of each column of rows `[T + 1, B, ...]`:
+        `intrinsic_steps` of them, or all if there are fewer."""
         weight = 1.0 - timestep.first[1:].astype(jnp.float32)
         index = jnp.where(weight > 0, jnp.arange(weight.shape[0])[:, None], -1)
         last = jax.lax.top_k(index.T, self.config.intrinsic_steps)[0].T  # [n, B]
@@ -169,7 +169,7 @@ class Novelty:
         )
 
     def inverse_loss(self, params: PyTree, samples: Samples) -> tuple[Array, dict[str, Array]]:
-        """The mean of −log p(a|f(x), f(x')), with the parameters' decay; also metrics."""
+        """The mean of −log p(a|f(x), f(x')) plus weight decay; also metrics."""
         before, after = (
             self.embedding.apply(params["features"], x)
             for x in (samples.observation, samples.following)

@@ -1,5 +1,5 @@
-"""Bandits with a sliding window, which choose one of N arms for each episode, and mean returns of
-the arms over all slots.
+"""Bandits with a sliding window, which choose one of N arms for each episode; and mean returns of
+the arms, which are those of all slots together.
 
 Badia et al. 2020, "Agent57: Outperforming the Atari Human Benchmark" (arXiv:2003.13350), section
 3.2; the upper confidence bounds are those of Garivier and Moulines 2008. All functions are pure; B
@@ -7,8 +7,7 @@ is the number of slots, each of which has a bandit of its own, and τ the length
 
     Â_k = argmax_a μ̂_k(a, τ) + β √(1 / N_k(a, τ)), or with probability ε any arm     `choose`
 
-μ̂(a, τ) is the mean of what arm a has returned in the last τ pulls of all arms, N(a, τ) their
-number.
+N(a, τ) is the number of pulls of arm a among the slot's last τ pulls, μ̂(a, τ) their mean return.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Window(NamedTuple):
 
     arm: Array  # int32 [B, τ]
     reward: Array  # float32 [B, τ]
-    count: Array  # int32 [B], pulls so far, those that were forgotten among them
+    count: Array  # int32 [B], all pulls so far, also those before the last τ
 
 
 def no_pulls(slots: int, length: int) -> Window:
@@ -37,8 +36,9 @@ def no_pulls(slots: int, length: int) -> Window:
 
 
 def record(window: Window, arm: Array, reward: Array, valid: Array) -> Window:
-    """The window after one more pull of `arm` `[B]`, which returned `reward` `[B]`; the oldest pull
-    makes room. Where `valid` `[B]` is False or the reward is not finite, nothing changes."""
+    """The window after one more pull of `arm` `[B]` with return `reward` `[B]`, which replaces the
+    oldest one of a full window. Where `valid` `[B]` is False or the reward is not finite, nothing
+    changes."""
     assert_same_shape(count=window.count, arm=arm, reward=reward, valid=valid)
     valid = valid & jnp.isfinite(reward)
     length = window.arm.shape[1]
@@ -93,8 +93,8 @@ def no_tally(arms: int) -> Tally:
 
 
 def add(tally: Tally, arm: Array, reward: Array, weight: Array, decay: Array | float) -> Tally:
-    """The tally after returns `reward` of arms `arm`, weighted by `weight`, all `[n]`; what was
-    there before is multiplied by `decay`. Those of weight 0, or not finite, do not count."""
+    """The tally with returns `reward` of arms `arm` added, weighted by `weight`, all `[n]`; earlier
+    sums are multiplied by `decay`. Returns of weight 0, or not finite, do not count."""
     assert_same_shape(arm=arm, reward=reward, weight=weight)
     weight = jnp.where(jnp.isfinite(reward), weight, 0.0)
     mine = arm[:, None] == jnp.arange(tally.total.shape[0])

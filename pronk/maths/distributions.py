@@ -8,7 +8,7 @@ differ only for continuous actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -390,10 +390,24 @@ def log_tanh_slope(x: Array) -> Array:
     return 2.0 * (np.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
+def _check_differ(space: gym.Space, low: Sequence[float], high: Sequence[float]) -> None:
+    """Raise UserError for bounds that are equal, as actions of type float32."""
+    equal = np.flatnonzero(np.asarray(low, np.float32) == np.asarray(high, np.float32))
+    if len(equal):
+        i = equal[0]
+        raise UserError(
+            f"dimension {i} of the action space {space} has two equal bounds, {low[i]:g}, and"
+            " leaves nothing to choose; expected bounds that differ: wrap the environment"
+            " (gymnasium.wrappers.TransformAction), so that it adds this number to actions without"
+            " that dimension."
+        )
+
+
 def for_space(space: gym.Space, *, squash: bool = False, initial_std: float = 1.0) -> Distribution:
     """The distribution for an action space: Discrete, MultiDiscrete, MultiBinary or flat Box.
 
-    squash and initial_std are those of `DiagonalGaussian`. Raises UserError for any other space.
+    squash and initial_std are those of `DiagonalGaussian`. Raises UserError for any other space,
+    and for a Box with a dimension whose bounds are equal.
     """
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(int(space.n))
@@ -411,6 +425,7 @@ def for_space(space: gym.Space, *, squash: bool = False, initial_std: float = 1.
         # float32's largest number, and others that are as far away, are meant as no bounds.
         low = tuple(float(x) if x > -UNBOUNDED else -np.inf for x in space.low)
         high = tuple(float(x) if x < UNBOUNDED else np.inf for x in space.high)
+        _check_differ(space, low, high)
         return DiagonalGaussian(low, high, squash=squash, initial_std=initial_std)
     raise UserError(
         f"the action space {space} is not supported; expected Discrete, MultiDiscrete, MultiBinary"

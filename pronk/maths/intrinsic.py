@@ -26,8 +26,8 @@ _ROW = 64
 
 
 class Average(NamedTuple):
-    """Exponentially weighted mean and variance of each slot, `[B]`; the first values count as
-    their number says, as if the past had no weight (bias-corrected)."""
+    """Exponentially weighted mean and variance of each slot, `[B]`, bias-corrected: weights are
+    normalised by the sum of those of the values so far."""
 
     weight: Array  # of all values so far, below 1
     mean: Array
@@ -40,8 +40,8 @@ def no_average(slots: int) -> Average:
 
 
 def update_average(average: Average, x: Array, decay: float, valid: Array) -> Average:
-    """The averages after values `x` `[B]`, whose predecessors weigh `decay` times as much for each
-    value since. Where `valid` `[B]` is False or `x` is not finite, nothing changes."""
+    """The averages after values `x` `[B]`; the weight of each earlier value is multiplied by
+    `decay`. Where `valid` `[B]` is False or `x` is not finite, nothing changes."""
     assert_same_shape(mean=average.mean, x=x, valid=valid)
     valid = valid & jnp.isfinite(x)
     weight = decay * average.weight + (1.0 - decay)
@@ -71,8 +71,8 @@ def no_memory(slots: int, capacity: int, width: int) -> Memory:
 
 
 def remember(memory: Memory, embedding: Array, first: Array) -> Memory:
-    """The memory after the embeddings `[B, width]` were added, and before that, where `first` `[B]`
-    begins an episode, emptied. Beyond its capacity the oldest ones are overwritten."""
+    """The memory with the embeddings `[B, width]` added; where `first` `[B]` begins an episode, the
+    earlier ones are dropped. Beyond the capacity the oldest ones are overwritten."""
     slots, size, padded = memory.rows.shape
     assert_rank(2, embedding=embedding)
     assert_shape((slots,), "one per slot", first=first)
@@ -117,9 +117,10 @@ def episodic_reward(distances: Array, mean: Array, kernel: Kernel) -> Array:
     """r^episodic `[B]`, in the order of algorithm 1, for squared distances `[B, k]` and their mean
     d²_m `[B]`, which already includes them.
 
-    The paper does not define three cases. Missing neighbours count as at the mean distance, so that
-    an episode's first steps are paid as later ones are. Without any neighbour, and therefore in an
-    episode's first row, the reward is 0. Where d²_m is 0, every distance was 0, and counts as 0.
+    The paper does not define three cases. Missing neighbours count as neighbours at the mean
+    distance, so that rewards of an episode's first steps have the scale of later ones. Without any
+    neighbour, as in an episode's first row, the reward is 0. Where d²_m is 0, all distances were 0,
+    and their ratios to it count as 0.
     """
     assert_rank(2, distances=distances)
     assert_shape(np.shape(distances)[:1], "one per slot", mean=mean)
@@ -151,7 +152,7 @@ def combine(episodic: Array, factor: Array, limit: float) -> Array:
 
 def mixture_scales(members: int) -> np.ndarray:
     """β_i / β, float32 `[N]`: 0 for the exploitative member, 1 for the most exploratory one, and a
-    sigmoid between them (appendix A). Of two members none is in the middle; a single one explores.
+    sigmoid between them (appendix A). Two members have 0 and 1, a single one has 1.
     """
     i = np.arange(members)
     middle = 1.0 / (1.0 + np.exp(-10.0 * (2.0 * i - (members - 2)) / max(members - 2, 1)))
@@ -160,7 +161,7 @@ def mixture_scales(members: int) -> np.ndarray:
 
 def mixture_discounts(members: int, exploiting: Array, exploring: Array) -> Array:
     """γ_i, `[N]`: from `exploiting` (i = 0) to `exploring` (i = N − 1), with log(1 − γ) equally
-    spaced (appendix A). A single member has the latter. Both are below 1."""
+    spaced (appendix A). A single member has `exploring`. Both are below 1."""
     if members == 1:
         return jnp.reshape(exploring, (1,))
     part = np.arange(members, dtype=np.float32) / (members - 1)
@@ -168,7 +169,7 @@ def mixture_discounts(members: int, exploiting: Array, exploring: Array) -> Arra
     return -jnp.expm1(logs)
 
 
-_LONGEST = 7  # members with a horizon longer than the exploitative one's, in the ladder below
+_LONGEST = 7  # members with a discount above `exploiting`, in `long_discounts`
 
 
 def long_discounts(members: int, longest: Array, exploiting: Array, exploring: Array) -> Array:
@@ -177,8 +178,8 @@ def long_discounts(members: int, longest: Array, exploiting: Array, exploring: A
     Of ten members or more, γ_0 is `longest` and γ_7 `exploiting`, the six between them lie on a
     sigmoid, and from γ_8 = `exploiting` on log(1 − γ_j) is equally spaced (Badia et al. 2020,
     Agent57, appendix; its last formula lacks a difference of logarithms and would not end in
-    `exploring`). The paper does not define fewer members: log(1 − γ_j) is equally spaced from the
-    first to the last, as NGU's. All three are below 1.
+    `exploring`). The paper does not say what fewer members have: here log(1 − γ_j) is equally
+    spaced from `longest` to `exploring`, as NGU's. All three are below 1.
     """
     if members < _LONGEST + 3:
         return mixture_discounts(members, longest, exploring)

@@ -166,7 +166,10 @@ def _read(path: Path, x: str, y: str, log: Callable[[str], None] = lambda _: Non
         more = f", and {counted(len(damage) - 1, 'further line')} too" if len(damage) > 1 else ""
         log(f"warning: {damage[0]}; it is left out{more}: the file was damaged")
     if not records:
-        raise UserError(f"`{path}` has no records yet; wait for the run's first line of progress")
+        raise UserError(
+            f"`{path}` has no records yet; wait for the run's first line of progress, or train it"
+            " for longer if it has ended"
+        )
     known = {name for record in records for name, value in record.items() if is_number(value)}
     for metric in (x, y):
         if not any(metric in record for record in records):

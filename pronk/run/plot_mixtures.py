@@ -24,7 +24,8 @@ class Mixtures(NamedTuple):
 
 
 def read(records: Sequence[dict[str, Any]], x: str) -> Mixtures | None:
-    """The mixtures in records that have metric `x`, in their order; None where none has any."""
+    """The mixtures in records that have metric `x`, in their order; None where none has two or
+    more, as with a single one there is nothing to compare."""
 
     def shares(record: dict[str, Any]) -> list[Any]:
         values = (record.get(f"mixture/share/{j}") for j in count())
@@ -33,7 +34,7 @@ def read(records: Sequence[dict[str, Any]], x: str) -> Mixtures | None:
     found = [(record, shares(record)) for record in records]
     mixtures = max((len(parts) for _, parts in found), default=0)
     found = [(record, parts) for record, parts in found if parts and len(parts) == mixtures]
-    if not found:
+    if mixtures < 2 or not found:
         return None
     best = [best_mixture(record) for record, _ in found]
     return Mixtures(

@@ -269,6 +269,12 @@ class _Run:
             raise
         self._save(runtime, block=True)
         summary = self._summary(status, runtime.bound_by(), int(runtime.learner_state.updates))
+        if status == "finished" and not summary["updates"]:
+            smaller = ", or a smaller `--replay-minimum`" * isinstance(self.agent.source, Replayed)
+            monitor.message(
+                "warning: the run ended before its first update, so nothing was learnt and there"
+                f" is no checkpoint; expected more `--steps`{smaller}"
+            )
         monitor.summary(summary)
         return summary
 

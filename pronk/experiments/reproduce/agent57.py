@@ -22,6 +22,7 @@ from pronk.experiments.reproduce.matrix import Done, Scores, Variant
 from pronk.experiments.reproduce.settings import Agent57
 from pronk.maths import intrinsic
 from pronk.report.runs import EVALUATION
+from pronk.run.monitor import best_mixture
 from pronk.run.setup import configure_jax
 from pronk.storage.files import read_lines
 from pronk.types import Array
@@ -49,7 +50,9 @@ def variants(task: Task) -> dict[str, Variant]:
         ),
         "NGU": with_novelty(task, "ngu", mixtures=MIXTURES),
         "NGU, separate networks": with_novelty(task, "agent57", mixtures=MIXTURES, **single),
-        "and bandit": with_novelty(task, "agent57", mixtures=MIXTURES, sequence_length=20),
+        "NGU, separate networks, bandit": with_novelty(
+            task, "agent57", mixtures=MIXTURES, sequence_length=20
+        ),
         COMPLETE: with_novelty(task, "agent57", mixtures=MIXTURES),
     }
 
@@ -100,15 +103,15 @@ def discounts(config: Config) -> Array:
 
 
 def write_arms(done: Sequence[Done], output: Path, results: Path) -> None:
-    """Write `agent57-arms.csv`: the best mixture over training of each run of Agent57."""
+    """Write `agent57-arms.csv`: the best mixture over training of each run of Agent57, by the mean
+    returns of all mixtures. The metric `best_mixture` is a mean over updates, and may be no arm."""
     ladder = discounts(agent_module("agent57").preset("small"))
     rows = []
     for one in done:
         if one.variant != COMPLETE:
             continue
         for _, record in read_lines(output / one.run.name / "metrics.jsonl"):
-            if "best_mixture" in record:
-                arm = round(record["best_mixture"])
+            if (arm := best_mixture(record)) is not None:
                 gamma = f"{ladder[arm]:.6g}"
                 rows.append([one.task, one.seed, record["steps"], arm, gamma])
     header = ["task", "seed", "steps", "best_mixture", "discount"]

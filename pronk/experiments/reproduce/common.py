@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pronk.config.json_files import UnreadableJSON, read_object
 from pronk.config.spec import Plan
 from pronk.errors import UserError, nearest
 from pronk.storage.files import write_atomically, write_json_atomically
@@ -62,7 +63,8 @@ def cached(
 ) -> dict[str, Any]:
     """The JSON result of `compute`, computed once and kept in `folder`.
 
-    settings: all that the result depends on; other settings have another file.
+    settings: all that the result depends on; other settings have another file. Raises UserError
+    where the file is damaged.
     """
     path = folder / f"{name}-{digest(settings)}.json"
     if not path.exists():
@@ -70,7 +72,13 @@ def cached(
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, compute())
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
-    return json.loads(path.read_text())
+    try:
+        return read_object(path)
+    except UnreadableJSON as error:
+        why = str(error).removesuffix(": put back a copy of it.")
+        raise UserError(
+            f"{why}. Delete the file and repeat the command, which then computes it again."
+        ) from None
 
 
 # Statistics

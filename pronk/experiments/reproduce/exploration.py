@@ -100,7 +100,9 @@ def rates(results: Path, name: str, tasks: Mapping[str, Task]) -> Scores:
 
 def table(found: Scores, tasks: Mapping[str, Task]) -> str:
     """Variants by tasks: the success rate, mean over seeds with a 95 % interval, and how many of
-    the runs solved the task."""
+    the runs solved the task. Empty if no run recorded an evaluation."""
+    if not found:
+        return ""
     shown = [task for task in tasks if any(task in own for own in found.values())]
     lines = []
     for variant, own in found.items():

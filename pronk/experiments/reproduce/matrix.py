@@ -42,6 +42,8 @@ CURVE = 25  # rows of a run in `NAME.csv`
 SCORES = ("all_episodes", "last_100", "evaluation", "last_evaluations")
 LAST = 5  # evaluations of `last_evaluations`
 LEVELS = (":", "-.")  # styles of horizontal lines
+_NO_FIGURE = "There is no figure, because no run recorded {}: more `--steps` are needed."
+NO_EPISODE, NO_EVALUATION = (_NO_FIGURE.format(x) for x in ("an episode", "an evaluation"))
 RANDOM = "random"
 RANDOM_EPISODES = 100
 
@@ -320,8 +322,7 @@ def draw_curves(
     runs = report.read([table]) if len(lines) > 1 else []  # an empty table is an error for `read`
     if not any(run.of(metric) for run in runs):
         picture.unlink(missing_ok=True)  # of earlier runs
-        what = "an episode" if metric == TRAINING else "an evaluation"
-        return f"There is no figure, because no run recorded {what}: more `--steps` are needed."
+        return NO_EPISODE if metric == TRAINING else NO_EVALUATION
     tasks = list(dict.fromkeys(run.env for run in runs))
     variants = list(dict.fromkeys(run.settings["variant"] for run in runs))
     columns = min(3, len(tasks))

@@ -43,4 +43,5 @@ def run(settings: NGUAblations, *, output: Path, results: Path) -> str:
     matrix.write(done, results, NAME, head)
     label = "mean return (evaluation)"
     figure = matrix.draw_curves(results, NAME, metric=EVALUATION, label=label)
-    return "\n\n".join([exploration.table(exploration.rates(results, NAME, TASKS), TASKS), figure])
+    table = exploration.table(exploration.rates(results, NAME, TASKS), TASKS)
+    return "\n\n".join([*filter(None, [table]), figure])

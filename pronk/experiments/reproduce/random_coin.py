@@ -47,22 +47,26 @@ def run(settings: RandomCoin, *, output: Path, results: Path) -> str:
     done = exploration.train(settings, output, known, variants)
     matrix.write(done, results, NAME, f"pronk reproduce {NAME}, {settings.steps:,} agent steps")
     found = exploration.rates(results, NAME, known)
-    return "\n\n".join([exploration.table(found, known), str(draw(results, known))])
+    return "\n\n".join([*filter(None, [exploration.table(found, known)]), draw(results, known)])
 
 
-def draw(results: Path, known: dict[str, Task]) -> Path:
+def draw(results: Path, known: dict[str, Task]) -> str:
     """Draw the success rate of the policy that exploits over the scale, from the table in
-    `results`."""
+    `results`. Returns the figure's path, or a sentence where no run has a score."""
+    rates, picture = exploration.rates(results, NAME, known), results / f"{NAME}.png"
+    if not rates:
+        picture.unlink(missing_ok=True)  # of earlier runs
+        return matrix.NO_EVALUATION
     figure, axes = common.panels(1, 1, 5.0, 3.4)
     axis, count = axes[0, 0], 0
-    for i, (kind, own) in enumerate(exploration.rates(results, NAME, known).items()):
+    for i, (kind, own) in enumerate(rates.items()):
         scales = [known[name].scale for name in own]
-        values = [common.interval(list(rates)) for rates in own.values()]
-        count = max(count, *(len(rates) for rates in own.values()))
+        values = [common.interval(list(scores)) for scores in own.values()]
+        count = max(count, *(len(scores) for scores in own.values()))
         style = {"color": common.COLOURS[i], "marker": "o", "label": kind}
         common.draw_points(axis, np.array(scales) * (1 + 0.03 * i), values, **style)
     axis.set_xscale("log")
     axis.set_ylim(-0.05, 1.05)
     axis.set_xlabel("β, the largest scale of the intrinsic reward")
     axis.set_ylabel("episodes that find the coin")
-    return common.save(figure, results / f"{NAME}.png", common.band_note(count, count))
+    return str(common.save(figure, picture, common.band_note(count, count)))
