@@ -157,7 +157,7 @@ def evaluate(args: list[str]) -> None:
 
     configure_jax()
     with others_to_stderr(parsed.json):
-        policy = load(parsed.run, agent=parsed.agent)
+        policy = load(parsed.run, agent=parsed.agent, simulations=parsed.simulations)
         env_args = parse_assignments(parsed.env_arg, "`--env-arg`")
         env_args, opponent = opponents.complete(
             policy, parsed.env, env_args, parsed.opponent, sample=parsed.sample
@@ -178,9 +178,7 @@ def evaluate(args: list[str]) -> None:
         return
     name = f"{policy.plan.agent} on {parsed.env or policy.plan.env} after {policy.steps:,} steps"
     name += f" against {opponent}" if opponent else ""
-    epsilon = getattr(policy.plan.agent_config, "evaluation_epsilon", 0.0)
-    how = "sampled" if parsed.sample else "greedy" + f" but for ε = {epsilon:g}" * (epsilon > 0)
-    for line in result.lines(name, how):
+    for line in result.lines(name, policy.words(sample=parsed.sample)):
         _say(line)
 
 
@@ -194,7 +192,7 @@ def play(args: list[str]) -> None:
     if parsed.first and parsed.second:
         raise UserError("`--first` and `--second` are given; give the one that you want to be.")
     configure_jax()
-    policy = load(parsed.run, agent=parsed.agent)
+    policy = load(parsed.run, agent=parsed.agent, simulations=parsed.simulations)
     play_game(policy, begins=not parsed.second, sample=parsed.sample, seed=parsed.seed, say=_say)
 
 
@@ -311,7 +309,7 @@ def export(args: list[str]) -> None:
         )
     from pronk.run.policy import export as write
 
-    steps = write(parsed.run, parsed.output)
+    steps = write(parsed.run, parsed.output, simulations=parsed.simulations)
     _say(f"{parsed.output}: the policy after {steps:,} steps")
 
 

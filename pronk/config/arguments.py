@@ -68,6 +68,9 @@ class EvalArguments:
     """Opponent in a board game: random, perfect, or another run's directory or exported policy,
     which chooses its actions as RUN does. [the run's own, else perfect or, on a large board,
     random]"""
+    simulations: int | None = number(None, at_least=0, limit=10_000)
+    """Simulations of the search for each action, of an agent that plans; 0 acts by its network
+    alone. [the run's own]"""
     agent: str | None = None
     """Module of the agent, for a file exported from an agent outside pronk; it is imported."""
     json: bool = False
@@ -88,6 +91,9 @@ class PlayArguments:
     """Draw actions from the policy instead of taking the likeliest."""
     seed: int = number(1_000_000, at_least=0, at_most=2**63 - 1)
     """Random seed."""
+    simulations: int | None = number(None, at_least=0, limit=10_000)
+    """Simulations of the search for each action, of an agent that plans; 0 acts by its network
+    alone. [the run's own]"""
     agent: str | None = None
     """Module of the agent, for a file exported from an agent outside pronk; it is imported."""
 
@@ -180,6 +186,9 @@ class ExportArguments:
     """A run's directory."""
     output: Positional[Path]
     """File to write, .safetensors."""
+    simulations: int | None = number(None, at_least=0, limit=10_000)
+    """Simulations of the search for each action, of an agent that plans; 0 acts by its network
+    alone. [the run's own]"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import warnings
@@ -19,7 +20,7 @@ from pronk.config.run import EVAL_MAX_STEPS
 from pronk.config.spec import Plan, run_of
 from pronk.envs.common_spaces import common_spaces
 from pronk.envs.suite import task_number, tasks_of
-from pronk.errors import UserError
+from pronk.errors import UserError, counted
 from pronk.maths.keys import key_of
 from pronk.maths.spaces import (
     MASK,
@@ -69,6 +70,14 @@ class Policy:
         key = key_of(self._episodes if seed is None else seed)
         carry = self.agent.initial_carry(key, np.zeros(1, np.int32), 1, not sample)
         return carry, key, np.uint32(0)
+
+    def words(self, *, sample: bool) -> str:
+        """How actions are chosen, for people."""
+        epsilon = getattr(self.plan.agent_config, "evaluation_epsilon", 0.0)
+        greedy = "greedy" + f" but for ε = {epsilon:g}" * (epsilon > 0)
+        count = getattr(self.plan.agent_config, "simulations", None)
+        searched = "" if count is None else f", {counted(count, 'simulation')}"
+        return ("sampled" if sample else greedy) + searched
 
     def act(
         self,
@@ -211,13 +220,14 @@ def load(
     env: str | Callable[[], Any] | None = None,
     *,
     agent: AgentLike | None = None,
+    simulations: int | None = None,
 ) -> Policy:
     """The policy of a run's newest valid checkpoint, or of a file that `export` wrote.
 
     env: needed only where the run was trained on a factory rather than an id. agent: the module to
-    trust; needed only for an exported policy whose agent is not pronk's own. Changes no setting of
-    JAX or of the process. Raises UserError where there is no run, no valid checkpoint, or one that
-    does not fit.
+    trust; needed only for an exported policy whose agent is not pronk's own. simulations: of an
+    agent's search, instead of its own number. Changes no setting of JAX or of the process. Raises
+    UserError where there is no run, no valid checkpoint, or one that does not fit.
     """
     path = run_of(Path(path))
     exported = ArrayFile(path) if os.path.isfile(path) else None
@@ -233,6 +243,7 @@ def load(
             " from somebody else. If you trust that module, load it from Python:"
             f" pronk.load(path, env='{plan.env}')."
         )
+    plan = _with_simulations(plan, simulations)
     env = plan.env if env is None else env
     if isinstance(env, str) and env.endswith("()"):
         raise UserError(
@@ -245,6 +256,20 @@ def load(
     behaviour = file.restore("behaviour", jax.eval_shape(made.behaviour, state))
     steps = file.steps if isinstance(file, Loaded) else int(file.meta["steps"])
     return Policy(plan, env, spec, made, behaviour, steps)
+
+
+def _with_simulations(plan: Plan, simulations: int | None) -> Plan:
+    """The plan with another number of simulations, unless it is None; raises UserError for an agent
+    that does not search."""
+    if simulations is None:
+        return plan
+    if not hasattr(plan.agent_config, "simulations"):
+        raise UserError(
+            f"`--simulations` is {simulations}, and agent '{plan.agent}' chooses its actions"
+            " without a search; leave it out."
+        )
+    config = dataclasses.replace(plan.agent_config, simulations=simulations)
+    return dataclasses.replace(plan, agent_config=config)
 
 
 def load_behaviour(path: Path, template: PyTree) -> PyTree:
@@ -280,14 +305,15 @@ def _exported_plan(file: ArrayFile, agent: AgentLike | None) -> Plan:
     return Plan.parse(file.meta["plan"], str(file.path), trusted=trusted)
 
 
-def export(run_dir: Path, output: Path) -> int:
+def export(run_dir: Path, output: Path, *, simulations: int | None = None) -> int:
     """Write a run's newest behaviour, all that acting needs, and its configuration to the
     safetensors file `output`; returns its agent steps.
 
-    Raises UserError where there is no valid checkpoint, or the file cannot be written.
+    simulations: of an agent's search, instead of its own number. Raises UserError where there is no
+    valid checkpoint, or the file cannot be written.
     """
     run_dir = run_of(run_dir)
-    plan, loaded = Plan.load(run_dir), newest(run_dir)
+    plan, loaded = _with_simulations(Plan.load(run_dir), simulations), newest(run_dir)
     described = plan.as_json()
     described["run"] |= {"run_dir": None, "init_from": None}  # names of this machine's directories
     meta = {"plan": json.dumps(described), "steps": str(loaded.steps)}

@@ -143,6 +143,26 @@ class Intrinsic(Benchmark):
     """How long each measurement takes, after compilation."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search(Benchmark):
+    """MuZero's search: simulations per second by batch size, beside those of mctx."""
+
+    batch_sizes: tuple[int, ...] = (1, 16, 64, 256)
+    """Searches side by side."""
+    simulations: tuple[int, ...] = (8, 32, 50)
+    """Simulations of each search."""
+    algorithms: tuple[Literal["puct", "gumbel"], ...] = ("puct", "gumbel")
+    """How the tree is searched."""
+    max_depth: int = 8
+    """Steps that a simulation goes from the root at most."""
+    actions: int = 9
+    """Actions."""
+    units: int = 128
+    """Units of the model's states and layers."""
+    seconds: float = 1.0
+    """How long each measurement takes, after compilation."""
+
+
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "learner": Learner,
     "throughput": Throughput,
@@ -151,6 +171,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "architectures": Architectures,
     "replay": Replay,
     "intrinsic": Intrinsic,
+    "search": Search,
 }
 
 
