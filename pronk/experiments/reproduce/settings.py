@@ -283,11 +283,24 @@ class RandomCoin(Training):
     """One seed, a quarter of the steps: some minutes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MuZeroBoards(Training):
+    """MuZero on tic-tac-toe and a small Connect Four: every line of play, and perfect play."""
+
+    seeds: int = 3
+    """Runs on each board."""
+    tasks: tuple[str, ...] = ()
+    """Run only these boards. [all]"""
+    quick: bool = False
+    """Tic-tac-toe, one seed, a tenth of the steps: some minutes."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "agent57": Agent57,
     "duan": Duan,
     "kl": KL,
     "mujoco": MuJoCo,
+    "muzero-boards": MuZeroBoards,
     "ngu-ablations": NGUAblations,
     "ngu-maze": NGUMaze,
     "pbt": PBT,
