@@ -98,6 +98,17 @@ def test_intrinsic(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["agent57_update_of_ngu"] == pytest.approx(ratio)
 
 
+@pytest.mark.extended
+def test_search(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--batch-sizes", 3, "--simulations", 2, 4, "--units", 4]
+    rows = run(capsys, "search", *sizes, "--seconds", 0.05)["rows"]
+    cases = [(row["algorithm"], row["batch"], row["simulations"]) for row in rows]
+    assert cases == [(name, 3, n) for name in ("puct", "gumbel") for n in (2, 4)]
+    for row in rows:
+        ratio = row["simulations_per_second"] / row["of_mctx"]
+        assert row["ratio"] == pytest.approx(ratio)
+
+
 def test_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("async", "sync-step")
     flags = ["--tasks", "even", "--architectures", *names, "--num-envs", 2, "--unroll", 2]

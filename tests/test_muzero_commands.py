@@ -1,0 +1,124 @@
+"""MuZero at the command line: presets by environment, local and fused, and the search's size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pronk
+from pronk import cli
+from pronk.config.spec import Plan
+from pronk.run.resolve import resolve
+
+TINY = {
+    "simulations": 2,
+    "model-units": 8,
+    "hidden-sizes": 8,
+    "batch-size": 8,
+    "replay-minimum": 10,
+}
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [str(x) for name, value in settings.items() for x in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tic-tac-toe by self-play in the fused runtime, without a flag that says how."""
+    run_dir = tmp_path_factory.mktemp("runs") / "cells"
+    settings = TINY | {"envs-per-actor": 8, "steps": 3000, "run-dir": run_dir}
+    cli.main(["train", "muzero", "pronk/TicTacToe-v0", "--quiet", *flags(settings)])
+    return run_dir
+
+
+def test_presets_by_environment() -> None:
+    presets = {
+        "pronk/TicTacToe-v0": "board",
+        "pronk/Catch-v0": "small",
+        "ALE/Pong-v5": "atari-small",
+    }
+    for env, preset in presets.items():
+        assert resolve("muzero", env).preset == preset
+
+
+def test_it_learns_by_self_play(run: Path) -> None:
+    assert Plan.load(run).preset == "board"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["updates"] > 50
+    # Of both sides: rewards are learnt long before play is.
+    assert records[-1]["loss/reward"] < 0.8 * max(r.get("loss/reward", 0) for r in records)
+
+
+def test_the_search_may_be_of_another_size(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in (0, 5):
+        args = ["--simulations", str(count), "--episodes", "4", "--opponent", "random"]
+        cli.main(["eval", str(run), *args])
+        assert f"greedy, {count} simulations" in capsys.readouterr().out
+    file = tmp_path / "policy.safetensors"
+    cli.main(["export", str(run), str(file), "--simulations", "3"])
+    exported = pronk.load(file)
+    assert exported.plan.agent_config.simulations == 3
+    observation, mask = np.zeros((3, 3, 2), np.uint8), np.arange(9) == 4
+    action, _ = exported.act(observation, exported.initial_carry(), action_mask=mask)
+    assert action == 4
+
+
+def test_agents_without_a_search_have_no_simulations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "catch"
+    few = ["--envs-per-actor", "4", "--batch-size", "4", "--unroll", "5", "--hidden-sizes", "8"]
+    cli.main(
+        ["train", "impala", "pronk/Catch-v0", "--steps", "200", "--run-dir", str(run_dir), *few]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["eval", str(run_dir), "--simulations", "3"])
+    assert caught.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "agent 'impala' chooses its actions without a search; leave it out" in said
+
+
+@pytest.mark.extended
+def test_the_local_runtime_resumes_bit_for_bit(tmp_path: Path) -> None:
+    settings = TINY | {"steps": 1200, "actors": 1, "envs-per-actor": 4, "eval-every": 600}
+    kept = ["--deterministic", "--runtime", "local", "--quiet"]
+
+    def train(name: str, *more: str) -> bytes:
+        args = flags(settings | {"run-dir": tmp_path / name})
+        cli.main(["train", "muzero", "CartPole-v1", *args, *kept, *more])
+        policy = pronk.load(tmp_path / name)
+        leaves = policy.behaviour["params"]["params"]["policy"]["Dense_1"]["kernel"]
+        return np.asarray(leaves).tobytes()
+
+    whole = train("whole")
+    train("parts", "--stop-after", "700")
+    assert train("parts") == whole
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["CartPole-v1", "--simulations", "-1"], "`--simulations` is -1; expected zero or more"),
+        (["CartPole-v1", "--max-depth", "-1"], "`--max-depth` is -1; expected zero or more"),
+        (["CartPole-v1", "--temperature", "0"], "`--temperature` is 0.0; expected a number above"),
+        (["CartPole-v1", "--search", "alphazero"], "--search"),
+        (["Pendulum-v1"], "search has a branch for each action"),
+        (["pronk/TicTacToe-v0", "--discount", "0.9"], "expected 1, as in the preset board"),
+        (["pronk/TicTacToe-v0", "--td-steps", "20"], "expected at least 24 starts"),
+    ],
+)
+def test_bad_input(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "muzero", *args, "--run-dir", str(tmp_path / "run"), "--quiet"])
+    assert caught.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
