@@ -156,6 +156,21 @@ def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
     np.testing.assert_allclose(got.value[0, 0, fresh], z, rtol=1e-4, atol=1e-5)
 
 
+def test_the_target_network_may_bootstrap_all_values():
+    agent, given = build(bootstrap="target"), batch(build())
+    params, target = agent.init(KEY).params, agent.init(jax.random.key(1)).params
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape) * 0.3, target)
+    rows = given.trajectory.timestep
+    got = [agent.targets(params, t, given, KEY)[0].value[0, 0] for t in (target, moved)]
+    gamma = agent.config.discount
+    for z, network in zip(got, (target, moved), strict=True):
+        value = agent.root(network, rows.observation[3]).value
+        expected = rows.reward[1] + gamma * rows.reward[2] + gamma**2 * rows.reward[3]
+        np.testing.assert_allclose(z, expected + gamma**3 * value, rtol=1e-4, atol=1e-5)
+    assert np.abs(got[0] - got[1]).max() > 1e-3
+
+
 def test_clipped_targets_are_counted():
     agent = build()
     state = agent.init(KEY)

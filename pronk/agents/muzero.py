@@ -105,11 +105,13 @@ class MuZero(Planner):
         timestep, action, extras = batch.trajectory[:3]
         policy, value = extras["search_policy"], extras["search_value"]
         if fresh := round(config.reanalyze * action.shape[1]):
-            rows = config.starts + config.unroll_steps
-            some = jax.tree.map(lambda x: x[:, :fresh], timestep)
-            new = self.reanalyze(params, target_params, some, rows, search_key)
-            policy = policy.at[:rows, :fresh].set(new[0])
-            value = value.at[:, :fresh].set(new[1])
+            rows = slice(config.starts + config.unroll_steps), slice(fresh)
+            some = jax.tree.map(lambda x: x[rows], timestep)
+            policy = policy.at[rows].set(self.searched(params, some, search_key))
+        newer = action.shape[1] if config.bootstrap == "target" else fresh
+        if newer:
+            some = jax.tree.map(lambda x: x[:, :newer], timestep)
+            value = value.at[:, :newer].set(self.values(target_params, some))
         z = unrolled.value_targets(timestep, value, self.discount, steps=config.td_steps)
         shape = (config.unroll_steps + 1, config.starts, action.shape[1])
         found = unrolled.unroll(

@@ -60,13 +60,16 @@ class Config:
     td_steps: int = number(10, above=0, source=f"{_CODE}; 5 with Reanalyze")
     """n: rewards in a value target, before the search's value counts. In a game it may be as long
     as an episode, so that only the outcome counts."""
+    bootstrap: Literal["search", "target"] = choice("search", source=_CODE)
+    """ν of value targets: the search's, as it was when acting, or the target network's. The former
+    are old where the replay is, and values then grow slowly."""
     starts: int = number(1, above=0)
     """Rows of a sequence from which the model is unrolled. With 1 each row is a sequence of its
     own, with a priority, as in the paper; with more, sequences are unrolls drawn uniformly, and
     `--unroll` must be equal: the fused runtime needs that."""
     reanalyze: float = fraction(0.0, source="S20, appendix H: 0.8 in Reanalyze")
     """Share of the batch whose policies are searched for anew, with the newest parameters, and
-    whose values are bootstrapped from the target network."""
+    whose value targets are bootstrapped from the target network."""
     replay_capacity: int = number(
         25_000_000, above=0, limit=10**12, source=f"{_CODE}: 125,000 sequences of 200"
     )
@@ -205,6 +208,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "simulations": 20,
         "max_depth": 5,
+        "bootstrap": "target",
         "hidden_sizes": (128,),
         "model_units": 64,
         "support_limit": 25.0,
@@ -221,6 +225,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "simulations": 16,
         "max_depth": 5,
+        "bootstrap": "target",
         "td_steps": 10,
         "torso": "minatar",
         "hidden_sizes": (128,),
@@ -240,6 +245,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "simulations": 16,
         "max_depth": 5,
+        "bootstrap": "target",
         "td_steps": 5,
         "torso": "shallow",
         "hidden_sizes": (256,),

@@ -94,23 +94,19 @@ class Planner:
         options: dict[str, Any] = {"mask": mask, "explores": explores, "temperature": temperature}
         return search.search(self.settings, model, root, self.discount, key, **options)
 
-    def reanalyze(
-        self, params: PyTree, target_params: PyTree, timestep: TimeStep, rows: int, key: Key
-    ) -> tuple[Array, Array]:
-        """New policies of the first `rows` of a batch's rows `[T + 1, B]`, `[rows, B, A]`, by a
-        search with the newest parameters and without noise; and values of all rows, of the target
-        network [S20, appendix H]."""
-
-        def flat(x: Array) -> Array:
-            return x.reshape(-1, *x.shape[2:])
-
-        searched = jax.tree.map(lambda x: flat(x[:rows]), timestep)
-        root = self.root(params, searched.observation)
-        explores = jnp.zeros(root.value.shape, bool)
-        found = self.search(params, root, searched.action_mask, key, explores)
-        value = self.root(target_params, jax.tree.map(flat, timestep.observation)).value
+    def searched(self, params: PyTree, timestep: TimeStep, key: Key) -> Array:
+        """Policies `[T, B, A]` of rows `[T, B]`, by a search without noise."""
         shape = timestep.first.shape
-        return found.policy.reshape(rows, shape[1], -1), value.reshape(shape)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), timestep)
+        root = self.root(params, flat.observation)
+        explores = jnp.zeros(root.value.shape, bool)
+        found = self.search(params, root, flat.action_mask, key, explores)
+        return found.policy.reshape(*shape, -1)
+
+    def values(self, params: PyTree, timestep: TimeStep) -> Array:
+        """The model's values `[T, B]` of rows `[T, B]`."""
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), timestep.observation)
+        return self.root(params, flat).value.reshape(timestep.first.shape)
 
 
 def parts(config: Config, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:
