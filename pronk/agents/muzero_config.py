@@ -215,7 +215,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "support_bins": 51,
         "replay_capacity": 100_000,
         "replay_minimum": 500,
-        "samples_per_insert": 8.0,
+        "samples_per_insert": 32.0,
         "value_coefficient": 0.25,
     },
     # Images of 10 × 10, such as MinAtar's: states are vectors.
