@@ -70,6 +70,7 @@ CLAIMS = {
         "pronk/MemoryCue-v0", 4_000_000, "chance, 0.25", MEMORY, 1000, variant="feed-forward"
     ),
     "pendulum": Claim("Pendulum-v1", 1_000_000, "≥ −250"),
+    "muzero-cartpole": Claim("CartPole-v1", 30_000, "≥ 475", FEW, agent="muzero"),
     "r2d2-cartpole": Claim("CartPole-v1", 200_000, "≥ 475", FEW, agent="r2d2"),
     "r2d2-hidden": Claim(
         "pronk/CartPole-v1", 200_000, "≥ 400", {**HIDDEN, **FEW}, agent="r2d2",
