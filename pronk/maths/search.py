@@ -113,30 +113,30 @@ def search(
     """
     batch, actions = root.logits.shape
     assert_shape((batch,), "one per root", value=root.value)
-    mask = jnp.ones((batch, actions), bool) if mask is None else mask
-    explores = jnp.ones(batch, bool) if explores is None else explores
+    allowed: Array = jnp.ones((batch, actions), bool) if mask is None else mask
+    exploring: Array = jnp.ones(batch, bool) if explores is None else explores
     noise_key, action_key = jax.random.split(key)
-    logits = jnp.where(mask, root.logits, rules.MASKED)
+    logits = jnp.where(allowed, root.logits, rules.MASKED)
     if not settings.simulations:
         policy = jax.nn.softmax(logits)
-        action = rules.draw(policy, explores, temperature, action_key)
+        action = rules.draw(policy, exploring, temperature, action_key)
         none = jnp.zeros(batch, jnp.int32)
         return Found(action, policy, root.value, none, jnp.zeros_like(logits))
     rule: rules.Rule
     if settings.algorithm == "gumbel":
-        gumbel = explores[:, None] * jax.random.gumbel(noise_key, logits.shape)
+        gumbel = exploring[:, None] * jax.random.gumbel(noise_key, logits.shape)
         sizes = settings.simulations, min(settings.considered, actions)
-        rule = rules.Gumbel(mask, gumbel, *sizes, settings.value_scale)
+        rule = rules.Gumbel(allowed, gumbel, *sizes, settings.value_scale)
     else:
-        fraction = jnp.where(explores, settings.dirichlet_fraction, 0.0)
+        fraction = jnp.where(exploring, settings.dirichlet_fraction, 0.0)
         prior = jax.nn.softmax(logits)
-        prior = rules.add_noise(prior, mask, fraction, settings.dirichlet_alpha, noise_key)
-        rule, logits = rules.Puct(mask), jnp.where(mask, jnp.log(prior), rules.MASKED)
+        prior = rules.add_noise(prior, allowed, fraction, settings.dirichlet_alpha, noise_key)
+        rule, logits = rules.Puct(allowed), jnp.where(allowed, jnp.log(prior), rules.MASKED)
     trees = _grow(settings, rule, model, root._replace(logits=logits), discount)
     at_root = jax.tree.map(lambda x: x[0], trees.edges)
     visits, total = at_root.visits, at_root.total
     value = (root.value + total.sum(axis=-1)) / (1.0 + visits.sum(axis=-1))
-    policy, action = rule.decide(at_root, root.value, explores, temperature, action_key)
+    policy, action = rule.decide(at_root, root.value, exploring, temperature, action_key)
     return Found(action, policy, value, trees.depth, visits)
 
 

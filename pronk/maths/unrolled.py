@@ -35,7 +35,7 @@ def value_targets(
         return x[i : i + rows]
 
     first = timestep.first.astype(jnp.float32)
-    goes_on = 1.0 - (timestep.terminated | timestep.truncated).astype(jnp.float32)
+    goes_on = 1.0 - jnp.logical_or(timestep.terminated, timestep.truncated).astype(jnp.float32)
     truncated = (timestep.truncated & ~timestep.terminated).astype(jnp.float32)
     total = jnp.zeros_like(at(bootstrap, 0))
     weight = 1.0 - at(timestep.terminated, 0).astype(jnp.float32)  # d^(i−1), 0 after the end

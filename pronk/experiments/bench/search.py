@@ -88,20 +88,20 @@ def _ours(made: Planner) -> Callable[[PyTree, Root, Key], Array]:
 def _mctx(made: Planner) -> Callable[[PyTree, Root, Key], Array]:
     import mctx
 
+    # Dataclasses of chex, whose parameters type checkers do not see.
+    output: Any = mctx.RecurrentFnOutput
+    root_output: Any = mctx.RootFnOutput
+
     def recurrent(params: PyTree, key: Key, action: Array, state: PyTree) -> tuple[Any, PyTree]:
         del key
         after, reward = made.step(params, state, action)
         logits, value = made.predict(params, after)
         reward, value = made.support.decode(reward), made.support.decode(value)
         discount = jnp.full_like(reward, made.discount)
-        return mctx.RecurrentFnOutput(  # type: ignore[call-arg]
-            reward=reward, discount=discount, prior_logits=logits, value=value
-        ), after
+        return output(reward=reward, discount=discount, prior_logits=logits, value=value), after
 
     def search(params: PyTree, root: Root, key: Key) -> Array:
-        start = mctx.RootFnOutput(  # type: ignore[call-arg]
-            prior_logits=root.logits, value=root.value, embedding=root.state
-        )
+        start = root_output(prior_logits=root.logits, value=root.value, embedding=root.state)
         sizes = made.settings.simulations, None, made.settings.depth
         if made.settings.algorithm == "gumbel":
             return mctx.gumbel_muzero_policy(params, key, start, recurrent, *sizes).action

@@ -48,7 +48,7 @@ def mover(policy: Policy) -> Mover:
 
     def moves(positions: Positions) -> np.ndarray:
         planes = np.stack(positions, axis=-1).astype(np.uint8) * 255
-        mask = _legal(planes.any(axis=-1), agent_actions(policy))
+        mask = _legal(positions.own | positions.other, agent_actions(policy))
         found = []
         for i in range(0, len(planes), BATCH):
             rows, allowed = planes[i : i + BATCH], mask[i : i + BATCH]
@@ -87,9 +87,9 @@ def outcomes(board: Board, positions: Positions) -> tuple[np.ndarray, np.ndarray
     """Which games have ended, bool `[n]`, and their outcome for the side that would move: −1 where
     the other side has a line, else 0."""
     flat = positions.other.reshape(len(positions.other), -1)
-    lost = flat[:, board.lines()].all(axis=-1).any(axis=-1)
-    full = (positions.own | positions.other).all(axis=(1, 2))
-    return lost | full, np.where(lost, -1, 0)
+    lost = np.any(np.all(flat[:, board.lines()], axis=-1), axis=-1)
+    full = np.all(positions.own | positions.other, axis=(1, 2))
+    return np.logical_or(lost, full), np.where(lost, -1, 0)
 
 
 def start(board: Board, count: int = 1) -> Positions:
