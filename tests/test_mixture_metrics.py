@@ -20,9 +20,11 @@ import test_ngu
 from rich.console import Console
 from test_plot import pixels
 
-from pronk import cli
+from pronk import cli, envs
 from pronk.agents import mixture_q, ngu_config
 from pronk.agents.mixture_q import by_mixture
+from pronk.config.run import RunConfig
+from pronk.config.spec import Plan
 from pronk.maths import bandit
 from pronk.run import plot_mixtures, policy
 from pronk.run import record as film
@@ -144,11 +146,11 @@ def test_a_score_says_how_the_policy_acted(
     flags: list[str],
     how: str,
 ) -> None:
-    plan = SimpleNamespace(
-        agent="ngu", env="x", agent_config=ngu_config.Config(evaluation_epsilon=epsilon)
-    )
+    plan = Plan("ngu", "pronk/Catch-v0", RunConfig(), ngu_config.Config(evaluation_epsilon=epsilon))
     result = Evaluation(2, 1.0, 0.5, 0.0, 2.0, 9.0, None)
-    played = SimpleNamespace(plan=plan, steps=3, evaluate=lambda **_: result)
+    agent: Any = None  # it does not act here
+    played = policy.Policy(plan, plan.env, envs.spec_of(plan.env), agent, (), 3)
+    monkeypatch.setattr(policy.Policy, "evaluate", lambda *_, **__: result)
     monkeypatch.setattr(policy, "load", lambda *_, **__: played)
     cli.main(["eval", "run", *flags])
     assert f"of 2 episodes, {how}, 0 to 2, 9 steps long)" in capsys.readouterr().out
