@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pronk.maths import search_rules
-from pronk.maths.search import Found, Prediction, Root, Settings, search
+from pronk.maths.search import Prediction, Root, SearchResult, Settings, search
 from pronk.types import Array
 
 STATES, ACTIONS = 40, 4
@@ -110,7 +110,7 @@ def run(
     mask: Array,
     key: Array,
     temperature: Array,
-) -> Found:
+) -> SearchResult:
     return search(
         settings,
         model.step,

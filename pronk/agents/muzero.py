@@ -77,9 +77,11 @@ class MuZero(Planner):
         |ν − v|, because its return is not known yet; learning makes it |ν − z|."""
         moves = jnp.where(timestep.first, 0, carry.private["moves"])
         limit = self.config.temperature_moves
-        temperature = jnp.where(limit == 0, True, moves < limit) * behaviour["temperature"]
+        temperature = behaviour["temperature"]
+        if limit:
+            temperature = jnp.where(moves < limit, temperature, 0.0)
         root = self.root(behaviour["params"], timestep.observation)
-        found = self.search(
+        result = self.search(
             behaviour["params"],
             root,
             timestep.action_mask,
@@ -88,12 +90,12 @@ class MuZero(Planner):
             temperature,
         )
         extras = {
-            "search_policy": found.policy,
-            "search_value": found.value,
-            "priority": jnp.abs(found.value - root.value),
-            "search_depth": found.depth,
+            "search_policy": result.policy,
+            "search_value": result.value,
+            "priority": jnp.abs(result.value - root.value),
+            "search_depth": result.depth,
         }
-        return found.action, Carry((), carry.private | {"moves": moves + 1}), extras
+        return result.action, Carry((), carry.private | {"moves": moves + 1}), extras
 
     def targets(
         self, params: PyTree, target_params: PyTree, batch: Batch, key: Key
@@ -114,7 +116,7 @@ class MuZero(Planner):
             value = value.at[:, :newer].set(self.values(target_params, some))
         z = unrolled.value_targets(timestep, value, self.discount, steps=config.td_steps)
         shape = (config.unroll_steps + 1, config.starts, action.shape[1])
-        found = unrolled.unroll(
+        unrolls = unrolled.unroll(
             timestep,
             action,
             policy,
@@ -123,7 +125,7 @@ class MuZero(Planner):
             steps=config.unroll_steps,
             starts=config.starts,
         )
-        return jax.lax.stop_gradient(found), extras["search_value"][: config.starts]
+        return jax.lax.stop_gradient(unrolls), extras["search_value"][: config.starts]
 
     def loss(
         self, params: PyTree, hyper: Hyper, batch: Batch, targets: Unrolled
@@ -207,7 +209,8 @@ class MuZero(Planner):
             "search_depth": jnp.sum(
                 of_starts * batch.trajectory.extras["search_depth"][: len(start)]
             ),
-            "clipped_targets": jnp.sum(start * clipped) / jnp.sum(start * targets.weight),
+            "clipped_targets": jnp.sum(start * clipped)
+            / jnp.maximum(jnp.sum(start * targets.weight), 1.0),
         }
         priority = jnp.sum(start * jnp.abs(searched - z), axis=0) / jnp.maximum(start.sum(0), 1.0)
         feedback = Feedback(priority if self.config.priority_exponent else None)

@@ -17,7 +17,7 @@ from pronk.agents.muzero_config import Config
 from pronk.errors import UserError
 from pronk.maths import search, transforms
 from pronk.maths.categorical import Support
-from pronk.maths.search import Found, Prediction, Root
+from pronk.maths.search import Prediction, Root, SearchResult
 from pronk.nn.model import Model
 from pronk.types import Array, EnvSpec, Key, PyTree, TimeStep
 
@@ -82,7 +82,7 @@ class Planner:
         key: Key,
         explores: Array,
         temperature: Array | float = 1.0,
-    ) -> Found:
+    ) -> SearchResult:
         """A search in the model from each root; see `pronk.maths.search`."""
 
         def model(state: PyTree, action: Array) -> Prediction:
@@ -100,8 +100,8 @@ class Planner:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), timestep)
         root = self.root(params, flat.observation)
         explores = jnp.zeros(root.value.shape, bool)
-        found = self.search(params, root, flat.action_mask, key, explores)
-        return found.policy.reshape(*shape, -1)
+        result = self.search(params, root, flat.action_mask, key, explores)
+        return result.policy.reshape(*shape, -1)
 
     def values(self, params: PyTree, timestep: TimeStep) -> Array:
         """The model's values `[T, B]` of rows `[T, B]`."""

@@ -60,7 +60,7 @@ class Settings(NamedTuple):
         return min(self.max_depth or self.simulations, self.simulations)
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search returns for B roots."""
 
     action: Array  # int32 [B]
@@ -102,7 +102,7 @@ def search(
     mask: Array | None = None,
     explores: Array | None = None,
     temperature: Array | float = 1.0,
-) -> Found:
+) -> SearchResult:
     """Search from the roots.
 
     discount: γ, or −γ where the next state's value is the other side's. mask: bool `[B, A]`, the
@@ -121,7 +121,7 @@ def search(
         policy = jax.nn.softmax(logits)
         action = rules.draw(policy, exploring, temperature, action_key)
         none = jnp.zeros(batch, jnp.int32)
-        return Found(action, policy, root.value, none, jnp.zeros_like(logits))
+        return SearchResult(action, policy, root.value, none, jnp.zeros_like(logits))
     rule: rules.Rule
     if settings.algorithm == "gumbel":
         gumbel = exploring[:, None] * jax.random.gumbel(noise_key, logits.shape)
@@ -137,7 +137,7 @@ def search(
     visits, total = at_root.visits, at_root.total
     value = (root.value + total.sum(axis=-1)) / (1.0 + visits.sum(axis=-1))
     policy, action = rule.decide(at_root, root.value, exploring, temperature, action_key)
-    return Found(action, policy, value, trees.depth, visits)
+    return SearchResult(action, policy, value, trees.depth, visits)
 
 
 def _grow(
