@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -266,3 +267,23 @@ def test_halving_visits_each_considered_action_and_then_the_better_half():
     expected = [0] * 8 + [1] * 4 + [2] * 4 + [3] * 2 + [4] * 2 + [5] * 2 + [6] * 2
     assert turns[8].tolist() == expected
     assert turns[1].tolist() == turns[0].tolist() == list(range(24))
+
+
+def test_the_states_of_nodes_are_written_in_place():
+    """A simulation writes one row of them; some releases of jaxlib copy the whole array for that."""
+    model, roots, width, simulations = table(0), np.arange(STATES, dtype=np.int32), 65, 6
+
+    def step(state: tuple[Array, Array], action: Array) -> Prediction:
+        after = model.step(state[0], action)
+        features = 0.5 * state[1] + after.value[:, None]  # as in a network: of the state before
+        return after._replace(state=(after.state, features), reward=features.sum(axis=-1))
+
+    def run(key: Array) -> SearchResult:
+        root = model.root(roots)._replace(state=(jnp.asarray(roots), jnp.zeros((STATES, width))))
+        return search(Settings("puct", simulations), step, root, 0.9, key)
+
+    nodes = f"[{simulations + 1},{STATES},{width}]"
+    text = jax.jit(run).lower(jax.random.key(0)).compile().as_text()
+    loop = text.partition("ENTRY")[0]
+    assert f"f32{nodes}" in loop
+    assert not [x for x in loop.splitlines() if re.search(rf"= f32{re.escape(nodes)}.* copy\(", x)]
