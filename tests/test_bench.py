@@ -23,6 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.extended
 def test_learner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MATRIX", 512)  # a product of a tenth of a second, or less
     result = run(capsys, "learner", "--unroll", 2, "--batch-size", 2, "--seconds", 0.1)
@@ -109,6 +110,7 @@ def test_search(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["ratio"] == pytest.approx(ratio)
 
 
+@pytest.mark.extended
 def test_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("async", "sync-step")
     flags = ["--tasks", "even", "--architectures", *names, "--num-envs", 2, "--unroll", 2]

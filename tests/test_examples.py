@@ -84,6 +84,7 @@ def test_the_agent_starts_from_another_run(runs: Path, tmp_path: Path) -> None:
     assert inspect(tmp_path)["updates"] > 0
 
 
+@pytest.mark.extended
 def test_a_population_of_the_agent(tmp_path: Path) -> None:
     """In one program, tuning what the agent's fields say."""
     sizes = ["--population", "2", "--ready-steps", "100", "--steps", "200"]
@@ -154,6 +155,7 @@ def test_the_network_acts_as_it_learns() -> None:
     assert (np.abs(expected[3:, 1] - fresh[:, 1]) > 1e-4).any()
 
 
+@pytest.mark.extended
 def test_the_network_in_a_run(tmp_path: Path) -> None:
     tiny = {"unroll": 5, "batch_size": 4, "hidden_sizes": (8,), "recurrent_units": 4, "quiet": True}
     run: dict[str, Any] = {"steps": 200, "env_args": {"delay": 2}, "run_dir": tmp_path, **tiny}

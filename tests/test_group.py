@@ -193,6 +193,7 @@ def test_wrong_settings_are_refused_before_the_learners_meet(tmp_path, settings,
         pronk.train("impala", "pronk/Catch-v0", run_dir=tmp_path, learners=2, **settings)
 
 
+@pytest.mark.extended
 def test_learners_with_different_settings_stop(tmp_path):
     """Both, instead of waiting for each other for ever."""
     address = free_address()

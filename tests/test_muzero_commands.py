@@ -57,10 +57,8 @@ def test_it_learns_by_self_play(run: Path) -> None:
 def test_the_search_may_be_of_another_size(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for count in (0, 5):
-        args = ["--simulations", str(count), "--episodes", "4", "--opponent", "random"]
-        cli.main(["eval", str(run), *args])
-        assert f"greedy, {count} simulations" in capsys.readouterr().out
+    cli.main(["eval", str(run), "--simulations", "0", "--episodes", "4", "--opponent", "random"])
+    assert "greedy, 0 simulations" in capsys.readouterr().out
     file = tmp_path / "policy.safetensors"
     cli.main(["export", str(run), str(file), "--simulations", "3"])
     exported = pronk.load(file)
@@ -83,23 +81,6 @@ def test_agents_without_a_search_have_no_simulations(
     assert caught.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "agent 'impala' chooses its actions without a search; leave it out" in said
-
-
-@pytest.mark.extended
-def test_the_local_runtime_resumes_bit_for_bit(tmp_path: Path) -> None:
-    settings = TINY | {"steps": 1200, "actors": 1, "envs-per-actor": 4, "eval-every": 600}
-    kept = ["--deterministic", "--runtime", "local", "--quiet"]
-
-    def train(name: str, *more: str) -> bytes:
-        args = flags(settings | {"run-dir": tmp_path / name})
-        cli.main(["train", "muzero", "CartPole-v1", *args, *kept, *more])
-        policy = pronk.load(tmp_path / name)
-        leaves = policy.behaviour["params"]["params"]["policy"]["Dense_1"]["kernel"]
-        return np.asarray(leaves).tobytes()
-
-    whole = train("whole")
-    train("parts", "--stop-after", "700")
-    assert train("parts") == whole
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_a_member_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("agent", ["r2d2", "ngu", "agent57"])
+@pytest.mark.parametrize("agent", ["r2d2", "agent57"])
 @pytest.mark.extended
 def test_another_agent_in_one_program(agent: str, tmp_path: Path) -> None:
     """With a replay and a target network."""
@@ -314,6 +314,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.extended
 def test_members_and_controller_are_killed_and_nothing_is_lost(tmp_path: Path) -> None:
     """A member first, which restarts; then the controller, whose members end too."""
     directory = tmp_path / "run"
@@ -430,6 +431,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # The experiment and the benchmark.
 
 
+@pytest.mark.extended
 def test_the_experiment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_unrolls_are_those_of_a_local_actor(cluster, machine):
     actor.close()  # twice
 
 
+@pytest.mark.extended
 def test_an_actor_without_a_place_gets_one_when_a_machine_joins(cluster, raylets):
     actor = RayActor(cluster, make_actor, "actor 0")
     with contextlib.closing(actor):
@@ -166,6 +167,7 @@ def test_errors_of_remote_actors_are_raised(cluster, machine):
         assert not isinstance(raised.value, ActorLost)
 
 
+@pytest.mark.extended
 def test_other_versions_of_pronk_are_refused(cluster, machine, monkeypatch):
     monkeypatch.setattr("pronk.runtime.places.ray.metadata.version", lambda _: "0.0.9")
     actor = RayActor(cluster, make_actor, "actor 0")

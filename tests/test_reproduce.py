@@ -69,6 +69,7 @@ def test_complete_episodes_are_kept(recent_episodes):
     assert rows <= sum(t.action[:-1].size for t in trajectories)
 
 
+@pytest.mark.extended
 def test_stored_states_of_an_unchanged_network_have_no_error(recent_episodes):
     """The stored state is right while the network has not changed; zeros are wrong, and a burn-in
     reduces their error."""
@@ -116,6 +117,7 @@ def test_an_interrupted_study_resumes(tmp_path, monkeypatch, capsys):
     assert len(memory) == 1 + 4 * 2
 
 
+@pytest.mark.extended
 def test_each_ablation_changes_one_part_and_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablations, "EPISODES", 2)
     some = {name: ablations.VARIANTS[name] for name in ("R2D2", "Feed-Forward", "roll")}
@@ -360,6 +362,7 @@ def test_the_verdict_counts_corrections_near_the_best():
     assert "| 1-step | **1.2** [1.1, 1.3] |" in vtrace_ablation.table(cells)
 
 
+@pytest.mark.extended
 def test_committed_figures_can_be_drawn_from_the_committed_tables(tmp_path):
     results = Path(__file__).parents[1] / "docs" / "results"
     for table in results.glob("*.csv"):
@@ -385,6 +388,7 @@ def test_policy_lag_as_an_experiment(pretend, tmp_path, capsys):
     assert len(pretend) == len(expected)
 
 
+@pytest.mark.extended
 def test_popart_as_an_experiment(monkeypatch, tmp_path, capsys):
     """It resumes; 0.9 and 0.1 are relative to agents trained on one task."""
     share = {"none": {1.0: 0.5, 0.0: 0.05}, "art": {0.0: 0.8}, "popart": {0.0: 0.95}}

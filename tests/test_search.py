@@ -270,7 +270,7 @@ def test_halving_visits_each_considered_action_and_then_the_better_half():
 
 
 def test_the_states_of_nodes_are_written_in_place():
-    """A simulation writes one row of them; some releases of jaxlib copy the whole array for that."""
+    """A simulation writes one row of them; some releases of jaxlib copy the whole array."""
     model, roots, width, simulations = table(0), np.arange(STATES, dtype=np.int32), 65, 6
 
     def step(state: tuple[Array, Array], action: Array) -> Prediction:
