@@ -55,9 +55,9 @@ class Config:
     """c_scale of Gumbel MuZero."""
     discount: float = fraction(0.997, source=_CODE, near_one=True)
     """γ."""
-    unroll_steps: int = number(5, above=0, source=_CODE)
+    unroll_steps: int = number(5, above=0, limit=100, source=_CODE)
     """K: steps that the model is unrolled in learning."""
-    td_steps: int = number(10, above=0, source=f"{_CODE}; 5 with Reanalyze")
+    td_steps: int = number(10, above=0, limit=1000, source=f"{_CODE}; 5 with Reanalyze")
     """n: rewards in a value target, before the search's value counts. In a game it may be as long
     as an episode, so that only the outcome counts."""
     bootstrap: Literal["search", "target"] = choice("search", source=_CODE)

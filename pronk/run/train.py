@@ -166,6 +166,7 @@ class _Run:
             title=f"{self.plan.agent} on {self.plan.env}",
             quiet=self.config.quiet,
             resume_steps=self.agent_steps or None,
+            alerts=self.agent.alerts,
         )
         with contextlib.closing(monitor), contextlib.closing(self.checkpointer):
             for warning in loaded.warnings if loaded is not None else ():
