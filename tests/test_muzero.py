@@ -284,7 +284,7 @@ def test_environments_that_it_does_not_take():
     convolved = dataclasses.replace(SMALL, planes=2, blocks=0)
     for parts in ((vector,), (image, vector), (image, other)):
         spec = dataclasses.replace(SPEC, observation_space=spaces.Tuple(parts))
-        with pytest.raises(UserError, match="`--planes` is 2, .* expected images of one size"):
+        with pytest.raises(UserError, match=r"`--planes` is 2, .* expected images of one size"):
             muzero.build(convolved, spec)
     muzero.build(convolved, dataclasses.replace(SPEC, observation_space=spaces.Tuple([image] * 2)))
 

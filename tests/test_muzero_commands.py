@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -15,6 +16,8 @@ import pytest
 import pronk
 from pronk import cli
 from pronk.config.spec import Plan
+from pronk.errors import UserError
+from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
 
 TINY = {
@@ -82,6 +85,19 @@ def test_the_search_may_be_of_another_size(
     observation, mask = np.zeros((3, 3, 2), np.uint8), np.arange(9) == 4
     action, _ = exported.act(observation, exported.initial_carry(), action_mask=mask)
     assert action == 4
+
+
+def test_a_run_starts_from_parameters_that_mean_the_same(run: Path, tmp_path: Path) -> None:
+    file, plan = tmp_path / "policy.safetensors", Plan.load(run)
+    cli.main(["export", str(run), str(file)])
+    for path in (run, file):
+        for name, other in (("support_limit", 2.0), ("rescaling", "sqrt")):
+            config = dataclasses.replace(plan.agent_config, **{name: other})
+            trained = getattr(plan.agent_config, name)
+            with pytest.raises(UserError, match=f"was trained with {trained}, .*give `--"):
+                load_behaviour(path, (), dataclasses.replace(plan, agent_config=config))
+        with pytest.raises(UserError, match="does not fit"):  # past that check
+            load_behaviour(path, (), plan)
 
 
 def test_agents_without_a_search_have_no_simulations(

@@ -232,7 +232,7 @@ def test_forbidden_actions_are_never_taken(algorithm: str, simulations: int, exp
 def test_a_model_that_has_diverged_leads_to_no_forbidden_action(algorithm: str, simulations: int):
     mask = np.arange(ACTIONS) > np.arange(STATES)[:, None] % 3
     usual = table(9)
-    nothing = {name: np.full_like(x, np.nan) for name, x in usual._asdict().items() if name != "after"}
+    nothing = {k: np.full_like(getattr(usual, k), np.nan) for k in ("reward", "logits", "value")}
     logits = np.where(np.arange(ACTIONS) % 2, -np.inf, usual.logits)
     for changed in (nothing, {"logits": logits}, {"logits": -logits}, {"value": nothing["value"]}):
         settings, model = Settings(algorithm, simulations), usual._replace(**changed)

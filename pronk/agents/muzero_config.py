@@ -104,12 +104,14 @@ class Config:
     """Adam's ε."""
     max_gradient_norm: float = number(math.inf, above=0, limit=math.inf)
     """Global norm to which gradients are clipped; the paper's are not."""
-    support_limit: float = number(300.0, above=0, source="S20, appendix F")
+    support_limit: float = number(300.0, above=0, source="S20, appendix F", meaning=True)
     """Rewards and values, after h, are distributions over −limit to limit. Targets beyond it are
     clipped, and counted in the metric `clipped_targets`."""
     support_bins: int = number(601, at_least=3, source="S20, appendix F")
     """Points of these distributions, an odd number."""
-    rescaling: Literal["sqrt", "log", "none"] = choice("sqrt", source="S20, appendix F")
+    rescaling: Literal["sqrt", "log", "none"] = choice(
+        "sqrt", source="S20, appendix F", meaning=True
+    )
     """h, the transform of rewards and values."""
     rescaling_epsilon: float = number(1e-3, at_least=0, source="S20, appendix F")
     """ε of the sqrt."""

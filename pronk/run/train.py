@@ -147,7 +147,7 @@ class _Run:
         elif self.config.init_from is not None and not self.group.rank:
             template = jax.eval_shape(self.agent.behaviour, state)
             path = Path(self.plan.home, self.config.init_from)
-            behaviour = load_behaviour(path, template)
+            behaviour = load_behaviour(path, template, self.plan)
             state = self.agent.warm_start(state, jax.tree.map(jnp.asarray, behaviour))
         if self.change is not None:
             state, self.notes = self.change(self.agent, state, self.notes)
