@@ -265,6 +265,7 @@ def test_predicted_states_come_to_agree_with_later_ones():
         ({"support_bins": 10}, "--support-bins` is 10; expected an odd number"),
         ({"starts": 8}, "`--starts` is 8 and `--unroll` 4"),
         ({"starts": 4, "td_steps": 4}, "expected at least 5 starts"),
+        ({"td_steps": 99, "replay_capacity": 100}, "room for at least 101 agent steps"),
         ({"starts": 4}, "`--priority-exponent` 1.0; expected 0"),
     ],
 )

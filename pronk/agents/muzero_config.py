@@ -174,6 +174,12 @@ class Config:
                 " because with several starts a sequence of the replay is an unroll."
             )
         window = self.unroll_steps + self.td_steps
+        if self.replay_capacity < window:
+            raise UserError(
+                f"`--replay-capacity` is {self.replay_capacity}, `--unroll-steps`"
+                f" {self.unroll_steps} and `--td-steps` {self.td_steps}; expected room for at least"
+                f" {window} agent steps, those of one position's targets."
+            )
         if 1 < self.starts < window - 1:
             raise UserError(
                 f"`--starts` is {self.starts}, `--unroll-steps` {self.unroll_steps} and"
