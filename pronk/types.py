@@ -175,6 +175,14 @@ class Halves(NamedTuple):
     apply: Callable[[LearnerState, PyTree, PyTree], Learnt]
 
 
+class Alert(NamedTuple):
+    """A warning that a run shows once, when a metric is above a number."""
+
+    metric: str  # of `Learnt.metrics`, as the mean over the updates between two records
+    above: float
+    message: str  # a format of {value}: what is wrong, and what to do
+
+
 class Agent(NamedTuple):
     """A bundle of pure functions. The runtimes know nothing else of an algorithm.
 
@@ -202,6 +210,7 @@ class Agent(NamedTuple):
     explores: Callable[[Array, int], Array] | None = None
     source: Fresh | Replayed | Mixed = Fresh()
     notes: tuple[str, ...] = ()  # what a run says of the agent at its start
+    alerts: tuple[Alert, ...] = ()
     two_players: bool = False  # it learns from both sides where `EnvSpec.players` is 2
 
 

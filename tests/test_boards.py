@@ -203,6 +203,8 @@ def test_an_illegal_action_loses_and_puts_no_stone(outside: int) -> None:
         ({"height": -1}, "height=-1"),
         ({"in_a_row": 0}, "in_a_row=0"),
         ({"in_a_row": 8}, "in_a_row=8"),
+        ({"height": 101}, "height=101, in_a_row=4; expected whole numbers from 1 to 100"),
+        ({"width": [7]}, r"width=\[7\]; expected one number or word"),
         ({"width": 5.5}, "width=5.5"),
         ({"width": True}, "width=True"),
         ({"height": "six"}, "height='six'"),

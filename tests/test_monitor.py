@@ -21,6 +21,7 @@ from pronk.errors import UserError
 from pronk.run.monitor import Monitor
 from pronk.storage import files
 from pronk.storage.files import read_lines, write_json_atomically
+from pronk.types import Alert
 
 
 def record(steps: int, **more: Any) -> dict[str, Any]:
@@ -377,3 +378,15 @@ def test_a_suites_tasks_are_shown(tmp_path: Path) -> None:
     assert "median score 0.25" in shown
     assert "…elay=3&reward_scale=100" in shown
     assert "elay=9" not in shown
+
+
+@pytest.mark.parametrize("console", [plain_console(), terminal()])
+def test_alerts_are_shown_once(console: Console, tmp_path: Path) -> None:
+    alerts = [Alert("share", 0.1, "{value:.0%} is too much"), Alert("other", 1.0, "never {value}")]
+    with monitor(tmp_path, console, alerts=alerts, quiet=True) as m:
+        for steps, share in enumerate((0.1, np.nan, None, 0.25, 0.5)):
+            more = {} if share is None else {"share": share}
+            assert "warning" not in text(console) or steps > 3
+            m.log(record(steps, **more))
+    assert text(console).count("warning: 25% is too much") == 1
+    assert text(console).count("warning") == 1

@@ -186,6 +186,34 @@ def test_clipped_targets_are_counted():
     assert clipped == pytest.approx(2 / 15)
 
 
+def test_only_targets_that_are_learnt_count_as_clipped():
+    agent, given = build(), batch(build())
+    rows = given.trajectory.timestep
+    changed = rows._replace(
+        # Column 0 has a dummy instead of a decision, and column 1 ends with the second row.
+        first=rows.first.at[1, 0].set(True).at[2, 1].set(True),
+        truncated=rows.truncated.at[1, 1].set(True),
+        reward=rows.reward.at[1, 2].set(1e4),
+    )
+    extras = given.trajectory.extras
+    value = extras["search_value"].at[0, 0].set(1e4)
+    trajectory = given.trajectory._replace(
+        timestep=changed, extras=extras | {"search_value": value}
+    )
+    learnt = agent.learn(agent.init(KEY), given._replace(trajectory=trajectory))
+    # One z and one u of 2 + 3 × 3 steps.
+    assert learnt.metrics["clipped_targets"] == pytest.approx(2 / 11)
+
+
+def test_a_run_warns_of_clipped_targets():
+    (alert,) = muzero.make(SMALL, SPEC, horizon=0).alerts
+    assert alert.metric in build().learn(build().init(KEY), batch(build())).metrics
+    assert 0 < alert.above < 0.05
+    said = alert.message.format(value=0.6)
+    assert said.startswith("60% of the targets of rewards and values")
+    assert "`--support-limit` is 5, after `--rescaling` sqrt" in said
+
+
 def test_moves_are_drawn_until_the_limit_and_then_the_most_visited():
     agent = build(temperature_moves=2, simulations=16)
     behaviour = agent.behaviour(agent.init(KEY))
@@ -237,6 +265,7 @@ def test_predicted_states_come_to_agree_with_later_ones():
         ({"support_bins": 10}, "--support-bins` is 10; expected an odd number"),
         ({"starts": 8}, "`--starts` is 8 and `--unroll` 4"),
         ({"starts": 4, "td_steps": 4}, "expected at least 5 starts"),
+        ({"td_steps": 99, "replay_capacity": 100}, "room for at least 101 agent steps"),
         ({"starts": 4}, "`--priority-exponent` 1.0; expected 0"),
     ],
 )
@@ -251,6 +280,14 @@ def test_environments_that_it_does_not_take():
             muzero.build(SMALL, dataclasses.replace(SPEC, action_space=space))
     with pytest.raises(UserError, match="expected 1, as in the preset board"):
         muzero.build(SMALL, dataclasses.replace(SPEC, players=2))
+    image, other = (spaces.Box(0, 255, (6, size, 2), np.uint8) for size in (6, 7))
+    vector = SPEC.observation_space
+    convolved = dataclasses.replace(SMALL, planes=2, blocks=0)
+    for parts in ((vector,), (image, vector), (image, other)):
+        spec = dataclasses.replace(SPEC, observation_space=spaces.Tuple(parts))
+        with pytest.raises(UserError, match=r"`--planes` is 2, .* expected images of one size"):
+            muzero.build(convolved, spec)
+    muzero.build(convolved, dataclasses.replace(SPEC, observation_space=spaces.Tuple([image] * 2)))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pytest
 import pronk
 from pronk import cli
 from pronk.config.spec import Plan
+from pronk.errors import UserError
+from pronk.run.policy import load_behaviour
 from pronk.run.resolve import resolve
 
 TINY = {
@@ -29,10 +35,14 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tic-tac-toe by self-play in the fused runtime, without a flag that says how."""
+    """Tic-tac-toe by self-play, without a flag that says how, with a support that is too small;
+    what it printed is beside it."""
     run_dir = tmp_path_factory.mktemp("runs") / "cells"
     settings = TINY | {"envs-per-actor": 8, "steps": 3000, "run-dir": run_dir}
-    cli.main(["train", "muzero", "pronk/TicTacToe-v0", "--quiet", *flags(settings)])
+    args = ["pronk/TicTacToe-v0", "--quiet", *flags(settings | {"support-limit": 0.5})]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cli.main(["train", "muzero", *args])
+    (run_dir.parent / "printed.txt").write_text(printed.getvalue())
     return run_dir
 
 
@@ -54,6 +64,13 @@ def test_it_learns_by_self_play(run: Path) -> None:
     assert records[-1]["loss/reward"] < 0.8 * max(r.get("loss/reward", 0) for r in records)
 
 
+def test_clipped_targets_are_reported_once(run: Path) -> None:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(r.get("clipped_targets", 0) > 0.01 for r in records) > 1
+    warning = "warning: [0-9]+% of the targets of rewards and values"
+    assert len(re.findall(warning, (run.parent / "printed.txt").read_text())) == 1
+
+
 def test_the_search_may_be_of_another_size(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +83,19 @@ def test_the_search_may_be_of_another_size(
     observation, mask = np.zeros((3, 3, 2), np.uint8), np.arange(9) == 4
     action, _ = exported.act(observation, exported.initial_carry(), action_mask=mask)
     assert action == 4
+
+
+def test_a_run_starts_from_parameters_that_mean_the_same(run: Path, tmp_path: Path) -> None:
+    file, plan = tmp_path / "policy.safetensors", Plan.load(run)
+    cli.main(["export", str(run), str(file)])
+    for path in (run, file):
+        for name, other in (("support_limit", 2.0), ("rescaling", "sqrt")):
+            config = dataclasses.replace(plan.agent_config, **{name: other})
+            trained = getattr(plan.agent_config, name)
+            with pytest.raises(UserError, match=f"was trained with {trained}, .*give `--"):
+                load_behaviour(path, (), dataclasses.replace(plan, agent_config=config))
+        with pytest.raises(UserError, match="does not fit"):  # past that check
+            load_behaviour(path, (), plan)
 
 
 def test_agents_without_a_search_have_no_simulations(
@@ -92,6 +122,9 @@ def test_agents_without_a_search_have_no_simulations(
         (["CartPole-v1", "--search", "alphazero"], "--search"),
         (["Pendulum-v1"], "search has a branch for each action"),
         (["pronk/TicTacToe-v0", "--discount", "0.9"], "expected 1, as in the preset board"),
+        (["CartPole-v1", "--td-steps", "1001"], "expected a number above zero and at most 1000"),
+        (["CartPole-v1", "--unroll-steps", "101"], "expected a number above zero and at most 100"),
+        (["CartPole-v1", "--preset", "paper"], "expected images of one size, and nothing beside"),
         (["pronk/TicTacToe-v0", "--td-steps", "20"], "expected at least 24 starts"),
     ],
 )

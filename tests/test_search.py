@@ -229,6 +229,26 @@ def test_forbidden_actions_are_never_taken(algorithm: str, simulations: int, exp
     np.testing.assert_allclose(got.policy.sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("algorithm", "simulations"), [("puct", 0), ("puct", 9), ("gumbel", 9)])
+def test_a_model_that_has_diverged_leads_to_no_forbidden_action(algorithm: str, simulations: int):
+    mask = np.arange(ACTIONS) > np.arange(STATES)[:, None] % 3
+    usual = table(9)
+    nothing = {k: np.full_like(getattr(usual, k), np.nan) for k in ("reward", "logits", "value")}
+    logits = np.where(np.arange(ACTIONS) % 2, -np.inf, usual.logits)
+    for changed in (nothing, {"logits": logits}, {"logits": -logits}, {"value": nothing["value"]}):
+        settings, model = Settings(algorithm, simulations), usual._replace(**changed)
+        got = found(settings, model, 1.0, True, mask=mask)
+        assert mask[np.arange(STATES), got.action].all()
+        assert not got.visits[~mask].any()
+
+
+def test_the_smallest_temperatures_draw_no_forbidden_action():
+    policy = jnp.array([[0.0, *[1 / 200] * 200]])
+    for temperature in (1e-30, 1.2e-38, 1e-38):
+        action = search_rules.draw(policy, jnp.array([True]), temperature, jax.random.key(0))
+        assert action[0] > 0
+
+
 def test_temperature_changes_what_is_drawn_and_not_the_policy():
     model, settings = table(8), Settings("puct", 24, dirichlet_fraction=0.0)
     cold, warm, hot = (found(settings, model, 0.9, True, temperature=t) for t in (0.0, 1.0, 100.0))

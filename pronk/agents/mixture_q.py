@@ -208,12 +208,12 @@ class MixtureQ(SequenceQ):
         for name, part in more.items():
             new = step.descend_part(new, name, part, hyper["intrinsic_learning_rate"])
         norm = optax.tree.norm(more | gradients)
-        counted, fixed = state._replace(updates=state.updates + 1), dict(extra["fixed"])
+        every, updates, fixed = self.config.target_every, state.updates + 1, dict(extra["fixed"])
         values = {name: new.params[name] for name in values}
-        target = self.copied(counted, values, extra["target"])
+        target = step.copy_every(every, updates, values, extra["target"])
         if self.novelty.learns_embedding:
             learnt = new.params["embedding"]["features"]
-            fixed["embedding"] = self.copied(counted, learnt, fixed["embedding"])
+            fixed["embedding"] = step.copy_every(every, updates, learnt, fixed["embedding"])
         new = new._replace(extra=extra | {"target": target, "fixed": fixed})
         state = step.finish(state, new, jnp.isfinite(norm), metrics["steps"])
         metrics |= of_novelty | {"gradient_norm": norm} | by_mixture("share", self.shares(batch))

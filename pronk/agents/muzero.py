@@ -190,10 +190,8 @@ class MuZero(Planner):
         of_starts = start / jnp.maximum(steps, 1.0)
         rate = hyper["learning_rate"]
         state, norm = step.descend(self.config.optimiser, state, grads, rate, steps)
-        due = state.updates % self.config.target_every == 0
-        target = jax.tree.map(
-            lambda new, old: jnp.where(due, new, old), state.params, state.extra["target"]
-        )
+        every, old = self.config.target_every, state.extra["target"]
+        target = step.copy_every(every, state.updates, state.params, old)
         extra = {"target": target, "temperature": hyper["temperature"]}
         policy = targets.policy[0]
         entropy = -jnp.sum(jnp.where(policy > 0, policy * jnp.log(policy), 0.0), axis=-1)
@@ -230,5 +228,6 @@ def make(config: Config, spec: EnvSpec, *, horizon: int) -> Agent:
         *(muzero.init, muzero.behaviour, muzero.initial_carry, muzero.act, muzero.learn),
         *(step.adopt, muzero.warm_start),
         source=source,
+        alerts=(planner.clipping(config),),
         two_players=True,
     )

@@ -55,9 +55,9 @@ class Config:
     """c_scale of Gumbel MuZero."""
     discount: float = fraction(0.997, source=_CODE, near_one=True)
     """γ."""
-    unroll_steps: int = number(5, above=0, source=_CODE)
+    unroll_steps: int = number(5, above=0, limit=100, source=_CODE)
     """K: steps that the model is unrolled in learning."""
-    td_steps: int = number(10, above=0, source=f"{_CODE}; 5 with Reanalyze")
+    td_steps: int = number(10, above=0, limit=1000, source=f"{_CODE}; 5 with Reanalyze")
     """n: rewards in a value target, before the search's value counts. In a game it may be as long
     as an episode, so that only the outcome counts."""
     bootstrap: Literal["search", "target"] = choice("search", source=_CODE)
@@ -104,12 +104,14 @@ class Config:
     """Adam's ε."""
     max_gradient_norm: float = number(math.inf, above=0, limit=math.inf)
     """Global norm to which gradients are clipped; the paper's are not."""
-    support_limit: float = number(300.0, above=0, source="S20, appendix F")
+    support_limit: float = number(300.0, above=0, source="S20, appendix F", meaning=True)
     """Rewards and values, after h, are distributions over −limit to limit. Targets beyond it are
     clipped, and counted in the metric `clipped_targets`."""
     support_bins: int = number(601, at_least=3, source="S20, appendix F")
     """Points of these distributions, an odd number."""
-    rescaling: Literal["sqrt", "log", "none"] = choice("sqrt", source="S20, appendix F")
+    rescaling: Literal["sqrt", "log", "none"] = choice(
+        "sqrt", source="S20, appendix F", meaning=True
+    )
     """h, the transform of rewards and values."""
     rescaling_epsilon: float = number(1e-3, at_least=0, source="S20, appendix F")
     """ε of the sqrt."""
@@ -172,6 +174,12 @@ class Config:
                 " because with several starts a sequence of the replay is an unroll."
             )
         window = self.unroll_steps + self.td_steps
+        if self.replay_capacity < window:
+            raise UserError(
+                f"`--replay-capacity` is {self.replay_capacity}, `--unroll-steps`"
+                f" {self.unroll_steps} and `--td-steps` {self.td_steps}; expected room for at least"
+                f" {window} agent steps, those of one position's targets."
+            )
         if 1 < self.starts < window - 1:
             raise UserError(
                 f"`--starts` is {self.starts}, `--unroll-steps` {self.unroll_steps} and"

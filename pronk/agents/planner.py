@@ -18,8 +18,9 @@ from pronk.errors import UserError
 from pronk.maths import search, transforms
 from pronk.maths.categorical import Support
 from pronk.maths.search import Prediction, Root, SearchResult
+from pronk.maths.spaces import channels_first, leaf_spaces
 from pronk.nn.model import Model
-from pronk.types import Array, EnvSpec, Key, PyTree, TimeStep
+from pronk.types import Alert, Array, EnvSpec, Key, PyTree, TimeStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +110,24 @@ class Planner:
         return self.root(params, flat).value.reshape(timestep.first.shape)
 
 
+def clipping(config: Config) -> Alert:
+    """The warning that the support is too small for the targets, in the metric
+    `clipped_targets`."""
+    return Alert(
+        "clipped_targets",
+        0.01,
+        "{value:.0%} of the targets of rewards and values (`clipped_targets`) are beyond the"
+        " support, and are learnt as if they were its ends:"
+        f" `--support-limit` is {config.support_limit:g}, after `--rescaling` {config.rescaling}."
+        " Expected at most 1%: give a larger limit, and `--support-bins` in proportion.",
+    )
+
+
 def parts(config: Config, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:
     """The first fields of a `Planner`, configuration and spec among them.
 
-    Raises UserError for actions that are not discrete, and for a discount between the moves of two
-    players.
+    Raises UserError for actions that are not discrete, for a discount between the moves of two
+    players, and for planes where observations are not images.
     """
     space: Any = spec.action_space
     if not isinstance(space, gym.spaces.Discrete):
@@ -127,6 +141,7 @@ def parts(config: Config, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:
             " outcome counts the same after any number of moves: expected 1, as in the preset"
             " board."
         )
+    _check_planes(config, spec)
     model = Model(
         space=spec.observation_space,
         num_actions=int(space.n),
@@ -150,3 +165,17 @@ def parts(config: Config, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:
     )
     support = Support(config.support_limit, config.support_bins, rescaling)
     return config, spec, model, support, settings
+
+
+def _check_planes(config: Config, spec: EnvSpec) -> None:
+    """Raise UserError where states are images and a part of the observation is not, or is one of
+    another size."""
+    shapes = [space.shape or () for space in leaf_spaces(spec.observation_space)]
+    images = all(len(shape) == 3 for shape in shapes)
+    sizes = {shape[1:] if channels_first(shape) else shape[:2] for shape in shapes if images}
+    if config.planes and not (images and len(sizes) == 1):
+        raise UserError(
+            f"`--planes` is {config.planes}, so that the model's states are images, and the"
+            f" observations of '{spec.name}' are {spec.observation_space}; expected images of one"
+            " size, and nothing beside them: give `--planes 0`, as all presets but paper have it."
+        )

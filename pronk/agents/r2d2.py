@@ -137,7 +137,8 @@ class R2D2(SequenceQ):
         )
         rate = state.hyper["learning_rate"]
         state, norm = step.descend("adam", state, grads, rate, metrics["steps"])
-        target = self.copied(state, state.params, state.extra["target"])
+        every, old = self.config.target_every, state.extra["target"]
+        target = step.copy_every(every, state.updates, state.params, old)
         metrics |= {"gradient_norm": norm}
         return Learnt(state._replace(extra={"target": target}), metrics, Feedback(priority))
 

@@ -20,7 +20,7 @@ from pronk.agents.exploration import Ladder
 from pronk.errors import UserError
 from pronk.maths import distributions, transforms
 from pronk.nn import cores, networks
-from pronk.types import Array, Batch, EnvSpec, Hyper, Key, LearnerState, PyTree, TimeStep
+from pronk.types import Array, Batch, EnvSpec, Hyper, Key, PyTree, TimeStep
 
 
 class Choice(NamedTuple):
@@ -137,11 +137,6 @@ class SequenceQ(abc.ABC):
             "steps": steps,
         }
         return objective, (priority, metrics)
-
-    def copied(self, state: LearnerState, new: PyTree, old: PyTree) -> PyTree:
-        """`new` after every `target_every` updates, else `old`."""
-        due = state.updates % self.config.target_every == 0
-        return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
 
 
 def parts(name: str, config: Any, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:

@@ -45,7 +45,7 @@ class Config:
     otherwise with zeros."""
     trace_lambda: float = fraction(0.95, source="Agent57, Badia et al. 2020", near_one=True)
     """λ of Retrace."""
-    rescaling: Literal["sqrt", "log", "none"] = choice("sqrt", source="K19, 2.3")
+    rescaling: Literal["sqrt", "log", "none"] = choice("sqrt", source="K19, 2.3", meaning=True)
     """h, the transform of action values that replaces clipping of rewards."""
     rescaling_epsilon: float = number(1e-3, at_least=0, source=TABLE)
     """ε of the sqrt."""

@@ -149,6 +149,13 @@ def polyak(params: PyTree, target: PyTree, rate: Array) -> PyTree:
     return jax.tree.map(lambda p, t: (1.0 - rate) * t + rate * p, params, target)
 
 
+def copy_every(every: int, updates: Array, new: PyTree, old: PyTree) -> PyTree:
+    """A target network's parameters after `updates` updates: `new` after each `every` of them, else
+    `old`."""
+    due = updates % every == 0
+    return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
+
+
 def finish(old: LearnerState, new: LearnerState, finite: Array, steps: Array) -> LearnerState:
     """The state after a `learn` of several steps, which began at `old`, made `new` and learnt from
     `steps` transitions. Where a gradient was not finite, nothing changes but the counters."""

@@ -42,6 +42,7 @@ class Rule(NamedTuple):
     tune: bool | tuple[float, float] = False  # whether PBT adapts it by default, and from where
     near_one: bool = False  # whether PBT perturbs 1 − x instead of x
     not_empty: bool = False  # of several values
+    meaning: bool = False  # whether parameters mean something else with another value
     limit: float = _MANY  # the largest absolute value; infinity allows infinity, too
 
     def allows(self, value: float) -> bool:
@@ -92,6 +93,7 @@ def number(
     source: str = "",
     tune: bool | tuple[float, float] = False,
     near_one: bool = False,
+    meaning: bool = False,
     limit: float = _MANY,
 ) -> Any:
     """A field for a number, an integer by its annotation, with a range.
@@ -99,10 +101,12 @@ def number(
     source: paper and equation or table of the default. tune: whether PBT adapts it unless told
     otherwise; a tuple is the range from which first values are drawn log-uniformly, True begins
     with the run's own value. near_one: PBT draws and multiplies 1 − x, for numbers such as γ, so
-    that the horizon 1 / (1 − γ) changes by the factor. limit: the largest absolute value;
-    larger ones are refused as typing errors.
+    that the horizon 1 / (1 − γ) changes by the factor. meaning: parameters that were learnt with
+    one value mean something else with another. limit: the largest absolute value; larger ones are
+    refused as typing errors.
     """
-    rule = Rule(above, at_least, below, at_most, source, tune, near_one, limit=limit)
+    bounds = above, at_least, below, at_most
+    rule = Rule(*bounds, source, tune, near_one, meaning=meaning, limit=limit)
     return dataclasses.field(default=default, metadata={_KEY: rule})
 
 
@@ -111,9 +115,11 @@ def fraction(default: float, *, source: str = "", near_one: bool = False) -> Any
     return number(default, at_least=0, at_most=1, source=source, near_one=near_one)
 
 
-def choice(default: Any, *, source: str = "") -> Any:
-    """A field without a range whose default has a source: a Literal, a bool, a text."""
-    return dataclasses.field(default=default, metadata={_KEY: Rule(source=source)})
+def choice(default: Any, *, source: str = "", meaning: bool = False) -> Any:
+    """A field without a range whose default has a source: a Literal, a bool, a text. meaning: see
+    `number`."""
+    rule = Rule(source=source, meaning=meaning)
+    return dataclasses.field(default=default, metadata={_KEY: rule})
 
 
 def widths(default: tuple[int, ...], *, source: str = "") -> Any:

@@ -365,6 +365,9 @@ def _single_jax_env(env: EnvLike, env_args: Mapping[str, Any] | None = None) -> 
         return None
     if env not in _JAX:
         raise _unregistered(env)
+    for name, value in (env_args or {}).items():
+        if isinstance(value, list | dict):
+            raise UserError(f"`env` '{env}' has {name}={value!r}; expected one number or word.")
     module, function = _JAX[env]
     make = getattr(importlib.import_module(f"pronk.envs.{module}"), function)
     made = _call_with_args(env, functools.partial(_made, make), **(env_args or {}))

@@ -11,6 +11,7 @@ import numpy as np
 from pronk.errors import UserError
 from pronk.types import Array
 
+_LARGEST = 100  # side of a board; much larger ones have no room in memory
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows down and columns right from stone to stone
 
 
@@ -42,14 +43,14 @@ class Board(NamedTuple):
         return self.width if self.gravity else self.cells
 
     def check(self, name: str) -> None:
-        """Raise UserError unless the sizes are whole numbers of at least 1, and a line fits."""
+        """Raise UserError unless the sizes are whole numbers from 1 to 100, and a line fits."""
         sizes = {"width": self.width, "height": self.height, "in_a_row": self.in_a_row}
-        whole = all(type(n) is int and n >= 1 for n in sizes.values())
+        whole = all(type(n) is int and 1 <= n <= _LARGEST for n in sizes.values())
         if not whole or self.in_a_row > max(self.shape):
             given = ", ".join(f"{k}={v!r}" for k, v in sizes.items())
             raise UserError(
-                f"{name} has {given}; expected whole numbers of at least 1, and lines of in_a_row"
-                " stones that are no longer than the longer side of the board."
+                f"{name} has {given}; expected whole numbers from 1 to {_LARGEST}, and lines of"
+                " in_a_row stones that are no longer than the longer side of the board."
             )
 
     def landings(self, occupied: Array) -> Array:

@@ -58,7 +58,7 @@ def make_connect_four(
     1988); of uniformly random games it wins 55 % and loses 44 %. On a board of width 5 and height 4
     best play is a draw.
 
-    Raises UserError unless the sizes are whole numbers of at least 1, and `in_a_row` is at most the
+    Raises UserError unless the sizes are whole numbers from 1 to 100, and `in_a_row` is at most the
     larger of `width` and `height`.
     """
     sizes = {"width": width, "height": height, "in_a_row": in_a_row}

@@ -116,7 +116,7 @@ def search(
     allowed: Array = jnp.ones((batch, actions), bool) if mask is None else mask
     exploring: Array = jnp.ones(batch, bool) if explores is None else explores
     noise_key, action_key = jax.random.split(key)
-    logits = jnp.where(allowed, root.logits, rules.MASKED)
+    logits = jnp.where(allowed, rules.bounded(root.logits), rules.MASKED)
     if not settings.simulations:
         policy = jax.nn.softmax(logits)
         action = rules.draw(policy, exploring, temperature, action_key)

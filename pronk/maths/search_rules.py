@@ -149,6 +149,12 @@ class Gumbel:
         return (VISIT_OFFSET + edges.visits.max(axis=-1, keepdims=True)) * self.value_scale * scaled
 
 
+def bounded(logits: Array) -> Array:
+    """The logits, above that of a forbidden action even where a model that has diverged makes them
+    infinite or NaN, so that no search chooses one."""
+    return jnp.clip(jnp.nan_to_num(logits, nan=0.0), 0.1 * MASKED, -0.1 * MASKED)
+
+
 def considered_visits(considered: int, simulations: int) -> np.ndarray:
     """How many visits those actions have that take turn t of a root that considers m of them, int32
     `[considered + 1, simulations]`: sequential halving [D22, figure 1].
@@ -177,8 +183,10 @@ def draw(policy: Array, explores: Array, temperature: Array | float, key: Key) -
     """Actions, int32 `[B]`, in proportion to policy^(1/T) `[B, A]`; the most probable where a slot
     does not explore, or T is 0."""
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), explores.shape)
-    warm = explores & (temperature > 0)
-    logits = jnp.log(policy) / jnp.where(warm, temperature, 1.0)[:, None]
+    warm = explores & (temperature >= jnp.finfo(jnp.float32).tiny)
+    # With a small T the others may become −∞, but not the most probable action.
+    relative = policy / policy.max(axis=-1, keepdims=True)
+    logits = jnp.log(relative) / jnp.where(warm, temperature, 1.0)[:, None]
     drawn = jax.random.categorical(key, logits)
     return jnp.where(warm, drawn, jnp.argmax(policy, axis=-1)).astype(jnp.int32)
 

@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ from pronk.storage.files import (
     write_atomically,
     write_json_atomically,
 )
+from pronk.types import Alert
 
 # Beside `mean_return`, where environments explore at different rates.
 LEAST_EXPLORING = "mean_return_least_exploring"
@@ -60,8 +61,8 @@ class Monitor:
     On a terminal it shows one panel in place, elsewhere one line per record; with `quiet` only
     messages. resume_steps: agent steps at which a resumed run continues; the records of later
     steps, which it will log again, are removed from `metrics.jsonl` and hidden in TensorBoard. Of a
-    new run (None) earlier records are removed altogether. Raises UserError where `run_dir` cannot
-    be written to.
+    new run (None) earlier records are removed altogether. alerts: warnings about metrics. Raises
+    UserError where `run_dir` cannot be written to.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Monitor:
         title: str,
         quiet: bool = False,
         resume_steps: int | None = None,
+        alerts: Sequence[Alert] = (),
         console: Console | None = None,
     ) -> None:
         self._run_dir = Path(run_dir)
@@ -82,6 +84,7 @@ class Monitor:
         self._quiet = quiet
         self._start = resume_steps or 0
         self._first_step = 0 if resume_steps is None else resume_steps + 1
+        self._alerts = list(alerts)  # that were not shown yet
         self._record: Mapping[str, Any] = {}
         self._first_record: Mapping[str, Any] | None = None
         self._tensorboard: _TensorBoard | None = None
@@ -131,6 +134,7 @@ class Monitor:
             self._live.update(self._panel(), refresh=True)
         elif line and not self._quiet:
             self._print(self._line(values))
+        self._warn(values)
 
     def message(self, text: str) -> None:
         """Print `text` above the panel, also when `quiet`."""
@@ -164,6 +168,14 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _warn(self, record: Mapping[str, Any]) -> None:
+        """Show the alerts that apply to a record, each once."""
+        for alert in list(self._alerts):
+            value = record.get(alert.metric)
+            if value is not None and value > alert.above:
+                self._alerts.remove(alert)
+                self.message(f"warning: {alert.message.format(value=value)}")
 
     def _print(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pronk import envs
+from pronk.config import fields
+from pronk.config.json_files import parse_object, read_object
 from pronk.config.registry import AGENTS, AgentLike, agent_name
 from pronk.config.run import EVAL_MAX_STEPS
 from pronk.config.spec import Plan, run_of
@@ -272,12 +274,13 @@ def _with_simulations(plan: Plan, simulations: int | None) -> Plan:
     return dataclasses.replace(plan, agent_config=config)
 
 
-def load_behaviour(path: Path, template: PyTree) -> PyTree:
+def load_behaviour(path: Path, template: PyTree, plan: Plan) -> PyTree:
     """The behaviour for `--init-from PATH`: of a run's newest valid checkpoint, or of a file that
     `export` wrote.
 
-    template: `jax.eval_shape(agent.behaviour, state)` of the run that starts from it. Raises
-    UserError where there is none, or its names, shapes or dtypes are not the template's.
+    template: `jax.eval_shape(agent.behaviour, state)` of the run that starts from it, which has
+    this `plan`. Raises UserError where there is none, where its names, shapes or dtypes are not the
+    template's, and where it was learnt with settings with which its parameters mean something else.
     """
     from_run = not os.path.isfile(path)
     file = Checkpointer(run_of(path) / "checkpoints").load() if from_run else ArrayFile(path)
@@ -286,10 +289,33 @@ def load_behaviour(path: Path, template: PyTree) -> PyTree:
             f"`--init-from` '{path}' holds no checkpoint; give a run's directory, or a file"
             " that `pronk export` wrote."
         )
+    if not from_run:
+        saved = parse_object(file.meta.get("plan", "{}"), str(path))
+    elif (config := run_of(path) / "config.json").exists():
+        saved = read_object(config)
+    else:
+        saved = {}
+    if isinstance(settings := saved.get("agent_config"), dict):
+        _check_meaning(path, settings, plan)
     try:
         return file.restore("behaviour", template)
     except UserError as error:
         raise UserError(f"`--init-from` '{path}' cannot start this run: {error}") from None
+
+
+def _check_meaning(path: Path, saved: Mapping[str, Any], plan: Plan) -> None:
+    """Raise UserError where the settings with which the parameters in `path` were learnt differ
+    from the plan's in one that decides what they mean."""
+    for name, rule in fields.rules(type(plan.agent_config)).items():
+        ours = getattr(plan.agent_config, name)
+        theirs = saved.get(name, ours)
+        if rule.meaning and theirs != ours:
+            flag = fields.flag(name)
+            raise UserError(
+                f"`{flag}` is {ours}, and `--init-from` '{path}' was trained with {theirs}, with"
+                f" which its values mean something else; give `{flag} {theirs}`, or leave"
+                " `--init-from` out."
+            )
 
 
 def _exported_plan(file: ArrayFile, agent: AgentLike | None) -> Plan:

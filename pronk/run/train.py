@@ -147,7 +147,7 @@ class _Run:
         elif self.config.init_from is not None and not self.group.rank:
             template = jax.eval_shape(self.agent.behaviour, state)
             path = Path(self.plan.home, self.config.init_from)
-            behaviour = load_behaviour(path, template)
+            behaviour = load_behaviour(path, template, self.plan)
             state = self.agent.warm_start(state, jax.tree.map(jnp.asarray, behaviour))
         if self.change is not None:
             state, self.notes = self.change(self.agent, state, self.notes)
@@ -166,6 +166,7 @@ class _Run:
             title=f"{self.plan.agent} on {self.plan.env}",
             quiet=self.config.quiet,
             resume_steps=self.agent_steps or None,
+            alerts=self.agent.alerts,
         )
         with contextlib.closing(monitor), contextlib.closing(self.checkpointer):
             for warning in loaded.warnings if loaded is not None else ():

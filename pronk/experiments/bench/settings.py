@@ -176,10 +176,13 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 
 
 def check(settings: Any) -> None:
-    """Raise UserError for a number that is not finite and above zero."""
+    """Raise UserError for a number that is not finite and above zero, and for a list without
+    anything where there are values by default."""
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not 0 < value < math.inf:
-            flag = field.name.replace("_", "-")
-            raise UserError(f"`--{flag}` is {value}; expected a finite number above zero.")
+        value, flag = getattr(settings, field.name), field.name.replace("_", "-")
+        if value == () and field.default != ():
+            raise UserError(f"`--{flag}` is given without a value; expected at least one.")
+        for each in value if isinstance(value, tuple) else (value,):
+            is_number = isinstance(each, int | float) and not isinstance(each, bool)
+            if is_number and not 0 < each < math.inf:
+                raise UserError(f"`--{flag}` is {each}; expected a finite number above zero.")
