@@ -16,7 +16,7 @@ from gymnasium import spaces
 from pronk.agents import muzero
 from pronk.agents.muzero_config import PRESETS, Config
 from pronk.errors import UserError
-from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
+from pronk.types import Batch, EnvSpec, LearnerState, TimeStep, Trajectory
 
 ACTIONS, BATCH = 3, 5
 SMALL = Config(
@@ -44,6 +44,31 @@ def build(players: int = 1, **changed: Any) -> muzero.MuZero:
     return muzero.build(config, dataclasses.replace(SPEC, players=players))
 
 
+@functools.cache
+def compiled(agent: muzero.MuZero, name: str) -> Any:
+    """One of the agent's methods, jitted."""
+    return jax.jit(getattr(agent, name))
+
+
+@functools.cache
+def first_state(seed: int = 0) -> LearnerState:
+    """The same for all agents that differ only in how they learn."""
+    return compiled(build(), "init")(jax.random.key(seed))
+
+
+def targets_of(agent: muzero.MuZero, *, target: Any = None) -> Any:
+    params = first_state().params
+    target = params if target is None else target
+    targets, _ = compiled(agent, "targets")(params, target, batch(agent), KEY)
+    return jax.tree.map(np.asarray, targets)
+
+
+def moved(params: Any) -> Any:
+    """The last layers begin with zeros, which let no gradient pass."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(x + rng.normal(size=x.shape) * 0.3, x.dtype), params)
+
+
 def batch(agent: muzero.MuZero, seed: int = 0) -> Batch:
     """Rows of a running episode, as many as the agent's targets need."""
     config = agent.config
@@ -64,20 +89,18 @@ def batch(agent: muzero.MuZero, seed: int = 0) -> Batch:
     }
     action = rng.integers(0, ACTIONS, shape).astype(np.int32)
     version = np.zeros(BATCH, np.int32)
-    return jax.tree.map(jnp.asarray, Batch(Trajectory(timestep, action, extras, (), version)))
+    return Batch(Trajectory(timestep, action, extras, (), version))
 
 
 def test_half_of_the_gradient_passes_each_step_of_the_dynamics():
     # Of the last value's loss alone, and with respect to the representation.
     agent = build()
-    state = agent.init(KEY)
-    rng = np.random.default_rng(0)  # the last layers begin with zeros, which let no gradient pass
-    params = jax.tree.map(lambda x: x + rng.normal(size=x.shape) * 0.3, state.params)
-    state = state._replace(params=params)
-    targets, _ = agent.targets(state.params, state.params, batch(agent), KEY)
+    state = first_state()
+    params = moved(state.params)
+    targets, _ = compiled(agent, "targets")(params, params, batch(agent), KEY)
 
     def representation(weights: Any, loss: Any) -> Any:
-        return jax.grad(loss)(state.params, weights)["params"]["representation"]
+        return jax.jit(jax.grad(loss))(params, weights)["params"]["representation"]
 
     def of_agent(params: Any, weights: Any) -> Any:
         only = targets._replace(weight=weights, policy_weight=jnp.zeros_like(weights))
@@ -92,7 +115,8 @@ def test_half_of_the_gradient_passes_each_step_of_the_dynamics():
         losses += agent.support.cross_entropy(reward, targets.reward[2, 0])
         return jnp.mean(losses)
 
-    weights = jnp.zeros_like(targets.weight).at[2].set(1.0)
+    weights = np.zeros(targets.weight.shape, np.float32)
+    weights[2] = 1.0
     got, full = representation(weights, of_agent), representation(weights, by_hand)
     # s_2 is 1/K = 1/2; the value passes two steps and the reward, made within the second, too.
     jax.tree.map(
@@ -103,8 +127,7 @@ def test_half_of_the_gradient_passes_each_step_of_the_dynamics():
 
 def test_priorities_are_the_errors_of_the_searchs_values():
     agent = build()
-    state = agent.init(KEY)
-    learnt = agent.learn(state, batch(agent))
+    learnt = compiled(agent, "learn")(first_state(), batch(agent))
     rows = batch(agent).trajectory
     reward, value = rows.timestep.reward, rows.extras["search_value"]
     gamma = agent.config.discount
@@ -113,17 +136,16 @@ def test_priorities_are_the_errors_of_the_searchs_values():
 
 
 def test_what_is_drawn_too_often_counts_less():
-    agent = build()
-    state = agent.init(KEY)
-    targets, _ = agent.targets(state.params, state.params, batch(agent), KEY)
+    agent, state = build(), first_state()
+    targets = targets_of(agent)
 
     def loss(probabilities: Any, start: Any = targets.start) -> float:
         given = batch(agent)._replace(probabilities=probabilities)
-        chosen = targets._replace(start=jnp.asarray(start))
-        return float(agent.loss(state.params, state.hyper, given, chosen)[0])
+        chosen = targets._replace(start=np.asarray(start, np.float32))
+        return float(compiled(agent, "loss")(state.params, state.hyper, given, chosen)[0])
 
     each = [loss(None, np.eye(BATCH)[None, i]) for i in range(BATCH)]
-    probabilities = jnp.array([0.1, 0.2, 0.4, 0.2, 0.1])
+    probabilities = np.array([0.1, 0.2, 0.4, 0.2, 0.1], np.float32)
     decay = loss(None, np.zeros((1, BATCH)))
     weights = np.array([1, 0.5, 0.25, 0.5, 1])
     expected = decay + np.mean(weights * (np.array(each) - decay))
@@ -133,10 +155,18 @@ def test_what_is_drawn_too_often_counts_less():
 def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
     agent = build(reanalyze=0.4, batch_size=BATCH)
     old = build()
-    params, target = agent.init(KEY).params, agent.init(jax.random.key(1)).params
+    params, target = first_state().params, first_state(seed=1).params
     given = batch(agent)
-    got, searched = agent.targets(params, target, given, KEY)
-    stored, _ = old.targets(params, target, given, KEY)
+    got, searched = jax.tree.map(
+        np.asarray, compiled(agent, "targets")(params, target, given, KEY)
+    )
+    stored = targets_of(old, target=target)
+    root = compiled(agent, "root")
+
+    @jax.jit
+    def search(root: Any) -> Any:
+        return agent.search(params, root, None, KEY, jnp.zeros(2, bool))
+
     fresh, rest = slice(0, 2), slice(2, BATCH)
     np.testing.assert_array_equal(searched, given.trajectory.extras["search_value"][:1])
     jax.tree.map(
@@ -147,25 +177,23 @@ def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
     np.testing.assert_array_equal(got.value[..., rest], stored.value[..., rest])
     np.testing.assert_array_equal(got.reward, stored.reward)
     for k in range(agent.config.unroll_steps + 1):
-        root = agent.root(params, given.trajectory.timestep.observation[k, fresh])
-        found = agent.search(params, root, None, KEY, jnp.zeros(2, bool))
+        found = search(root(params, given.trajectory.timestep.observation[k, fresh]))
         np.testing.assert_allclose(got.policy[k, 0, fresh], found.policy, atol=1e-6)
     reward, gamma = given.trajectory.timestep.reward[:, fresh], agent.config.discount
-    bootstrap = agent.root(target, given.trajectory.timestep.observation[3, fresh]).value
+    bootstrap = root(target, given.trajectory.timestep.observation[3, fresh]).value
     z = reward[1] + gamma * reward[2] + gamma**2 * reward[3] + gamma**3 * bootstrap
     np.testing.assert_allclose(got.value[0, 0, fresh], z, rtol=1e-4, atol=1e-5)
 
 
 def test_the_target_network_may_bootstrap_all_values():
-    agent, given = build(bootstrap="target"), batch(build())
-    params, target = agent.init(KEY).params, agent.init(jax.random.key(1)).params
-    rng = np.random.default_rng(0)
-    moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape) * 0.3, target)
-    rows = given.trajectory.timestep
-    got = [agent.targets(params, t, given, KEY)[0].value[0, 0] for t in (target, moved)]
+    agent = build(bootstrap="target")
+    target = first_state(seed=1).params
+    networks = target, moved(target)
+    rows = batch(agent).trajectory.timestep
+    got = [targets_of(agent, target=t).value[0, 0] for t in networks]
     gamma = agent.config.discount
-    for z, network in zip(got, (target, moved), strict=True):
-        value = agent.root(network, rows.observation[3]).value
+    for z, network in zip(got, networks, strict=True):
+        value = compiled(agent, "root")(network, rows.observation[3]).value
         expected = rows.reward[1] + gamma * rows.reward[2] + gamma**2 * rows.reward[3]
         np.testing.assert_allclose(z, expected + gamma**3 * value, rtol=1e-4, atol=1e-5)
     assert np.abs(got[0] - got[1]).max() > 1e-3
@@ -173,16 +201,12 @@ def test_the_target_network_may_bootstrap_all_values():
 
 def test_clipped_targets_are_counted():
     agent = build()
-    state = agent.init(KEY)
+    state, learn = first_state(), compiled(agent, "learn")
     given = batch(agent)
-    assert agent.learn(state, given).metrics["clipped_targets"] == 0
-    timestep = given.trajectory.timestep
+    assert learn(state, given).metrics["clipped_targets"] == 0
     # It is in one z and one u of the 5 unrolls with 3 steps each.
-    reward = timestep.reward.at[1, 0].set(1e4)
-    changed = given._replace(
-        trajectory=given.trajectory._replace(timestep=timestep._replace(reward=reward))
-    )
-    clipped = agent.learn(state, changed).metrics["clipped_targets"]
+    given.trajectory.timestep.reward[1, 0] = 1e4
+    clipped = learn(state, given).metrics["clipped_targets"]
     assert clipped == pytest.approx(2 / 15)
 
 
@@ -216,15 +240,17 @@ def test_a_run_warns_of_clipped_targets():
 
 def test_moves_are_drawn_until_the_limit_and_then_the_most_visited():
     agent = build(temperature_moves=2, simulations=16)
-    behaviour = agent.behaviour(agent.init(KEY))
+    behaviour = agent.behaviour(first_state())
     slots = 64
-    carry = agent.initial_carry(KEY, jnp.arange(slots), slots, False)
+    carry = agent.initial_carry(KEY, np.arange(slots), slots, False)
     no = np.zeros(slots, bool)
     observation = np.zeros((slots, 4), np.float32)
     best = []
     for t in range(4):
         timestep = TimeStep(observation, no * 0.0, no, no, np.full(slots, t in (0, 3)), no * 0)
-        action, carry, extras = agent.act(behaviour, carry, timestep, jax.random.fold_in(KEY, t))
+        key = jax.random.fold_in(KEY, t)
+        action, carry, extras = compiled(agent, "act")(behaviour, carry, timestep, key)
+        extras = jax.tree.map(np.asarray, extras)
         assert not carry.core
         np.testing.assert_allclose(extras["search_policy"].sum(axis=1), 1, rtol=1e-5)
         chosen = np.take_along_axis(
@@ -237,8 +263,7 @@ def test_moves_are_drawn_until_the_limit_and_then_the_most_visited():
 def test_in_a_game_the_sides_take_turns():
     agent = build(players=2, discount=1.0)
     assert agent.discount == -1
-    state = agent.init(KEY)
-    targets, _ = agent.targets(state.params, state.params, batch(agent), KEY)
+    targets = targets_of(agent)
     rows = batch(agent).trajectory
     reward, value = rows.timestep.reward, rows.extras["search_value"]
     np.testing.assert_allclose(
@@ -248,8 +273,8 @@ def test_in_a_game_the_sides_take_turns():
 
 def test_predicted_states_come_to_agree_with_later_ones():
     agent = build(consistency=2.0)
-    state, given = agent.init(KEY), batch(agent)
-    learn = jax.jit(agent.learn)
+    state, given = compiled(agent, "init")(KEY), batch(agent)
+    learn = compiled(agent, "learn")
     first = None
     for _ in range(60):
         state, metrics, _ = learn(state, given)
