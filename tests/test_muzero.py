@@ -157,9 +157,7 @@ def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
     old = build()
     params, target = first_state().params, first_state(seed=1).params
     given = batch(agent)
-    got, searched = jax.tree.map(
-        np.asarray, compiled(agent, "targets")(params, target, given, KEY)
-    )
+    got, searched = jax.tree.map(np.asarray, compiled(agent, "targets")(params, target, given, KEY))
     stored = targets_of(old, target=target)
     root = compiled(agent, "root")
 
@@ -211,27 +209,24 @@ def test_clipped_targets_are_counted():
 
 
 def test_only_targets_that_are_learnt_count_as_clipped():
-    agent, given = build(), batch(build())
+    agent = build()
+    given = batch(agent)
     rows = given.trajectory.timestep
-    changed = rows._replace(
-        # Column 0 has a dummy instead of a decision, and column 1 ends with the second row.
-        first=rows.first.at[1, 0].set(True).at[2, 1].set(True),
-        truncated=rows.truncated.at[1, 1].set(True),
-        reward=rows.reward.at[1, 2].set(1e4),
-    )
-    extras = given.trajectory.extras
-    value = extras["search_value"].at[0, 0].set(1e4)
-    trajectory = given.trajectory._replace(
-        timestep=changed, extras=extras | {"search_value": value}
-    )
-    learnt = agent.learn(agent.init(KEY), given._replace(trajectory=trajectory))
+    # Column 0 has a dummy instead of a decision, and column 1 ends with the second row.
+    first, truncated = rows.first.copy(), rows.truncated.copy()
+    first[1, 0] = first[2, 1] = truncated[1, 1] = True
+    rows.reward[1, 2] = given.trajectory.extras["search_value"][0, 0] = 1e4
+    changed = rows._replace(first=first, truncated=truncated)
+    given = given._replace(trajectory=given.trajectory._replace(timestep=changed))
+    clipped = compiled(agent, "learn")(first_state(), given).metrics["clipped_targets"]
     # One z and one u of 2 + 3 × 3 steps.
-    assert learnt.metrics["clipped_targets"] == pytest.approx(2 / 11)
+    assert clipped == pytest.approx(2 / 11)
 
 
 def test_a_run_warns_of_clipped_targets():
     (alert,) = muzero.make(SMALL, SPEC, horizon=0).alerts
-    assert alert.metric in build().learn(build().init(KEY), batch(build())).metrics
+    metrics = compiled(build(), "learn")(first_state(), batch(build())).metrics
+    assert alert.metric in metrics
     assert 0 < alert.above < 0.05
     said = alert.message.format(value=0.6)
     assert said.startswith("60% of the targets of rewards and values")
