@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,20 @@ def test_the_search_may_be_of_another_size(
     observation, mask = np.zeros((3, 3, 2), np.uint8), np.arange(9) == 4
     action, _ = exported.act(observation, exported.initial_carry(), action_mask=mask)
     assert action == 4
+
+
+def test_an_evaluation_may_have_a_number_of_simulations_of_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan.load(run)
+    config = dataclasses.replace(plan.agent_config, evaluation_simulations=6)
+    own = dataclasses.replace(plan, agent_config=config)
+    monkeypatch.setattr(Plan, "load", lambda *_: own)
+    policy = pronk.load(run)
+    assert policy.words(sample=False) == "greedy, 6 simulations"
+    assert policy.words(sample=True) == "sampled, 2 simulations"
+    # A number that is asked for is that of all.
+    assert pronk.load(run, simulations=3).words(sample=False) == "greedy, 3 simulations"
 
 
 def test_agents_without_a_search_have_no_simulations(
