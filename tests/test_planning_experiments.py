@@ -281,7 +281,7 @@ def test_a_level_that_no_run_reaches():
 
 def test_every_variant_can_be_resolved():
     """Each experiment's settings are an agent's, and go together."""
-    boards = [task for task in planning.BOARDS.values()]
+    boards = planning.BOARDS.values()
     board = {"preset": "board"}
     cases: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         ("muzero", task.env, task.args, board | task.settings | changed)
