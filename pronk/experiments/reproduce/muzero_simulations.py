@@ -20,20 +20,26 @@ from pronk.run.setup import configure_jax
 
 NAME = "muzero-simulations"
 TRAINED, EVALUATED = (2, 4, 8, 16, 32), 32
-VARIANTS = {
-    f"{count} simulations": {"simulations": count, "evaluation_simulations": EVALUATED}
-    for count in TRAINED
-}
+QUICK = (2, 8, 32)
 PLAYED = (0, EVALUATED)  # simulations with which moves are compared with the solution
 HEADER = ["task", "variant", "seed", "simulations", "moves_kept"]
+
+
+def variants(trained: Sequence[int]) -> dict[str, dict[str, int]]:
+    """What differs between the runs, by name."""
+    return {
+        f"{count} simulations": {"simulations": count, "evaluation_simulations": EVALUATED}
+        for count in trained
+    }
 
 
 def run(settings: Simulations, *, output: Path, results: Path) -> str:
     """Train the missing runs, measure their play, then write the tables and the figure."""
     configure_jax()
     settings, names = planning.choose(settings, share=100)
+    trained = variants(QUICK if settings.quick else TRAINED)
     given = {"seeds": settings.seeds, "steps": settings.steps}
-    done = [one for name in names for one in planning.train(output, name, VARIANTS, **given)]
+    done = [one for name in names for one in planning.train(output, name, trained, **given)]
     matrix.write(done, results, NAME, f"pronk reproduce {NAME}, {settings.steps:,} agent steps")
     rows = [
         [one.task, one.variant, one.seed, simulations, f"{value:.6g}"]
@@ -41,8 +47,7 @@ def run(settings: Simulations, *, output: Path, results: Path) -> str:
         for one, value in zip(done, planning.moves_kept(output, done, simulations), strict=True)
     ]
     common.write_csv(results / f"{NAME}-play.csv", HEADER, rows)
-    label = f"{AGAINST_PERFECT}, {EVALUATED} simulations"
-    figure = matrix.draw_curves(results, NAME, metric=EVALUATION, label=label)
+    figure = matrix.draw_curves(results, NAME, metric=EVALUATION, label=AGAINST_PERFECT)
     scores, played = (common.read_csv(results / f"{NAME}-{x}.csv") for x in ("scores", "play"))
     return "\n\n".join([table(scores, played), figure])
 

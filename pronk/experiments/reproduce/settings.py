@@ -318,6 +318,9 @@ class ThinkingTime(Boards):
 class Simulations(Boards):
     """MuZero trained with 2 to 32 simulations per move, evaluated with 32."""
 
+    quick: bool = False
+    """Tic-tac-toe with 2, 8 and 32, one seed, a hundredth of the steps: some minutes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFree(Training):
