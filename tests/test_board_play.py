@@ -12,7 +12,7 @@ from pronk import cli
 from pronk.envs import board_solver
 from pronk.envs.board_rules import Board
 from pronk.envs.board_solver import Solution
-from pronk.experiments.reproduce import board_play, common, muzero_boards
+from pronk.experiments.reproduce import board_play, common, planning
 from pronk.experiments.reproduce.board_play import Positions
 
 TIC_TAC_TOE = Board(3, 3, 3, gravity=False)
@@ -93,12 +93,13 @@ def test_the_experiment_trains_measures_and_continues(
             steps=3000,
             settings={"envs_per_actor": 8, "batch_size": 8, "replay_minimum": 10, **small},
         )
-        for name, task in muzero_boards.TASKS.items()
+        for name, task in planning.BOARDS.items()
     }
-    monkeypatch.setattr(muzero_boards, "TASKS", tasks)
-    monkeypatch.setattr(muzero_boards, "POSITIONS", 50)
-    monkeypatch.setattr(muzero_boards, "OPENINGS", 10)
-    monkeypatch.setattr(muzero_boards, "EVALUATIONS", 2)
+    monkeypatch.setitem(planning.BOARDS, "TicTacToe", tasks["TicTacToe"])
+    monkeypatch.setitem(planning.BOARDS, "ConnectFour", tasks["ConnectFour"])
+    monkeypatch.setattr(planning, "POSITIONS", 50)
+    monkeypatch.setattr(planning, "OPENINGS", 10)
+    monkeypatch.setattr(planning, "EVALUATIONS", 2)
     args = ["reproduce", "muzero-boards", "--seeds", "1", "--output", str(tmp_path / "runs")]
     cli.main([*args, "--results", str(tmp_path)])
     shown = capsys.readouterr().out

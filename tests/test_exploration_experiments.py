@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import inspect
-import json
 
 import numpy as np
+import pretended_runs
 import pytest
 
 from pronk import agents, cli, envs
@@ -22,8 +22,6 @@ from pronk.experiments.reproduce import (
     random_coin,
 )
 from pronk.run.resolve import resolve
-from pronk.storage.checkpoint import Checkpointer
-from pronk.storage.files import write_json_atomically
 
 # The walkers.
 
@@ -78,24 +76,15 @@ def level(plan) -> float:
 
 def pretended(plan):
     """Write what a run leaves: episodes of training, and evaluations that end at `level`."""
-    directory, steps = plan.directory, plan.run.steps
-    directory.mkdir(parents=True)
-    write_json_atomically(directory / "config.json", plan.as_json())
-    with (directory / "metrics.jsonl").open("w") as file:
-        for i in range(1, 11):
-            record = {"steps": steps * i // 10, "episodes": 5 * i, "wall_seconds": float(i)}
-            if plan.agent == "agent57":  # the arm of the longest horizon in the end
-                record["best_mixture"] = 3.4  # a mean over updates
-                record |= {f"mixture/return/{j}": -abs(j - 7.0 * (i < 8)) for j in range(8)}
-                record["mixture/return/3"] = None
-            file.write(json.dumps({**record, "mean_return": 0.01}) + "\n")
-            found = {"eval/mean_return": level(plan) * i / 10, "eval/episodes": 50}
-            file.write(json.dumps({"steps": steps * i // 10, **found}) + "\n")
-    meta = {"tally": {"total": [0.5], "squares": [1.0], "count": [50]}}
-    trees = {"learner": {"x": np.zeros(1)}}
-    Checkpointer(directory / "checkpoints").save(steps, trees, meta, block=True)
-    write_json_atomically(directory / "summary.json", {"status": "finished"})
-    return {"status": "finished"}
+
+    def arms(i):
+        if plan.agent != "agent57":
+            return {}
+        record = {"best_mixture": 3.4}  # a mean over updates
+        record |= {f"mixture/return/{j}": -abs(j - 7.0 * (i < 8)) for j in range(8)}
+        return record | {"mixture/return/3": None}
+
+    return pretended_runs.write(plan, level(plan), arms)  # the longest horizon is best in the end
 
 
 @pytest.fixture

@@ -255,6 +255,19 @@ def test_moves_are_drawn_until_the_limit_and_then_the_most_visited():
     assert best == [False, False, True, False]  # the fourth row begins an episode
 
 
+def test_evaluations_may_search_more():
+    agent = build(evaluation_simulations=7)
+    behaviour = agent.behaviour(agent.init(KEY))
+    no = np.zeros(2, bool)
+    timestep = TimeStep(np.zeros((2, 4), np.float32), no * 0.0, no, no, ~no, no * 0)
+    carry = agent.initial_carry(KEY, jnp.arange(2), 2, True)
+    _, after, extras = agent.act(behaviour, carry, timestep, KEY)
+    assert jax.tree.structure(after) == jax.tree.structure(carry)
+    visits = np.asarray(extras["search_policy"]) * 7
+    np.testing.assert_allclose(visits, np.round(visits), atol=1e-5)
+    assert "evaluates" not in agent.initial_carry(KEY, jnp.arange(2), 2, False).private
+
+
 def test_in_a_game_the_sides_take_turns():
     agent = build(players=2, discount=1.0)
     assert agent.discount == -1

@@ -98,6 +98,20 @@ def test_a_run_starts_from_parameters_that_mean_the_same(run: Path, tmp_path: Pa
             load_behaviour(path, (), plan)
 
 
+def test_an_evaluation_may_have_a_number_of_simulations_of_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan.load(run)
+    config = dataclasses.replace(plan.agent_config, evaluation_simulations=6)
+    own = dataclasses.replace(plan, agent_config=config)
+    monkeypatch.setattr(Plan, "load", lambda *_: own)
+    policy = pronk.load(run)
+    assert policy.words(sample=False) == "greedy, 6 simulations"
+    assert policy.words(sample=True) == "sampled, 2 simulations"
+    # A number that is asked for is that of all.
+    assert pronk.load(run, simulations=3).words(sample=False) == "greedy, 3 simulations"
+
+
 def test_agents_without_a_search_have_no_simulations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

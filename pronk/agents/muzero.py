@@ -68,7 +68,10 @@ class MuZero(Planner):
         del key, num_envs
         slots = env_ids.shape[0]
         explores = jnp.full(slots, not evaluate)
-        return Carry((), {"explores": explores, "moves": jnp.zeros(slots, jnp.int32)})
+        private: dict[str, PyTree] = {"explores": explores, "moves": jnp.zeros(slots, jnp.int32)}
+        if evaluate and self.config.evaluation_simulations is not None:
+            private["evaluates"] = ()  # a mark without data: a search's size is part of the program
+        return Carry((), private)
 
     def act(
         self, behaviour: PyTree, carry: Carry, timestep: TimeStep, key: Key
@@ -81,6 +84,7 @@ class MuZero(Planner):
         if limit:
             temperature = jnp.where(moves < limit, temperature, 0.0)
         root = self.root(behaviour["params"], timestep.observation)
+        evaluates = "evaluates" in carry.private
         result = self.search(
             behaviour["params"],
             root,
@@ -88,6 +92,7 @@ class MuZero(Planner):
             key,
             carry.private["explores"],
             temperature,
+            self.config.evaluation_simulations if evaluates else None,
         )
         extras = {
             "search_policy": result.policy,

@@ -38,6 +38,10 @@ class Config:
     """How the tree is searched: by upper confidence bounds, or by Gumbel MuZero's halving."""
     simulations: int = number(50, at_least=0, limit=10_000, source=_CODE)
     """Simulations of a search; 0 acts by the policy network alone."""
+    evaluation_simulations: int | None = number(
+        None, at_least=0, limit=10_000, source="S20, figure 3D"
+    )
+    """Simulations in evaluations, where they should differ from those of training. [the same]"""
     max_depth: int = number(0, at_least=0, limit=10_000)
     """Steps that a simulation goes from the root at most; 0 for no limit."""
     dirichlet_alpha: float = number(0.25, above=0, source=_CODE)

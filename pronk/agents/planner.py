@@ -83,8 +83,10 @@ class Planner:
         key: Key,
         explores: Array,
         temperature: Array | float = 1.0,
+        simulations: int | None = None,
     ) -> SearchResult:
-        """A search in the model from each root; see `pronk.maths.search`."""
+        """A search in the model from each root; see `pronk.maths.search`. simulations: instead of
+        the configuration's number."""
 
         def model(state: PyTree, action: Array) -> Prediction:
             after, reward = self.step(params, state, action)
@@ -93,7 +95,10 @@ class Planner:
             return Prediction(after, decode(reward), logits, decode(value))
 
         options: dict[str, Any] = {"mask": mask, "explores": explores, "temperature": temperature}
-        return search.search(self.settings, model, root, self.discount, key, **options)
+        settings = self.settings
+        if simulations is not None:
+            settings = settings._replace(simulations=simulations)
+        return search.search(settings, model, root, self.discount, key, **options)
 
     def searched(self, params: PyTree, timestep: TimeStep, key: Key) -> Array:
         """Policies `[T, B, A]` of rows `[T, B]`, by a search without noise."""

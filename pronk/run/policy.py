@@ -78,6 +78,8 @@ class Policy:
         epsilon = getattr(self.plan.agent_config, "evaluation_epsilon", 0.0)
         greedy = "greedy" + f" but for ε = {epsilon:g}" * (epsilon > 0)
         count = getattr(self.plan.agent_config, "simulations", None)
+        evaluation = getattr(self.plan.agent_config, "evaluation_simulations", None)
+        count = count if sample or evaluation is None else evaluation
         searched = "" if count is None else f", {counted(count, 'simulation')}"
         return ("sampled" if sample else greedy) + searched
 
@@ -270,7 +272,10 @@ def _with_simulations(plan: Plan, simulations: int | None) -> Plan:
             f"`--simulations` is {simulations}, and agent '{plan.agent}' chooses its actions"
             " without a search; leave it out."
         )
-    config = dataclasses.replace(plan.agent_config, simulations=simulations)
+    changed: dict[str, Any] = {"simulations": simulations}
+    if hasattr(plan.agent_config, "evaluation_simulations"):  # of evaluations, too
+        changed["evaluation_simulations"] = None
+    config = dataclasses.replace(plan.agent_config, **changed)
     return dataclasses.replace(plan, agent_config=config)
 
 

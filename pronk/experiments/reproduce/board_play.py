@@ -1,12 +1,12 @@
 """How well a policy plays a solved board game: exhaustive play, games against perfect play, and the
-share of moves that keep a position's value.
+share of moves that keep a position's value; and games of policies against each other.
 
 Positions are stones as the side that moves sees them, bool `[n, H, W]`: its own, and the other's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from pronk.envs.board_rules import Board
 from pronk.envs.board_solver import Solution
 from pronk.run.policy import Policy
-from pronk.types import Array, TimeStep
+from pronk.types import Array, PyTree, TimeStep
 
 BATCH = 256  # positions that a policy decides together
 DRAWS = 20  # times that random positions are drawn
@@ -42,9 +42,9 @@ def mover(policy: Policy) -> Mover:
     carry = agent.initial_carry(key, ids, BATCH, True)
 
     @jax.jit
-    def act(observation: Array, mask: Array) -> Array:
+    def act(behaviour: PyTree, observation: Array, mask: Array) -> Array:
         timestep = TimeStep(observation, no.astype(np.float32), no, no, ~no, 0 * ids, mask)
-        return agent.act(policy.behaviour, carry, timestep, key)[0]
+        return agent.act(behaviour, carry, timestep, key)[0]
 
     def moves(positions: Positions) -> np.ndarray:
         planes = np.stack(positions, axis=-1).astype(np.uint8) * 255
@@ -55,7 +55,7 @@ def mover(policy: Policy) -> Mover:
             missing = BATCH - len(rows)
             padded = np.pad(rows, ((0, missing), *((0, 0),) * 3))
             allowed = np.pad(allowed, ((0, missing), (0, 0)), constant_values=True)
-            found.append(np.asarray(act(padded, allowed))[: len(rows)])
+            found.append(np.asarray(act(policy.behaviour, padded, allowed))[: len(rows)])
         return np.concatenate(found) if found else np.zeros(0, np.int32)
 
     return moves
@@ -137,11 +137,17 @@ def exhaustive(board: Board, solution: Solution, move: Mover, *, begins: bool) -
 
 def _merged(positions: Positions, lines: np.ndarray) -> tuple[Positions, np.ndarray]:
     """Equal positions as one, with the sum of their lines."""
-    rows = np.stack(positions, axis=1).reshape(len(lines), -1)
-    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    first, which = _distinct(positions)
     total = np.zeros(len(first), np.int64)
-    np.add.at(total, which.ravel(), lines)
+    np.add.at(total, which, lines)
     return positions.take(first), total
+
+
+def _distinct(positions: Positions) -> tuple[np.ndarray, np.ndarray]:
+    """Where each different position is first, and which of these every position equals."""
+    rows = np.stack(positions, axis=1).reshape(len(positions.own), -1)
+    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first, which.ravel()
 
 
 def random_positions(board: Board, count: int, rng: np.random.Generator) -> Positions:
@@ -163,8 +169,7 @@ def random_positions(board: Board, count: int, rng: np.random.Generator) -> Posi
             running[here] = ~outcomes(board, after)[0]
         new = positions.take(np.flatnonzero(running))
         joined = Positions(*(np.concatenate(x) for x in zip(found, new, strict=True)))
-        rows = np.stack(joined, axis=1).reshape(len(joined.own), -1)
-        found = joined.take(np.sort(np.unique(rows, axis=0, return_index=True)[1]))
+        found = joined.take(np.sort(_distinct(joined)[0]))
     return found.take(np.arange(min(count, len(found.own))))
 
 
@@ -204,3 +209,29 @@ def against_perfect(
         result[games[ended]] = (-outcome if moves_now else outcome)[ended]
         positions, games, moves_now = positions.take(~ended), games[~ended], not moves_now
     return float(np.mean(result == value))
+
+
+def tournament(board: Board, movers: Sequence[Mover], openings: Positions) -> np.ndarray:
+    """The outcomes, 1, 0 or −1, for mover i of the games that it begins from each opening against
+    mover j, int8 `[movers, movers, openings]`; 0 where i = j, which is not played.
+
+    Moves depend on the position alone, so that equal positions are decided once.
+    """
+    shape = len(movers), len(movers), len(openings.own)
+    first, second, opening = (x.ravel() for x in np.indices(shape))
+    players, results = np.stack([first, second]), np.zeros(first.size, np.int8)
+    games = np.flatnonzero(first != second)
+    positions, turn = openings.take(opening[games]), 0
+    while len(games):
+        action = np.zeros(len(games), int)
+        for i, move in enumerate(movers):
+            here = np.flatnonzero(players[turn, games] == i)
+            if len(here):
+                own = positions.take(here)
+                each, which = _distinct(own)
+                action[here] = move(own.take(each))[which]
+        positions = play(board, positions, action)
+        ended, outcome = outcomes(board, positions)
+        results[games[ended]] = (outcome if turn else -outcome)[ended]
+        positions, games, turn = positions.take(~ended), games[~ended], 1 - turn
+    return results.reshape(shape)

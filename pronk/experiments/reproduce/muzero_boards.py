@@ -10,80 +10,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from pronk.envs import board_solver, boards
-from pronk.envs.board_rules import Board
-from pronk.experiments.reproduce import board_play, common, matrix
+from pronk.envs import board_solver
+from pronk.experiments.reproduce import board_play, common, matrix, planning
 from pronk.experiments.reproduce.common import Row
-from pronk.experiments.reproduce.matrix import Done, Variant
+from pronk.experiments.reproduce.matrix import Done
+from pronk.experiments.reproduce.planning import AGAINST_PERFECT, BOARDS, MOVES_KEPT
 from pronk.experiments.reproduce.settings import MuZeroBoards
 from pronk.report.runs import EVALUATION
 from pronk.run.policy import load
 from pronk.run.setup import configure_jax
 
 NAME = "muzero-boards"
-
-
-class Task(NamedTuple):
-    """A board, and how long it is trained on."""
-
-    env: str
-    args: dict[str, Any]
-    steps: int
-    settings: dict[str, Any]
-
-    @property
-    def board(self) -> Board:
-        """Its rules."""
-        return boards.board_of(self.env, self.args)
-
-
-TASKS = {
-    "TicTacToe": Task("pronk/TicTacToe-v0", {}, 200_000, {"envs_per_actor": 32}),
-    "ConnectFour": Task(
-        *("pronk/ConnectFour-v0", {"width": 5, "height": 4}, 2_000_000),
-        {"envs_per_actor": 64, "simulations": 32, "td_steps": 12},
-    ),
-}
-QUICK = ("TicTacToe",)
-EVALUATIONS, EPISODES = 20, 64
-POSITIONS, OPENINGS, OPENING_MOVES = 2000, 400, 6
 HEADER = ["task", "seed", "simulations", "measure", "value"]
 
 
 def run(settings: MuZeroBoards, *, output: Path, results: Path) -> str:
     """Train the missing runs, measure their play, then write the tables and the figure."""
     configure_jax()
-    names = common.choose_tasks(settings.tasks, TASKS)
+    names = common.choose_tasks(settings.tasks, BOARDS)
     seeds, share = settings.seeds, 1
     if settings.quick:
-        names, seeds, share = list(settings.tasks) or list(QUICK), 1, 10
-    done = [one for name in names for one in _train(output, name, seeds, share)]
+        names, seeds, share = list(settings.tasks) or list(planning.QUICK), 1, 10
+    done = [
+        one
+        for name in names
+        for one in planning.train(
+            output,
+            name,
+            {"MuZero": {}},
+            seeds=seeds,
+            steps=max(1, BOARDS[name].steps // share),
+        )
+    ]
     matrix.write(done, results, NAME, f"pronk reproduce {NAME}")
     rows = [row for one in done for row in _measured(output, one)]
     common.write_csv(results / f"{NAME}-play.csv", HEADER, rows)
-    label = "mean return against perfect play"
-    figure = matrix.draw_curves(results, NAME, metric=EVALUATION, label=label)
+    figure = matrix.draw_curves(results, NAME, metric=EVALUATION, label=AGAINST_PERFECT)
     return "\n\n".join([table(common.read_csv(results / f"{NAME}-play.csv")), figure])
-
-
-def _train(output: Path, name: str, seeds: int, share: int) -> list[Done]:
-    task = TASKS[name]
-    steps = max(1, task.steps // share)
-    return matrix.train(
-        output,
-        {name: task.env},
-        {"MuZero": Variant("muzero", {"preset": "board", **task.settings})},
-        seeds=seeds,
-        steps=steps,
-        env_args={name: task.args},
-        eval_every=max(1, steps // EVALUATIONS),
-        eval_episodes=EPISODES,
-        runtime="fused",
-    )
 
 
 def _measured(output: Path, one: Done) -> list[list[Any]]:
@@ -103,12 +70,11 @@ def _measured(output: Path, one: Done) -> list[list[Any]]:
 
 def measure(output: Path, one: Done, simulations: int) -> dict[str, float]:
     """How well a run's policy plays, by name of the measure."""
-    board = TASKS[one.task].board
-    solution = board_solver.solve(board)
-    move = board_play.mover(load(output / one.run.name, simulations=simulations))
-    rng = np.random.default_rng(0)
-    positions = board_play.random_positions(board, POSITIONS, rng)
-    found = {"moves that keep the value": board_play.keeps_value(solution, move, positions)}
+    task = BOARDS[one.task]
+    board, solution = task.board, board_solver.solve(task.board)
+    move = planning.mover(output, one, simulations)
+    positions = planning.random_positions(task)
+    found = {MOVES_KEPT: board_play.keeps_value(solution, move, positions)}
     if not board.gravity:
         for side, begins in (("first", True), ("second", False)):
             lines = board_play.exhaustive(board, solution, move, begins=begins)
@@ -118,9 +84,8 @@ def measure(output: Path, one: Done, simulations: int) -> dict[str, float]:
                 f"wins kept as {side}": lines.wins_kept / max(lines.wins_offered, 1),
             }
         return found
-    openings = board_play.random_positions(board, 20 * OPENINGS, rng)
-    stones = (openings.own | openings.other).sum(axis=(1, 2))
-    openings = openings.take(np.flatnonzero(stones <= OPENING_MOVES)[:OPENINGS])
+    openings = planning.openings(task, planning.OPENINGS)
+    rng = np.random.default_rng(0)
     share = board_play.against_perfect(board, solution, move, openings, rng)
     return found | {"games with the opening's value": share}
 

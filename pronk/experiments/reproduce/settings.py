@@ -295,12 +295,68 @@ class MuZeroBoards(Training):
     """Tic-tac-toe, one seed, a tenth of the steps: some minutes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Boards(Matrix):
+    """What experiments with MuZero on one small board have."""
+
+    seeds: int = 3
+    """Runs of each variant."""
+    steps: int = 2_000_000
+    """Agent steps per run."""
+    tasks: tuple[str, ...] = ()
+    """The boards, of TicTacToe and ConnectFour. [ConnectFour; TicTacToe with `--quick`]"""
+    quick: bool = False
+    """Tic-tac-toe, one seed, a hundredth of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkingTime(Boards):
+    """MuZero's Elo against the number of simulations with which it plays, from 0 to 256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulations(Boards):
+    """MuZero trained with 2 to 32 simulations per move, evaluated with 32."""
+
+    quick: bool = False
+    """Tic-tac-toe with 2, 8 and 32, one seed, a hundredth of the steps: some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFree(Training):
+    """MuZero on Breakout in 10 × 10, beside Q-learning with the same network, and IMPALA."""
+
+    seeds: int = 3
+    """Runs of each agent."""
+    steps: int = 500_000
+    """Agent steps per run."""
+    agents: tuple[str, ...] = ()
+    """Run only these agents. [all]"""
+    quick: bool = False
+    """One seed, a fiftieth of the steps: some minutes, too short to learn much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reanalyze(Matrix):
+    """MuZero with few draws of each position, with many, and with new searches for the many."""
+
+    seeds: int = 3
+    """Runs of each variant on each task."""
+    steps: int = 100_000
+    """Agent steps per run."""
+    quick: bool = False
+    """One task, one seed, a tenth of the steps: some minutes."""
+
+
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "agent57": Agent57,
     "duan": Duan,
     "kl": KL,
     "mujoco": MuJoCo,
     "muzero-boards": MuZeroBoards,
+    "muzero-model-free": ModelFree,
+    "muzero-simulations": Simulations,
+    "muzero-thinking-time": ThinkingTime,
     "ngu-ablations": NGUAblations,
     "ngu-maze": NGUMaze,
     "pbt": PBT,
@@ -311,6 +367,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "r2d2-ablations": Ablations,
     "r2d2-staleness": Staleness,
     "random-coin": RandomCoin,
+    "reanalyze": Reanalyze,
     "study": Study,
     "td-lambda": TDLambda,
     "natural-gradient": NaturalGradient,
