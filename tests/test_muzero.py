@@ -153,7 +153,7 @@ def test_what_is_drawn_too_often_counts_less():
 
 
 def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
-    agent = build(reanalyze=0.4, batch_size=BATCH)
+    agent = build(reanalyze=0.4, batch_size=BATCH, dirichlet_fraction=0.0)
     old = build()
     params, target = first_state().params, first_state(seed=1).params
     given = batch(agent)
@@ -181,6 +181,21 @@ def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
     bootstrap = root(target, given.trajectory.timestep.observation[3, fresh]).value
     z = reward[1] + gamma * reward[2] + gamma**2 * reward[3] + gamma**3 * bootstrap
     np.testing.assert_allclose(got.value[0, 0, fresh], z, rtol=1e-4, atol=1e-5)
+
+
+def test_reanalyze_explores():
+    """Without noise, a search by a network that is certain would confirm it."""
+    noise = {"dirichlet_alpha": 1.0, "dirichlet_fraction": 0.5}
+    agent = build(simulations=16, value_bound=1.0, **noise)
+    params = first_state().params
+    certain = jax.tree.map(np.copy, params)
+    certain["params"]["policy"]["Dense_1"]["bias"][0] += 20.0
+    rows = jax.tree.map(lambda x: x[:2], batch(agent).trajectory.timestep)
+    searched = jax.jit(agent.searched)
+    policy = np.asarray(searched(certain, rows, KEY))
+    assert policy.shape == (2, BATCH, ACTIONS)
+    assert (policy[..., 1:].sum(axis=-1) > 0).mean() > 0.5
+    assert (np.asarray(searched(certain, rows, jax.random.key(1))) != policy).any()
 
 
 def test_the_target_network_may_bootstrap_all_values():

@@ -63,11 +63,17 @@ class Node:
 
 
 def slow_puct(
-    model: Table, state: int, discount: float, simulations: int, depth: int, allowed: np.ndarray
+    model: Table,
+    state: int,
+    discount: float,
+    simulations: int,
+    depth: int,
+    allowed: np.ndarray,
+    bound: float,
 ) -> tuple[np.ndarray, float, int]:
     """Visits of the root's actions, its value, and the tree's depth."""
     root = Node(model, state, 0.0, allowed)
-    low, high, deepest = math.inf, -math.inf, 0
+    low, high, deepest = -(bound or -math.inf), bound or -math.inf, 0
     everything = np.ones(ACTIONS, bool)
     for _ in range(simulations):
         path, node = [], root
@@ -136,15 +142,20 @@ def found(settings: Settings, model: Table, discount: float, explores: bool = Fa
 
 
 @pytest.mark.parametrize("discount", [0.9, -1.0])
-@pytest.mark.parametrize(("simulations", "depth"), [(1, 0), (30, 0), (30, 3)])
-def test_puct_is_that_of_the_pseudocode(discount: float, simulations: int, depth: int):
+@pytest.mark.parametrize(
+    ("simulations", "depth", "bound"), [(1, 0, 0.0), (30, 0, 0.0), (30, 3, 0.0), (30, 3, 9.0)]
+)
+def test_puct_is_that_of_the_pseudocode(
+    discount: float, simulations: int, depth: int, bound: float
+):
     model = table(simulations)
     mask = np.random.default_rng(0).random((STATES, ACTIONS)) < 0.7
     mask[:, 0] |= ~mask.any(axis=1)
-    got = found(Settings("puct", simulations, depth), model, discount, mask=mask)
+    settings = Settings("puct", simulations, depth, value_bound=bound)
+    got = found(settings, model, discount, mask=mask)
     for state in range(STATES):
         visits, value, deepest = slow_puct(
-            model, state, discount, simulations, depth or simulations, mask[state]
+            model, state, discount, simulations, depth or simulations, mask[state], bound
         )
         np.testing.assert_array_equal(got.visits[state], visits)
         np.testing.assert_allclose(got.policy[state], visits / simulations, rtol=1e-6)

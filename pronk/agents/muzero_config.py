@@ -48,6 +48,9 @@ class Config:
     """α of the noise in the root's prior."""
     dirichlet_fraction: float = fraction(0.25, source=_CODE)
     """Share of that noise in the prior."""
+    value_bound: float = number(0.0, at_least=0, source=f"{_CODE}: 1 on boards, else unknown")
+    """b: where values are known to lie in [−b, b], as in a game, the search scales them by that;
+    0: by the values in the tree. Only PUCT scales so."""
     temperature: float = number(1.0, above=0, source=_CODE)
     """T: actors draw actions in proportion to visits^(1/T). The paper's goes from 1 to 0.5 and 0.25
     in the second half of training: `--temperature` takes a schedule."""
@@ -277,6 +280,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "simulations": 25,
         "max_depth": 8,
         "dirichlet_alpha": 0.5,
+        "value_bound": 1.0,
         "discount": 1.0,
         "td_steps": 9,
         "hidden_sizes": (128,),

@@ -101,11 +101,13 @@ class Planner:
         return search.search(settings, model, root, self.discount, key, **options)
 
     def searched(self, params: PyTree, timestep: TimeStep, key: Key) -> Array:
-        """Policies `[T, B, A]` of rows `[T, B]`, by a search without noise."""
+        """Policies `[T, B, A]` of rows `[T, B]`, by a search that explores as that of acting does:
+        without noise at its root, a new search would confirm the network's policy, and the policy
+        become certain before anything is learnt."""
         shape = timestep.first.shape
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), timestep)
         root = self.root(params, flat.observation)
-        explores = jnp.zeros(root.value.shape, bool)
+        explores = jnp.ones(root.value.shape, bool)
         result = self.search(params, root, flat.action_mask, key, explores)
         return result.policy.reshape(*shape, -1)
 
@@ -165,6 +167,7 @@ def parts(config: Config, spec: EnvSpec) -> tuple[Any, Any, Any, Any, Any]:
         max_depth=config.max_depth,
         dirichlet_alpha=config.dirichlet_alpha,
         dirichlet_fraction=config.dirichlet_fraction,
+        value_bound=config.value_bound,
         considered=config.considered_actions,
         value_scale=config.value_scale,
     )

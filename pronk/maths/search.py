@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     max_depth: int = 0  # steps from the root; 0: as many as simulations
     dirichlet_alpha: float = 0.25
     dirichlet_fraction: float = 0.25
+    value_bound: float = 0.0  # values are in ± this, as the pseudocode's known bounds; 0: unknown
     considered: int = 16  # [D22] actions that the root considers
     value_scale: float = 0.1  # [D22] c_scale
 
@@ -78,7 +79,7 @@ class _Trees(NamedTuple):
     reward: Array  # [N, B], of the step into a node
     value: Array  # [N, B], as the network has it
     state: PyTree  # [N, B, ...]
-    low: Array  # [B], the smallest and the largest value of all edges, ever
+    low: Array  # [B], the smallest and the largest value of all edges, ever, and known bounds
     high: Array  # [B]
     depth: Array  # int32 [B]
 
@@ -144,7 +145,7 @@ def _grow(
     settings: Settings, rule: rules.Rule, model: Model, root: Root, discount: Array | float
 ) -> _Trees:
     """Trees after all simulations."""
-    trees = _plant(rule, root, settings.simulations + 1)
+    trees = _plant(rule, root, settings.simulations + 1, settings.value_bound or -jnp.inf)
 
     def simulate(i: Array, trees: _Trees) -> _Trees:
         path, parent, action = _descend(rule, trees, i, settings.depth)
@@ -155,22 +156,22 @@ def _grow(
     return jax.lax.fori_loop(1, settings.simulations + 1, simulate, trees)
 
 
-def _plant(rule: rules.Rule, root: Root, nodes: int) -> _Trees:
+def _plant(rule: rules.Rule, root: Root, nodes: int, bound: float) -> _Trees:
     batch, actions = root.logits.shape
 
     def rows(x: Array) -> Array:
         return jnp.zeros((nodes, *x.shape), x.dtype).at[0].set(x)
 
     zeros = jnp.zeros((nodes, batch, actions))
-    none = jnp.full(batch, jnp.inf)
+    high = jnp.full(batch, bound)
     return _Trees(
         child=jnp.zeros((nodes, batch, actions), jnp.int32),
         edges=Edges(rows(rule.prior(root.logits)), zeros, zeros),
         reward=jnp.zeros((nodes, batch)),
         value=rows(root.value),
         state=jax.tree.map(rows, root.state),
-        low=none,
-        high=-none,
+        low=-high,
+        high=high,
         depth=jnp.zeros(batch, jnp.int32),
     )
 
