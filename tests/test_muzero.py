@@ -157,9 +157,7 @@ def test_reanalyze_searches_anew_and_bootstraps_from_the_target_network():
     old = build()
     params, target = first_state().params, first_state(seed=1).params
     given = batch(agent)
-    got, searched = jax.tree.map(
-        np.asarray, compiled(agent, "targets")(params, target, given, KEY)
-    )
+    got, searched = jax.tree.map(np.asarray, compiled(agent, "targets")(params, target, given, KEY))
     stored = targets_of(old, target=target)
     root = compiled(agent, "root")
 

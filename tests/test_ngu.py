@@ -179,7 +179,8 @@ def test_the_exploitative_mixture_learns_from_extrinsic_rewards_alone() -> None:
         assert same == (i == 0)
     # Other networks of the intrinsic reward change nothing of what was stored.
     other = state._replace(
-        params=jax.tree.map(lambda x: np.asarray(x) + np.float32(1), state.params) | {"q": params["q"]}
+        params=jax.tree.map(lambda x: np.asarray(x) + np.float32(1), state.params)
+        | {"q": params["q"]}
     )
     np.testing.assert_array_equal(
         learn(state, batch).feedback.priorities, learn(other, batch).feedback.priorities
