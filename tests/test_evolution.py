@@ -236,7 +236,7 @@ def test_extra_noise_keeps_the_search_alive() -> None:
 
 def test_ranking() -> None:
     """From the highest; what is not finite last, and of equals the first."""
-    scores = np.float32([1.0, np.nan, 3.0, -np.inf, 1.0, 3.0, -2.0, np.inf])
+    scores = np.array([1.0, np.nan, 3.0, -np.inf, 1.0, 3.0, -2.0, np.inf], np.float32)
     assert jax.jit(evolution.ranking)(scores).tolist()[:5] == [2, 5, 0, 4, 6]
 
 

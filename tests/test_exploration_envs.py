@@ -412,7 +412,7 @@ def test_key_door_by_chance():
 
 def test_random_coin_by_hand():
     env = jitted(random_coin.make(5, max_steps=8))
-    state = random_coin.State(np.int32([0, 3]), np.int32([1, 4]), np.int32(5))
+    state = random_coin.State(np.array([0, 3], np.int32), np.array([1, 4], np.int32), np.int32(5))
     state, board, *rest = env.step(state, np.int32(UP), KEY)  # against the wall
     np.testing.assert_array_equal(np.argwhere(np.asarray(board)), [[0, 3, 0], [1, 4, 1]])
     assert rest == [0, False, False]

@@ -277,7 +277,7 @@ def test_equilibria_stay(system: System):
 @every_system
 def test_mirrored_states_have_mirrored_steps(system: System):
     for s, force in zip(states(system, 6) * 0.3, np.linspace(-2, 2, 6), strict=True):
-        action = np.float32([force * system.limit])
+        action = np.array([force * system.limit], np.float32)
         a, _, reward, *ends = system.env.step(state_of(system, s), action, KEY)
         b, _, other, *others = system.env.step(state_of(system, -s), -action, KEY)
         np.testing.assert_allclose(coordinates(system, a), -coordinates(system, b), atol=1e-6)
@@ -290,7 +290,7 @@ def test_actions_are_clipped(system: System):
     at = state_of(system, states(system, 1)[0] * 0.3)
     space: Any = system.env.spec.action_space
     for sign in (-1, 1):
-        bound = sign * np.float32([system.limit])
+        bound = sign * np.array([system.limit], np.float32)
         np.testing.assert_array_equal(bound, space.high if sign > 0 else space.low)
         inside, at_bound, outside = (
             system.env.step(at, bound * np.float32(factor), KEY) for factor in (0.9, 1, 3)
@@ -384,7 +384,7 @@ START: dict[str, dict[int, tuple[float, float]]] = {
 
 def outcome(make, state, action=0.0):
     """State after one step, reward, terminated, truncated."""
-    after, _, *rest = built(make).step(state, np.float32([action]), KEY)
+    after, _, *rest = built(make).step(state, np.array([action], np.float32), KEY)
     return after, *(np.asarray(value).item() for value in rest)
 
 
@@ -481,7 +481,7 @@ def test_acrobot_by_hand():
 def test_acrobots_speeds_have_the_engines_limit():
     env, state = built(acrobot.make), links(upper_dot=157, lower_dot=-157)
     for _ in range(5):
-        state, observation, reward, *_ = env.step(state, np.float32([50]), KEY)
+        state, observation, reward, *_ = env.step(state, np.array([50], np.float32), KEY)
         assert np.abs(state.physics.upper_dot) <= acrobot.MAX_SPEED
         assert np.abs(state.physics.lower_dot) <= acrobot.MAX_SPEED
         assert np.abs(np.asarray(state.physics[:2])).max() <= math.pi + 1e-6
@@ -489,7 +489,7 @@ def test_acrobots_speeds_have_the_engines_limit():
         assert np.isfinite(reward)
     state = links()
     for _ in range(500):  # the torque that turns them fastest
-        state, observation, *_ = env.step(state, np.float32([50]), KEY)
+        state, observation, *_ = env.step(state, np.array([50], np.float32), KEY)
     assert np.isfinite(observation).all()
 
 
@@ -519,7 +519,7 @@ def test_double_pendulum_is_mujocos():
     env = built(double_pendulum.make)
     state = poles(0.5, 0.1, -0.2, 0.3, 0.4, -0.6)
     for action, expected in zip((0.3, -1.0, 0.05), MUJOCO, strict=True):
-        state, observation, *_ = env.step(state, np.float32([action]), KEY)
+        state, observation, *_ = env.step(state, np.array([action], np.float32), KEY)
         np.testing.assert_allclose(observation, expected, atol=2e-4)
 
 
@@ -534,7 +534,7 @@ def test_the_track_of_the_double_pendulum_ends():
     env, state = built(double_pendulum.make), poles(x=9.5, x_dot=5)
     seen = []
     for _ in range(100):
-        state, observation, *_ = env.step(state, np.float32([1]), KEY)
+        state, observation, *_ = env.step(state, np.array([1], np.float32), KEY)
         seen.append(np.asarray(observation)[[0, 8]])
     places, stops = np.array(seen).T
     assert 10 < places.max() < 10.2

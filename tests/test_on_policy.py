@@ -82,8 +82,8 @@ def test_elements_of_weight_0_and_infinite_ones_leave_the_statistics_alone():
 
 def test_a_constant_feature_does_not_blow_up():
     seen = update(running.init((1,)), np.full((100, 1), 5, np.float32))
-    np.testing.assert_allclose(normalize(seen, np.float32([5]), clip=10.0), 0.0)
-    np.testing.assert_array_equal(normalize(seen, np.float32([6]), clip=10.0), 10.0)
+    np.testing.assert_allclose(normalize(seen, np.array([5], np.float32), clip=10.0), 0.0)
+    np.testing.assert_array_equal(normalize(seen, np.array([6], np.float32), clip=10.0), 10.0)
 
 
 def test_only_numbers_are_standardised():
@@ -243,7 +243,9 @@ def test_equal_advantages_are_standardised_to_zero():
     weight = np.array([1, 1, 0], np.float32)
     x = np.array([3, 3, np.nan], np.float32)
     np.testing.assert_array_equal(np.asarray(standardise(x, weight))[:2], 0.0)
-    np.testing.assert_array_equal(standardise(np.float32([7]), np.ones(1, np.float32)), 0.0)
+    np.testing.assert_array_equal(
+        standardise(np.array([7], np.float32), np.ones(1, np.float32)), 0.0
+    )
     some = np.asarray(standardise(np.array([1, 3, 100], np.float32), weight))
     np.testing.assert_allclose(some[:2], [-1.0, 1.0], rtol=1e-5)
     assert jax.jit(weighted.mean)(x, np.zeros(3, np.float32)) == 0.0
