@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -17,9 +18,9 @@ from pronk.maths import returns, transforms
 
 ACTIONS = 3
 TRACES = {
-    "importance sampling": returns.importance_sampling_trace,
-    "tree backup": lambda pi, mu, **options: returns.tree_backup_trace(pi, **options),
-    "retrace": returns.retrace_trace,
+    "importance sampling": jax.jit(returns.importance_sampling_trace),
+    "tree backup": jax.jit(lambda pi, mu, **options: returns.tree_backup_trace(pi, **options)),
+    "retrace": jax.jit(returns.retrace_trace),
 }
 
 
@@ -76,10 +77,8 @@ def test_n_step_double_q_is_rlaxs_without_truncation(case, n, name):
     """Transformed and plain; rlax's one discount is right only where nothing is truncated."""
     q, reward, discount, _, rng = case
     online = rng.normal(size=q.shape)
-    h = SCALES[name]
-    values = h.inverse(returns.double_q(jnp.asarray(online), jnp.asarray(q)))
     continuation = 1.0 * (discount > 0)
-    target = h.apply(jit_n_step(values, reward, discount, continuation, n=n))
+    target = double_q_target(name, n)(online, q, reward, discount, continuation)
     taken = rng.integers(ACTIONS, size=len(reward))
     error = jit_rlax_n_step(
         *(online[:-1], taken, q[1:], online[1:].argmax(-1), reward, discount),
@@ -87,6 +86,18 @@ def test_n_step_double_q_is_rlaxs_without_truncation(case, n, name):
         tx_pair=PAIRS[name],
     )
     close(target, error + online[np.arange(len(reward)), taken])
+
+
+@functools.cache
+def double_q_target(name: str, n: int):
+    h = SCALES[name]
+
+    @jax.jit
+    def target(online, q, reward, discount, continuation):
+        values = h.inverse(returns.double_q(online, q))
+        return h.apply(returns.n_step(values, reward, discount, continuation, n=n))
+
+    return target
 
 
 def decisions(case):
@@ -109,19 +120,26 @@ def test_off_policy_is_the_papers_sum(case, name, lambda_):
     close(jit_off_policy(*args), reference.off_policy(*args))
 
 
+@functools.cache
+def retrace_target(name: str):
+    h = SCALES[name]
+
+    @jax.jit
+    def target(q, action, pi, mu, reward, discount):
+        rows = jnp.arange(len(action))
+        plain = h.inverse(q)
+        trace = returns.retrace_trace(pi[rows, action], mu[rows, action], lambda_=0.9)[:-1]
+        args = plain[rows, action][:-1], (pi * plain).sum(-1), reward, discount
+        return h.apply(returns.off_policy(*args, 1.0 * (discount > 0), trace))
+
+    return target
+
+
 @given(cases(), st.sampled_from(["identity", "sqrt"]))
 def test_retrace_is_rlaxs_without_truncation(case, name):
     q, reward, discount, _, _ = case
     action, pi, mu = decisions(case)
-    h = SCALES[name]
-    plain = np.asarray(h.inverse(jnp.asarray(q)))
-    trace = returns.retrace_trace(of(action, pi), of(action, mu), lambda_=0.9)[:-1]
-    target = h.apply(
-        jit_off_policy(
-            *(of(action, plain)[:-1], (pi * plain).sum(-1), reward, discount),
-            *(1.0 * (discount > 0), trace),
-        )
-    )
+    target = retrace_target(name)(q, action, pi, mu, reward, discount)
     error = jit_rlax_retrace(
         *(q[:-1], q[1:], action[:-1], action[1:], reward, discount, pi[1:], of(action, mu)[1:]),
         *(np.float64(0.9), np.float64(0.0)),
@@ -164,9 +182,9 @@ def test_targets_do_not_depend_on_the_next_episode():
             reward = np.concatenate([np.arange(3.0), rng.normal(size=4)])
             discounts, continuation = np.full(7, 0.9), np.ones(7)
             discounts[2], continuation[2] = discount, 0
-            steps = returns.n_step(q, reward, discounts, continuation, n=5)
-            traced = returns.off_policy(q[:-1], q, reward, discounts, continuation, np.ones(7))
-            case.append((steps[:3], traced[:3]))
+            steps = jit_n_step(q, reward, discounts, continuation, n=5)
+            traced = jit_off_policy(q[:-1], q, reward, discounts, continuation, np.ones(7))
+            case.append((np.asarray(steps)[:3], np.asarray(traced)[:3]))
         close(case[0][0], case[1][0])
         close(case[0][1], case[1][1])
         expected = 2.0 + discount * 3.0  # the last transition's reward, its observation's value
@@ -207,7 +225,7 @@ class Mdp:
         found = jit_each_off_policy(
             q[before, a], value[s], self.reward[before, a], DISCOUNT * one, one, c
         )
-        return np.asarray(found[:, 0]), odds
+        return np.asarray(found)[:, 0], odds
 
     def expected(self, x: np.ndarray, odds: np.ndarray) -> np.ndarray:
         total = np.zeros((STATES, CHOICES))

@@ -44,7 +44,7 @@ SMALL = Config(
     intrinsic_steps=2,
     kernel_epsilon=0.01,
     importance_exponent=0.6,
-    bandit_window=4,
+    bandit_window=50,
     evaluator_decay=0.5,
 )
 KEY = jax.random.key(0)
@@ -61,7 +61,7 @@ def make(**settings: Any):
     rng = np.random.default_rng(0)
 
     def spread(x: Any) -> Any:
-        return x + np.float32(0.5 * rng.normal(size=x.shape))
+        return np.asarray(x) + np.float32(0.5 * rng.normal(size=x.shape))
 
     params, target = jax.tree.map(spread, (state.params, state.extra["target"]))
     state = state._replace(params=params, extra=state.extra | {"target": target})
@@ -194,10 +194,14 @@ def test_separate_values_add_up_to_joint_ones(policies: str) -> None:
     e, i = (rng.normal(size=(STATES, ACTIONS)) for _ in range(2))
     joint = e + beta * i
 
-    def step(q: np.ndarray, policy: np.ndarray, reward: Any) -> np.ndarray:
+    @jax.jit
+    def retrace(policy: Any, values: Any, reward: Any) -> Any:
         transitions = returns.transitions(timestep._replace(reward=reward), 0.9)
+        return agent.retrace(policy, values, transitions, rows, jnp.float32(0.95))
+
+    def step(q: np.ndarray, policy: np.ndarray, reward: Any) -> np.ndarray:
         seen = timestep.observation
-        goal = agent.retrace(policy[seen], q[seen], transitions, rows, jnp.float32(0.95))
+        goal = retrace(policy[seen], q[seen], reward)
         after = q.copy()
         at = (seen[:-1], action[:-1])
         np.add.at(after, at, 0.1 * (np.asarray(goal) - q[at]))
@@ -282,7 +286,7 @@ def random_rows(steps: int, slots: int) -> list[TimeStep]:
 
 def test_bandits_are_told_raw_returns_of_whole_episodes() -> None:
     """Terminated or truncated; the mixture stays the same within an episode."""
-    agent, state, act, _ = make(bandit_window=50)
+    agent, state, act, _ = make()
     rows = random_rows(60, BATCH)
     extras, carry = played(agent, act, state, rows)
     window = carry.private["controller"]["bandit"]
@@ -328,7 +332,9 @@ def test_evaluations_play_the_mixture_that_returned_most() -> None:
     assert metrics["best_mixture"] == best
     np.testing.assert_allclose(metrics["best_mixture_return"], (total / weights)[best], rtol=1e-4)
     for arm in range(N):
-        tally = bandit.Tally(jnp.ones(N).at[arm].set(2.0), jnp.ones(N))
+        tally = bandit.Tally(
+            np.where(np.arange(N) == arm, np.float32(2), 1), np.ones(N, np.float32)
+        )
         found = state._replace(extra=state.extra | {"tally": tally})
         extras, _ = played(agent, act, found, rows, evaluate=True)
         assert (extras["mixture"] == arm).all()

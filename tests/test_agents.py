@@ -475,7 +475,7 @@ def spread(state: LearnerState, seed: int = 0) -> LearnerState:
     rng = np.random.default_rng(seed)
     scales = [0.8 / np.sqrt(np.prod(x.shape[:-1]) or 1) for x in leaves]
     moved = [
-        x + np.float32(scale * rng.normal(size=x.shape))
+        jnp.asarray(np.asarray(x) + np.float32(scale * rng.normal(size=x.shape)))
         for x, scale in zip(leaves, scales, strict=True)
     ]
     return state._replace(params=tree.unflatten(moved))

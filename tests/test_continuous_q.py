@@ -48,12 +48,15 @@ def linear(name: str, **settings: Any) -> tuple[Any, LearnerState]:
     rng = np.random.default_rng(0)
 
     def moved(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x + np.float32(rng.normal(size=x.shape)), tree)
+        return jax.tree.map(lambda x: np.asarray(x) + np.float32(rng.normal(size=x.shape)), tree)
 
     target = moved(state.extra["target"])
     return agent, state._replace(
         params=moved(state.params), extra={"target": target, "uniform": jnp.bool_(False)}
     )
+
+
+action_of = jax.jit(squashed.bounds("x", SPEC).action)
 
 
 def batch_of(rows: int = 6, columns: int = 3, seed: int = 1) -> Batch:
@@ -70,7 +73,7 @@ def batch_of(rows: int = 6, columns: int = 3, seed: int = 1) -> Batch:
         np.zeros(shape, np.int32),
     )
     unit = rng.uniform(-1, 1, (*shape, 2)).astype(np.float32)
-    action = np.asarray(squashed.bounds("x", SPEC).action(unit))
+    action = np.asarray(action_of(unit))
     version = np.zeros(columns, np.int32)
     return Batch(Trajectory(timestep, action, {"unit_action": unit}, (), version))
 
@@ -97,8 +100,7 @@ def test_the_squashed_density_integrates_to_its_distribution() -> None:
     noise = (np.arctanh(middle) - mean) / np.exp(log_std)
     params = np.broadcast_to(np.array([mean, log_std]), (len(noise), 2))
     with jax.enable_x64(True):
-        found = squashed.sample(jnp.asarray(params), jnp.asarray(noise[:, None]))
-        unit, log_prob = map(np.asarray, found)
+        unit, log_prob = map(np.asarray, jit(squashed.sample)(params, noise[:, None]))
     np.testing.assert_allclose(unit[:, 0], middle, atol=1e-9)
     mass = np.exp(log_prob) * np.diff(grid)
     normal = np.vectorize(lambda z: 0.5 * (1 + math.erf(z / 2**0.5)))
@@ -107,25 +109,29 @@ def test_the_squashed_density_integrates_to_its_distribution() -> None:
         np.testing.assert_allclose(mass[middle < c].sum(), expected, atol=2e-4)
     np.testing.assert_allclose(mass.sum(), 1.0, atol=1e-5)
     drawn = np.random.default_rng(0).normal(size=(200_000, 1)).astype(np.float32)
-    first = jnp.broadcast_to(jnp.array([mean, log_std], jnp.float32), (len(drawn), 2))
-    estimate = -np.mean(squashed.sample(first, drawn)[1])
+    first = np.broadcast_to(np.array([mean, log_std], np.float32), (len(drawn), 2))
+    estimate = -np.mean(jit(squashed.sample)(first, drawn)[1])
     np.testing.assert_allclose(estimate, -np.sum(mass * log_prob), atol=5e-3)
 
 
 def test_log_probabilities_add_up_over_dimensions() -> None:
-    params = jnp.array([[0.3, -1.0, 0.2, -0.5]])
-    noise = jnp.array([[0.4, -1.3]])
-    whole = squashed.sample(params, noise)[1]
-    parts = [squashed.sample(params[:, i::2], noise[:, i : i + 1])[1] for i in (0, 1)]
+    params = np.array([[0.3, -1.0, 0.2, -0.5]], np.float32)
+    noise = np.array([[0.4, -1.3]], np.float32)
+    sample = jit(squashed.sample)
+    whole = sample(params, noise)[1]
+    parts = [sample(params[:, i::2], noise[:, i : i + 1])[1] for i in (0, 1)]
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-6)
+
+
+@jax.jit
+@jax.value_and_grad
+def far_out_log_prob(params: Any) -> Any:
+    return squashed.sample(params, jnp.array([[3.0]]))[1][0]
 
 
 @pytest.mark.parametrize(("mean", "log_std"), [(30.0, 5.0), (-30.0, -100.0), (0.0, 50.0)])
 def test_far_out_log_probabilities_and_gradients_are_finite(mean: float, log_std: float) -> None:
-    def log_prob(params: Any) -> Any:
-        return squashed.sample(params, jnp.array([[3.0]]))[1][0]
-
-    value, gradient = jax.value_and_grad(log_prob)(jnp.array([[mean, log_std]]))
+    value, gradient = far_out_log_prob(np.array([[mean, log_std]], np.float32))
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
@@ -133,9 +139,9 @@ def test_far_out_log_probabilities_and_gradients_are_finite(mean: float, log_std
 def test_actions_are_scaled_to_their_bounds_exactly() -> None:
     bounds = squashed.bounds("x", SPEC)
     unit = np.array([[-1, -1], [0, 0], [1, 1], [1.5, -1.5]], np.float32)
-    np.testing.assert_array_equal(bounds.action(unit), [[-2, 1], [0, 3], [2, 5], [2, 1]])
+    np.testing.assert_array_equal(jit(bounds.action)(unit), [[-2, 1], [0, 3], [2, 5], [2, 1]])
     huge = squashed.Bounds((-3e38,), (3e38,))
-    np.testing.assert_array_equal(huge.action(jnp.zeros((1, 1))), 0.0)
+    np.testing.assert_array_equal(jit(huge.action)(np.zeros((1, 1), np.float32)), 0.0)
 
 
 # Refused actions.
@@ -189,7 +195,8 @@ def expected_target(name: str, agent: Any, state: LearnerState, batch: Batch, ke
     outputs = following @ kernel + bias
     critics = state.extra["target"]["critic"]
     if name == "sac":
-        noise = np.float64(jax.random.normal(key, (len(outputs), 2)))
+        draw = jax.jit(jax.random.normal, static_argnums=1)
+        noise = np.float64(draw(key, (len(outputs), 2)))
         mean, log_std = np.split(outputs, 2, -1)
         raw = mean + np.exp(np.clip(log_std, -20, 2)) * noise
         density = -0.5 * noise**2 - np.clip(log_std, -20, 2) - 0.5 * np.log(2 * np.pi)
@@ -212,9 +219,9 @@ def test_the_target_is_the_papers(name: str) -> None:
     does not bootstrap, a truncated one does, from its own last observation."""
     agent, state = linear(name, reward_scale=0.5)
     batch = batch_of()
-    samples = agent.samples(state.hyper, batch)
+    samples = jit(agent.samples)(state.hyper, batch)
     key = jax.random.key(3)
-    target = agent.target(state, samples, *([key] if name == "sac" else []))
+    target = jit(agent.target)(state, samples, *([key] if name == "sac" else []))
     weight = 1.0 - batch.trajectory.timestep.first[1:].ravel()
     assert 0 < weight.sum() < weight.size
     np.testing.assert_array_equal(samples.weight, weight)
@@ -253,7 +260,7 @@ def test_the_gradient_of_the_values(name: str) -> None:
     """The mean over real transitions of (Q − y) ∂Q, for each critic; DDPG adds λ times weights."""
     agent, state = linear(name)
     batch = batch_of()
-    samples = agent.samples(state.hyper, batch)
+    samples = jax.tree.map(np.asarray, jit(agent.samples)(state.hyper, batch))
     rng = np.random.default_rng(2)
     target = rng.normal(size=samples.weight.shape).astype(np.float32)
     decay = 0.0
@@ -263,7 +270,9 @@ def test_the_gradient_of_the_values(name: str) -> None:
         loss, more = agent.critic_loss, (state.hyper,)
     else:
         loss, more = agent.value_loss, ()
-    gradients = jax.grad(lambda c: loss(c, samples, target, *more)[0])(state.params["critic"])
+    gradients = jax.jit(jax.grad(lambda c: loss(c, samples, target, *more)[0]))(
+        state.params["critic"]
+    )
     inputs = np.concatenate([samples.observation, samples.action], -1)
     count = np.sum(samples.weight)
     for critic, gradient in zip(state.params["critic"], gradients, strict=True):
@@ -278,13 +287,13 @@ def test_the_gradient_of_the_values(name: str) -> None:
 def test_the_policy_climbs_the_smaller_of_the_values() -> None:
     """SAC's loss, sampled: the mean of α log π − min Q."""
     agent, state = linear("sac")
-    samples = agent.samples(state.hyper, batch_of())
+    samples = jax.tree.map(np.asarray, jit(agent.samples)(state.hyper, batch_of()))
     log_temperature = state.params["log_temperature"]
     args = state.params["critic"], log_temperature, samples, KEY
-    loss, entropy = agent.policy_loss(state.params["actor"], *args)
+    loss, entropy = jit(agent.policy_loss)(state.params["actor"], *args)
     kernel, bias = layer(state.params["actor"])
     outputs = samples.observation @ kernel + bias
-    action, log_prob = agent.sample(jnp.asarray(outputs, jnp.float32), KEY)
+    action, log_prob = map(np.asarray, jit(agent.sample)(np.float32(outputs), KEY))
     q = [q_of(c, np.asarray(samples.observation), np.asarray(action)) for c in args[0]]
     each = np.exp(log_temperature) * log_prob - np.minimum(*q)
     weight = np.asarray(samples.weight)
@@ -295,9 +304,9 @@ def test_the_policy_climbs_the_smaller_of_the_values() -> None:
 def test_the_deterministic_policy_gradient() -> None:
     """∂Q/∂a · ∂μ/∂θ, averaged (Lillicrap et al. 2016, eq. 6)."""
     agent, state = linear("ddpg")
-    samples = agent.samples(state.hyper, batch_of())
+    samples = jit(agent.samples)(state.hyper, batch_of())
     critic = state.params["critic"]
-    gradient = jax.grad(agent.policy_loss)(state.params["actor"], critic, samples)
+    gradient = jax.jit(jax.grad(agent.policy_loss))(state.params["actor"], critic, samples)
     observation, weight = np.asarray(samples.observation), np.asarray(samples.weight)
     kernel, bias = layer(state.params["actor"])
     slope = 1 - np.tanh(observation @ kernel + bias) ** 2
@@ -313,7 +322,7 @@ def test_neither_part_moves_the_other(name: str) -> None:
     learn = jit(agent.learn)
 
     def parts(**rates: float) -> Any:
-        hyper = state.hyper | {k: jnp.float32(v) for k, v in rates.items()}
+        hyper = state.hyper | {k: np.float32(v) for k, v in rates.items()}
         return learn(state._replace(hyper=hyper), batch_of()).state.params
 
     usual = parts()

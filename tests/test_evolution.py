@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 import warnings
@@ -99,18 +100,28 @@ def test_cma_es_is_that_of_the_package_cma(n: int, separable: bool, far: float) 
         return bool(np.linalg.norm(sigma.ps) / begun < (1.4 + 2 / (n + 1)) * chi)
 
     sigma.hsig = steady
+
+    @jax.jit
+    def drawn(mean: Any, shape: Any, normals: Any) -> Any:
+        return mean + evolution.adapted_offset(shape, normals)
+
+    @jax.jit
+    def updated(mean: Any, shape: Any, normals: Any, fitness: Any) -> Any:
+        best = evolution.ranking(-fitness)[: len(c.weights)]
+        return evolution.adapted_next(mean, shape, normals[best], c, jnp.float64(1.0))
+
     rng = np.random.default_rng(n)
-    mean, shape = jnp.asarray(mean), evolution.adapted_start(n, jnp.float64(0.3), separable)
+    start = jax.jit(functools.partial(evolution.adapted_start, n, separable=separable))
+    shape = start(np.float64(0.3))
     stalled = 0
     for _ in range(40):
         normals = rng.normal(size=(members, n))
-        x = np.asarray(mean + evolution.adapted_offset(shape, normals))
+        x = np.asarray(drawn(mean, shape, normals))
         fitness = ellipsoid(x)
         other.ask()
         other.tell(list(x), list(fitness), check_points=False)
-        best = evolution.ranking(jnp.asarray(-fitness))[: len(c.weights)]
-        before = shape.covariance_path
-        mean, shape = evolution.adapted_next(mean, shape, normals[best], c, jnp.float64(1.0))
+        before = np.asarray(shape.covariance_path)
+        mean, shape = updated(mean, shape, normals, fitness)
         stalled += np.allclose(shape.covariance_path, (1 - c.c_c) * before)
         np.testing.assert_allclose(mean, other.mean, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(shape.step_size, other.sigma, rtol=1e-9)
@@ -140,7 +151,7 @@ def test_cma_es_minimises_in_float32(separable: bool) -> None:
     """Far down an ellipsoid, without losing the covariance to rounding."""
     n, members = 8, 12
     c = evolution.constants(n, members, separable)
-    scales = 10 ** (2 * jnp.arange(n) / (n - 1))
+    scales = np.float32(10 ** (2 * np.arange(n) / (n - 1)))
 
     def generation(carry, key):
         mean, shape = carry
@@ -150,9 +161,12 @@ def test_cma_es_minimises_in_float32(separable: bool) -> None:
         carry = evolution.adapted_next(mean, shape, normals[best], c, jnp.float32(1.0))
         return carry, jnp.sum(scales * jnp.square(carry[0]))
 
-    start = jnp.full(n, 3.0), evolution.adapted_start(n, jnp.float32(1.0), separable)
-    keys = jax.random.split(jax.random.key(0), 400)
-    (_, shape), values = jax.jit(lambda start: jax.lax.scan(generation, start, keys))(start)
+    @jax.jit
+    def run(key):
+        start = jnp.full(n, 3.0), evolution.adapted_start(n, jnp.float32(1.0), separable)
+        return jax.lax.scan(generation, start, jax.random.split(key, 400))
+
+    (_, shape), values = jax.tree.map(np.asarray, run(jax.random.key(0)))
     assert values[0] > 100
     assert values[-1] < 1e-8
     assert 10 < shape.condition < 1e4
@@ -173,21 +187,26 @@ def test_the_cross_entropy_method_is_its_sum() -> None:
     n, members, elite, last, extra = 4, 20, 5, 6, 0.7
     rng = np.random.default_rng(0)
     mean, deviation = rng.normal(size=n), np.full(n, 1.3)
-    ours = jnp.asarray(mean)
-    shape = evolution.cross_entropy_start(n, jnp.float64(1.3), jnp.float64(extra))
+
+    @jax.jit
+    def updated(ours: Any, shape: Any, normals: Any, fitness: Any) -> Any:
+        chosen = evolution.ranking(-fitness)[:elite]
+        following = evolution.cross_entropy_next(
+            ours, shape, normals[chosen], jnp.float64(extra), last
+        )
+        return ours + evolution.cross_entropy_offset(shape, normals), chosen, following
+
+    ours, shape = mean, evolution.cross_entropy_start(n, np.float64(1.3), np.float64(extra))
     for g in range(10):
         std = np.sqrt(deviation**2 + extra**2 * max(1 - g / last, 0))
         normals = rng.normal(size=(members, n))
         x = mean + std * normals
-        np.testing.assert_allclose(ours + evolution.cross_entropy_offset(shape, normals), x)
         fitness = np.square(x - 2).sum(-1)
         best = np.argsort(fitness)[:elite]
         mean, deviation = x[best].mean(0), x[best].std(0)
-        chosen = evolution.ranking(jnp.asarray(-fitness))[:elite]
+        sampled, chosen, (ours, shape) = updated(ours, shape, normals, fitness)
+        np.testing.assert_allclose(sampled, x)
         assert chosen.tolist() == best.tolist()
-        ours, shape = evolution.cross_entropy_next(
-            ours, shape, jnp.asarray(normals)[chosen], jnp.float64(extra), last
-        )
         np.testing.assert_allclose(ours, mean, rtol=1e-9)
         np.testing.assert_allclose(shape.deviation, deviation, rtol=1e-9)
         assert shape.generation == g + 1
@@ -197,26 +216,28 @@ def test_the_cross_entropy_method_is_its_sum() -> None:
 def test_extra_noise_keeps_the_search_alive() -> None:
     """On a sphere far away, the method without it stops short."""
 
-    def reached(extra: float) -> float:
-        mean = jnp.full(10, 10.0)
-        shape = evolution.cross_entropy_start(10, jnp.float32(1.0), jnp.float32(extra))
-        rng = np.random.default_rng(0)
-        for _ in range(60):
-            normals = jnp.asarray(rng.normal(size=(50, 10)), jnp.float32)
+    @jax.jit
+    def distance(extra: Any, normals: Any) -> Any:
+        def generation(carry: Any, normals: Any) -> Any:
+            mean, shape = carry
             x = mean + evolution.cross_entropy_offset(shape, normals)
             best = evolution.ranking(-jnp.sum(jnp.square(x), axis=-1))[:5]
-            mean, shape = evolution.cross_entropy_next(
-                mean, shape, normals[best], jnp.float32(extra), 40
-            )
-        return float(jnp.sum(jnp.square(mean)))
+            return evolution.cross_entropy_next(mean, shape, normals[best], extra, 40), ()
+
+        start = jnp.full(10, 10.0), evolution.cross_entropy_start(10, jnp.float32(1.0), extra)
+        return jnp.sum(jnp.square(jax.lax.scan(generation, start, normals)[0][0]))
+
+    def reached(extra: float) -> float:
+        normals = np.random.default_rng(0).normal(size=(60, 50, 10)).astype(np.float32)
+        return float(distance(np.float32(extra), normals))
 
     assert reached(1.0) < 0.1 < 10 < reached(0.0)
 
 
 def test_ranking() -> None:
     """From the highest; what is not finite last, and of equals the first."""
-    scores = jnp.array([1.0, jnp.nan, 3.0, -jnp.inf, 1.0, 3.0, -2.0, jnp.inf])
-    assert evolution.ranking(scores).tolist()[:5] == [2, 5, 0, 4, 6]
+    scores = np.array([1.0, np.nan, 3.0, -np.inf, 1.0, 3.0, -2.0, np.inf], np.float32)
+    assert jax.jit(evolution.ranking)(scores).tolist()[:5] == [2, 5, 0, 4, 6]
 
 
 # The agent: which member plays, and what counts.
@@ -254,10 +275,17 @@ SPEC = EnvSpec("test", spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)))
 TINY = {"hidden_sizes": (3,), "unroll": 7, "batch_size": 2}
 
 
-def make(agent: str = "cem", spec: EnvSpec = SPEC, **settings: Any) -> Agent:
+def build(agent: str, spec: EnvSpec, **settings: Any) -> Agent:
     usual = {"population_size": 4} | ({"elite_fraction": 0.5} if agent == "cem" else {})
     config = agent_module(agent).config(**(TINY | usual | settings))
     return agents.make(agent, config, spec, horizon=1000)
+
+
+@functools.cache
+def make(agent: str = "cem", **settings: Any) -> Agent:
+    """The agent, with functions that are compiled once for all tests that use it."""
+    made = build(agent, SPEC, **settings)
+    return made._replace(**{k: jax.jit(getattr(made, k)) for k in ("init", "act", "learn")})
 
 
 class Played(NamedTuple):
@@ -273,9 +301,8 @@ class Played(NamedTuple):
 def play(agent: Agent, rows: TimeStep, unroll: int) -> Played:
     """Acts over rows that do not depend on actions, and learns from each unroll of them."""
     steps, batch = rows.reward.shape
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state, act, learn = agent.init(jax.random.key(0)), agent.act, agent.learn
     carry = agent.initial_carry(jax.random.key(1), np.arange(batch), batch, False)
-    act, learn = jax.jit(agent.act), jax.jit(agent.learn)
     extras, vectors, behaviours, states, metrics = [], [], [], [state], []
     for start in range(0, steps - unroll, unroll):
         behaviours.append(agent.behaviour(state))
@@ -470,18 +497,17 @@ def test_returns_that_are_not_finite_are_never_learnt_from(failing: str) -> None
 
 def test_evaluation_plays_the_mean() -> None:
     agent = make()
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state = agent.init(jax.random.key(0))
     carry = agent.initial_carry(jax.random.key(1), np.arange(2), 2, True)
     rows = Ends([[3], [3]]).rows(2)
     row = jax.tree.map(lambda x: x[0], rows)._replace(observation=np.ones((2, 2), np.float32))
-    behaviour = agent.behaviour(state)._replace(mean=jnp.arange(13) / 10)
+    behaviour = agent.behaviour(state)._replace(mean=np.float32(np.arange(13) / 10))
     w = np.arange(13) / 10  # encoder/dense0/{bias,kernel}, policy/{bias,kernel}
     hidden = np.tanh(np.ones(2) @ w[3:9].reshape(2, 3) + w[:3])
     expected = np.clip(hidden @ w[10:13] + w[9], -1, 1)
-    act = jax.jit(agent.act)
     for _ in range(2):
-        action, carry, _ = act(behaviour, carry, row, jax.random.key(2))
-        np.testing.assert_allclose(action[:, 0], expected, rtol=1e-5)
+        action, carry, _ = agent.act(behaviour, carry, row, jax.random.key(2))
+        np.testing.assert_allclose(np.asarray(action)[:, 0], expected, rtol=1e-5)
 
 
 def test_another_runs_generation_is_not_this_ones() -> None:
@@ -490,15 +516,14 @@ def test_another_runs_generation_is_not_this_ones() -> None:
     rows = Ends([[3], [9]]).rows(29)
     agent = make()
     played = play(agent, rows, 7)
-    donor = jax.jit(agent.init)(jax.random.key(9))
+    donor = agent.init(jax.random.key(9))
     heir = agent.adopt(played.states[1], donor)
     trajectory_extras = {k: v[7:15] for k, v in played.extras.items()}
     seen = jax.tree.map(lambda x: x[7:15], rows)
     action = np.zeros((8, 2, 1), np.float32)
     batch = Batch(Trajectory(seen, action, trajectory_extras, None, np.zeros(2, np.int32)))
-    learn = jax.jit(agent.learn)
-    assert learn(heir, batch).state.extra["scores"].count.sum() == 0
-    assert learn(played.states[1], batch).state.extra["scores"].count.sum() > 0
+    assert agent.learn(heir, batch).state.extra["scores"].count.sum() == 0
+    assert agent.learn(played.states[1], batch).state.extra["scores"].count.sum() > 0
 
 
 # Bad input, and runs.
@@ -544,7 +569,7 @@ def test_schedules_of_what_is_read_once_are_refused(agent: str, setting: str, me
 def test_a_suite_is_refused() -> None:
     spec = dataclasses.replace(SPEC, tasks=("a", "b"), references=(None, None))
     with pytest.raises(UserError, match="a suite of 2 tasks"):
-        make(spec=spec)
+        build("cem", spec)
 
 
 def test_auto_covariance_follows_the_limit() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,11 @@ def play(env: JaxEnv, policy, num_steps: int, num_envs: int, seed: int = 0):
     first, slots = done.argmax(0), np.arange(num_envs)
     assert done.any(0).all(), "an episode did not end"
     return returns[first, slots], lengths[first, slots]
+
+
+def jitted(env: JaxEnv) -> JaxEnv:
+    """The environment, with functions that are compiled as a whole."""
+    return env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
 
 
 def uniform(env: JaxEnv, state, key):
@@ -83,7 +88,7 @@ def test_mazes_are_perfect(side: int):
 
 def test_mazes_are_kruskals():
     side, key = 5, jax.random.key(3)
-    weights = np.asarray(maze._weights(key, side))
+    weights = np.asarray(jax.jit(partial(maze._weights, side=side))(key))
     expected = np.zeros((2 * side + 1, 2 * side + 1), bool)
     expected[1::2, 1::2] = True
     group = list(range(side * side))
@@ -94,7 +99,7 @@ def test_mazes_are_kruskals():
             group = [group[room] if g == group[other] else g for g in group]
             row, column = 2 * (room // side) + 1, 2 * (room % side) + 1
             expected[row + downward, column + 1 - downward] = True
-    np.testing.assert_array_equal(maze.generate(key, side), expected)
+    np.testing.assert_array_equal(jax.jit(partial(maze.generate, side=side))(key), expected)
 
 
 def test_all_mazes_occur():
@@ -111,37 +116,39 @@ def test_all_mazes_occur():
 
 
 def disco(size: int = 7, **kwargs):
-    env = disco_maze.make(size, **kwargs)
+    env = jitted(disco_maze.make(size, **kwargs))
     state, board = env.reset(KEY)
     return env, state, np.asarray(board)
+
+
+visited_share = jax.jit(disco_maze.visited_share)
 
 
 def test_disco_maze_by_hand():
     env, state, _ = disco(7, max_steps=3)
     free = np.zeros((7, 7), bool)
     free[1, 1:4] = free[2, 1] = True
-    state = state._replace(free=jnp.asarray(free))
+    state = state._replace(free=free)
     seen = []
     for action in (RIGHT, LEFT, RIGHT):
-        state, board, *rest = env.step(state, jnp.int32(action), KEY)
+        state, board, *rest = env.step(state, np.int32(action), KEY)
         green = np.argwhere((np.asarray(board) == [0, 255, 0]).all(-1)).tolist()
         seen.append((green, *map(float, rest)))
-        assert float(disco_maze.visited_share(state)) == 2 / 4
+        assert float(visited_share(state)) == 2 / 4
     assert seen == [([[1, 2]], 0, 0, 0), ([[1, 1]], 0, 0, 0), ([[1, 2]], 0, 0, 1)]
-    moves = np.asarray(disco_maze.free_moves(state))
+    moves = np.asarray(jax.jit(disco_maze.free_moves)(state))
     np.testing.assert_array_equal(moves, [False, True, False, True])
-    state, board, *rest = env.step(state, jnp.int32(DOWN), KEY)
+    state, board, *rest = env.step(state, np.int32(DOWN), KEY)
     assert rest == [0, True, False]  # the end, not the limit
-    np.testing.assert_array_equal(board[2, 2], [0, 255, 0])  # the agent in the wall
-    assert float(disco_maze.visited_share(state)) == 2 / 4
+    np.testing.assert_array_equal(np.asarray(board)[2, 2], [0, 255, 0])  # the agent in the wall
+    assert float(visited_share(state)) == 2 / 4
 
 
 def test_disco_maze_shows_paths_agent_and_walls_of_five_colours():
     env, state, board = disco(21)
     boards = [board]
-    step = jax.jit(env.step)
     for i in range(40):
-        boards.append(np.asarray(step(state, jnp.int32(UP), jax.random.key(i))[1]))
+        boards.append(np.asarray(env.step(state, np.int32(UP), jax.random.key(i))[1]))
     free = np.asarray(state.free)
     start, rest = boards[0], np.stack(boards[1:])
     np.testing.assert_array_equal(start[1, 1], [0, 255, 0])
@@ -197,7 +204,7 @@ def test_disco_mazes_return_is_scaled_by_a_suite():
     suite = jax_suite.make("one", (task,), (env,))
     score = suite.envs[0].score
     assert score is not None
-    assert float(score(env.reset(KEY)[0])) == pytest.approx(0.5 / 7)
+    assert float(jax.jit(lambda key: score(env.reset(key)[0]))(KEY)) == pytest.approx(0.5 / 7)
 
 
 def test_depth_first_visits_everything():
@@ -220,12 +227,11 @@ def test_depth_first_visits_everything():
 
 def test_depth_first_in_the_environment():
     env, state, _ = disco(9)
-    step = jax.jit(env.step)
-    shares = [float(disco_maze.visited_share(state))]
+    shares = [float(visited_share(state))]
     for action in disco_maze.depth_first(np.asarray(state.free)):
-        state, _, _, ended, _ = step(state, jnp.int32(action), KEY)
+        state, _, _, ended, _ = env.step(state, np.int32(action), KEY)
         assert not ended
-        shares.append(float(disco_maze.visited_share(state)))
+        shares.append(float(visited_share(state)))
     assert shares[0] == pytest.approx(1 / 31)
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -251,16 +257,19 @@ def test_disco_maze_by_avoiding_walls():
 # KeyDoor
 
 
-def transitions(env: JaxEnv, states):
+@cache
+def transitions(step):
     """For batched states: next states, rewards and ends, with a leading axis of actions."""
 
-    def each(action):
-        step = jax.vmap(lambda s: env.step(s, action, KEY))
-        state, _, reward, ended, _ = step(states)
-        return state, reward, ended
+    @jax.jit
+    def found(states):
+        def each(action):
+            state, _, reward, ended, _ = jax.vmap(lambda s: step(s, action, KEY))(states)
+            return state, reward, ended
 
-    found = jax.jit(jax.vmap(each))(jnp.arange(4, dtype=jnp.int32))
-    return jax.tree.map(np.asarray, found)
+        return jax.vmap(each)(np.arange(4, dtype=np.int32))
+
+    return lambda states: jax.tree.map(np.asarray, found(states))
 
 
 def key_door_table(env: JaxEnv, state):
@@ -268,10 +277,10 @@ def key_door_table(env: JaxEnv, state):
     shape = env.spec.observation_space.shape[:2]  # type: ignore[index]
     has_key, row, column = (x.ravel() for x in np.indices((2, *shape)))
     count = has_key.size
-    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), state)
+    states = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), state)
     position = np.clip(np.stack([row, column], -1), 1, np.array(shape) - 2).astype(np.int32)
-    states = states._replace(position=position, has_key=jnp.asarray(has_key > 0))
-    after, reward, ended = transitions(env, states)
+    states = states._replace(position=position, has_key=has_key > 0)
+    after, reward, ended = transitions(env.step)(states)
     np.testing.assert_array_equal(reward, ended)
     cell = after.position[..., 0] * shape[1] + after.position[..., 1]
     return cell + after.has_key * shape[0] * shape[1], ended
@@ -297,7 +306,7 @@ def shortest(env: JaxEnv, state) -> int:
 
 @pytest.mark.parametrize(("size", "steps"), [(5, 42), (3, 24), (4, None)])
 def test_key_door_is_solved_by_the_shortest_way(size: int, steps: int | None):
-    env = key_door.make(size)
+    env = jitted(key_door.make(size))
     returns, lengths = play(env, by(key_door.expert), 80, 1)
     assert returns == [1]
     assert lengths == [shortest(env, env.reset(KEY)[0])]
@@ -314,14 +323,14 @@ def test_key_door_of_random_layout_is_solved(size: int):
     returns, lengths = play(env, by(key_door.expert), limit + 1, 256)
     assert (returns == 1).all()
     assert len(set(lengths)) > 5
-    states = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 400))[0]
+    states = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 400))[0]
+    states = jax.tree.map(np.asarray, states)
     for cell, rows, columns in (
         (states.key, (1, size), (1, size)),
         (states.doorway, (1, size), (size + 1, size + 1)),
         (states.door, (1, size), (2 * size + 2, 2 * size + 2)),
         (states.goal, (1, size), (2 * size + 3, 3 * size + 2)),
     ):
-        cell = np.asarray(cell)
         assert (cell[:, 0].min(), cell[:, 0].max()) == rows
         assert (cell[:, 1].min(), cell[:, 1].max()) == columns
     step = jax.jit(lambda state: env.step(state, key_door.expert(state), KEY))
@@ -334,7 +343,7 @@ def test_key_door_of_random_layout_is_solved(size: int):
 
 
 def test_key_door_by_hand():
-    env = key_door.make(3, max_steps=30)
+    env = jitted(key_door.make(3, max_steps=30))
     state, board = env.reset(KEY)
     board = np.asarray(board)
     assert board.shape == (5, 13, 5)
@@ -349,8 +358,8 @@ def test_key_door_by_hand():
     def go(state, text):
         board, rest = None, []
         for move in text:
-            state, board, *rest = env.step(state, jnp.int32("URDL".index(move)), KEY)
-            assert rest[0] == (rest[1] and 1)
+            state, board, *rest = env.step(state, np.int32("URDL".index(move)), KEY)
+            assert rest[0] == (rest[1] & 1)
         return state, np.asarray(board), rest
 
     state, board, _ = go(state, "URRR")  # the door is closed
@@ -368,24 +377,23 @@ def test_key_door_by_hand():
 
 
 def test_key_door_pays_once_where_the_goal_ends_nothing():
-    env = key_door.make(3, max_steps=30, goal_ends=False)
+    env = jitted(key_door.make(3, max_steps=30, goal_ends=False))
     state, _ = env.reset(KEY)
-    step = jax.jit(env.step)
     for move in "URRRDDLLLLUULLDDRRRRUURRRRRRD":
-        state, board, *rest = step(state, jnp.int32("URDL".index(move)), KEY)
+        state, board, *rest = env.step(state, np.int32("URDL".index(move)), KEY)
         assert rest == [0, False, False]
-    assert board[..., 4].any()
-    state = state._replace(t=jnp.int32(26))
+    assert np.asarray(board)[..., 4].any()
+    state = state._replace(t=np.int32(26))
     found = []
     for move in "DUDU":  # into the goal, and again
-        state, board, *rest = step(state, jnp.int32("URDL".index(move)), KEY)
-        assert not board[..., 4].any()
+        state, board, *rest = env.step(state, np.int32("URDL".index(move)), KEY)
+        assert not np.asarray(board)[..., 4].any()
         found.append(rest)
     assert found == [[1, False, False], [0, False, False], [0, False, False], [0, False, True]]
 
 
 def test_key_door_by_chance():
-    env = key_door.make()
+    env = jitted(key_door.make())
     state, _ = env.reset(KEY)
     following, won = key_door_table(env, state)
     alive = np.zeros(following.shape[1])
@@ -403,15 +411,15 @@ def test_key_door_by_chance():
 
 
 def test_random_coin_by_hand():
-    env = random_coin.make(5, max_steps=8)
-    state = random_coin.State(jnp.array([0, 3]), jnp.array([1, 4]), jnp.int32(5))
-    state, board, *rest = env.step(state, jnp.int32(UP), KEY)  # against the wall
-    np.testing.assert_array_equal(np.argwhere(board), [[0, 3, 0], [1, 4, 1]])
+    env = jitted(random_coin.make(5, max_steps=8))
+    state = random_coin.State(np.array([0, 3], np.int32), np.array([1, 4], np.int32), np.int32(5))
+    state, board, *rest = env.step(state, np.int32(UP), KEY)  # against the wall
+    np.testing.assert_array_equal(np.argwhere(np.asarray(board)), [[0, 3, 0], [1, 4, 1]])
     assert rest == [0, False, False]
-    state, board, *rest = env.step(state, jnp.int32(RIGHT), KEY)
-    np.testing.assert_array_equal(np.argwhere(board), [[0, 4, 0], [1, 4, 1]])
-    assert env.step(state, jnp.int32(RIGHT), KEY)[2:] == (0, False, True)
-    assert env.step(state, jnp.int32(DOWN), KEY)[2:] == (1, True, False)
+    state, board, *rest = env.step(state, np.int32(RIGHT), KEY)
+    np.testing.assert_array_equal(np.argwhere(np.asarray(board)), [[0, 4, 0], [1, 4, 1]])
+    assert env.step(state, np.int32(RIGHT), KEY)[2:] == (0, False, True)
+    assert env.step(state, np.int32(DOWN), KEY)[2:] == (1, True, False)
 
 
 def test_random_coins_expert():
@@ -443,7 +451,8 @@ def random_coin_chance(size: int, steps: int) -> float:
 
 
 def test_random_coins_places_are_uniform():
-    states, _ = jax.vmap(random_coin.make(5).reset)(jax.random.split(KEY, 6000))
+    reset = jax.jit(jax.vmap(random_coin.make(5).reset))
+    states, _ = reset(jax.random.split(KEY, 6000))
     agent, coin = (np.asarray(x) @ [5, 1] for x in (states.position, states.coin))
     assert (agent != coin).all()
     pairs = np.bincount(25 * agent + coin, minlength=625).reshape(25, 25)
@@ -477,16 +486,19 @@ def test_patience_has_two_equal_ways(delay: int):
 
 
 def test_patience_pays_above_the_documented_discount():
-    def value(first: int, discount: float) -> float:
-        env = patience.make()
-        state, _ = env.reset(KEY)
+    env = patience.make()
 
+    @jax.jit
+    def rewards_of(actions):
         def body(state, action):
             state, _, reward, *_ = env.step(state, action, KEY)
             return state, reward
 
-        actions = jnp.zeros(401, jnp.int32).at[0].set(first)
-        rewards = np.asarray(jax.jit(lambda s: jax.lax.scan(body, s, actions))(state)[1])
+        return jax.lax.scan(body, env.reset(KEY)[0], actions)[1]
+
+    def value(first: int, discount: float) -> float:
+        actions = np.where(np.arange(401) == 0, first, 0).astype(np.int32)
+        rewards = np.asarray(rewards_of(actions))
         return float((rewards * discount ** np.arange(401)).sum())
 
     assert value(1, 0.99826) < value(0, 0.99826) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,9 +31,11 @@ class System(NamedTuple):
     limit: float
 
 
-def jitted(env: JaxEnv) -> JaxEnv:
-    """The environment with a compiled step, for tests that take many."""
-    return env._replace(step=jax.jit(env.step))
+@functools.cache
+def built(make: Callable[..., JaxEnv], **arguments: Any) -> JaxEnv:
+    """The environment, with functions that are compiled as a whole, once."""
+    env = make(**arguments)
+    return env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
 
 
 def body(place: Callable, q: Array, v: Array, mass: float) -> tuple[Array, Array]:
@@ -117,7 +120,7 @@ def car_rate(s, force):
 SYSTEMS = {
     "cart_pole": System(
         cartpole_force,
-        cartpole_force.make_swing_up(),
+        built(cartpole_force.make_swing_up),
         2,
         # The module's states are x, ẋ, θ, θ̇.
         lambda s, force: flat(cartpole_force._rate, cartpole_force.Physics)(
@@ -129,7 +132,7 @@ SYSTEMS = {
     ),
     "acrobot": System(
         acrobot,
-        jitted(acrobot.make()),
+        built(acrobot.make),
         2,
         flat(acrobot._rate, acrobot.Physics),
         acrobot_energies,
@@ -138,7 +141,7 @@ SYSTEMS = {
     ),
     "double_pendulum": System(
         double_pendulum,
-        jitted(double_pendulum.make()),
+        built(double_pendulum.make),
         3,
         lambda s, force: flat(double_pendulum._rate, double_pendulum.Physics)(s, 500 * force),
         double_pendulum_energies,
@@ -146,7 +149,7 @@ SYSTEMS = {
         1,
     ),
     "mountain_car": System(
-        mountain_car, jitted(mountain_car.make()), 1, car_rate, car_energies, car_force, 1
+        mountain_car, built(mountain_car.make), 1, car_rate, car_energies, car_force, 1
     ),
 }
 every_system = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
@@ -177,9 +180,10 @@ def states(system: System, number: int) -> np.ndarray:
 def test_accelerations_are_lagranges(system: System):
     forces = np.random.default_rng(4).uniform(-system.limit, system.limit, 50)
     with jax.enable_x64(True):
-        s = jnp.asarray(states(system, 50))
-        expected = jax.vmap(lambda s, force: lagrange(system, s, force))(s, forces)
-        actual = jax.vmap(system.rate)(s, forces)
+        both = jax.jit(
+            jax.vmap(lambda s, force: (lagrange(system, s, force), system.rate(s, force)))
+        )
+        expected, actual = both(states(system, 50), forces)
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -189,7 +193,7 @@ def test_energy_is_conserved_without_force_and_friction(system: System, monkeypa
         if hasattr(system.module, name):
             monkeypatch.setattr(system.module, name, 0.0)
     monkeypatch.setattr(system.module, "TRACK", 1e6, raising=False)
-    s = jnp.asarray(states(system, 20) * 0.5, jnp.float32)
+    s = np.asarray(states(system, 20) * 0.5, np.float32)
     seconds = system.module.TAU
 
     @jax.jit
@@ -210,19 +214,20 @@ def test_energy_is_conserved_without_force_and_friction(system: System, monkeypa
 
     after = run(s)
     assert np.abs(after - s).max() > 1
-    drift = np.abs(energy(after) - energy(s))
-    scale = np.abs(energy(jnp.zeros_like(s))) + 1
+    after, before, still = (np.asarray(energy(x)) for x in (after, s, np.zeros_like(s)))
+    drift, scale = np.abs(after - before), np.abs(still) + 1
     assert (drift / scale).max() < 0.01, drift
 
 
 def state_of(system: System, s: Any) -> Any:
     """The task's state with these coordinates and velocities."""
-    s = [jnp.float32(x) for x in s]
+    s = [np.asarray(x, np.float32) for x in s]
+    t = np.zeros(np.shape(s[0]), np.int32)
     if system.module is mountain_car:
-        return mountain_car.State(*s, jnp.int32(0))
+        return mountain_car.State(*s, t)
     if system.module is cartpole_force:
         s = [s[0], s[2], s[1], s[3]]
-    return system.module.State(system.module.Physics(*s), jnp.int32(0))
+    return system.module.State(system.module.Physics(*s), t)
 
 
 def coordinates(system: System, state: Any) -> np.ndarray:
@@ -242,8 +247,7 @@ def test_steps_are_those_of_a_finer_integration(system: System):
     with jax.enable_x64(True):
         rate = jax.jit(jax.vmap(lambda s, force: lagrange(system, s, force)))
         step = jax.jit(jax.vmap(system.env.step, (0, 0, None)))
-        with jax.enable_x64(False):
-            state = jax.vmap(lambda s: state_of(system, s))(jnp.asarray(s, jnp.float32))
+        state = state_of(system, s.T)
         h = system.module.TAU / 100
         for _ in range(12):
             force = rng.uniform(-1.5, 1.5, 4) * system.limit  # also beyond the bounds
@@ -255,7 +259,7 @@ def test_steps_are_those_of_a_finer_integration(system: System):
                 k4 = np.asarray(rate(s + h * k3, applied))
                 s = s + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
             with jax.enable_x64(False):
-                state = step(state, jnp.asarray(force, jnp.float32)[:, None], KEY)[0]
+                state = step(state, np.asarray(force, np.float32)[:, None], KEY)[0]
     actual = coordinates(system, state)
     n = system.n
     assert angle_difference(actual[:, :n], s[:, :n]).max() < 2e-3
@@ -266,14 +270,14 @@ def test_steps_are_those_of_a_finer_integration(system: System):
 def test_equilibria_stay(system: System):
     state = state_of(system, np.zeros(2 * system.n))
     for _ in range(50):
-        state, *_ = system.env.step(state, jnp.zeros(1), KEY)
+        state, *_ = system.env.step(state, np.zeros(1, np.float32), KEY)
     np.testing.assert_array_equal(coordinates(system, state), 0)
 
 
 @every_system
 def test_mirrored_states_have_mirrored_steps(system: System):
     for s, force in zip(states(system, 6) * 0.3, np.linspace(-2, 2, 6), strict=True):
-        action = jnp.float32([force * system.limit])
+        action = np.array([force * system.limit], np.float32)
         a, _, reward, *ends = system.env.step(state_of(system, s), action, KEY)
         b, _, other, *others = system.env.step(state_of(system, -s), -action, KEY)
         np.testing.assert_allclose(coordinates(system, a), -coordinates(system, b), atol=1e-6)
@@ -286,10 +290,10 @@ def test_actions_are_clipped(system: System):
     at = state_of(system, states(system, 1)[0] * 0.3)
     space: Any = system.env.spec.action_space
     for sign in (-1, 1):
-        bound = sign * jnp.float32([system.limit])
+        bound = sign * np.array([system.limit], np.float32)
         np.testing.assert_array_equal(bound, space.high if sign > 0 else space.low)
         inside, at_bound, outside = (
-            system.env.step(at, bound * factor, KEY) for factor in (0.9, 1, 3)
+            system.env.step(at, bound * np.float32(factor), KEY) for factor in (0.9, 1, 3)
         )
         jax.tree.map(np.testing.assert_array_equal, at_bound, outside)
         assert (np.asarray(inside[1]) != np.asarray(at_bound[1])).any()
@@ -306,11 +310,11 @@ MAKE = {
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_the_horizon_truncates(make):
-    env = make(max_steps=3)
+    env = built(make, max_steps=3)
     state, _ = env.reset(KEY)
     ends = []
     for _ in range(3):
-        state, _, _, *end = env.step(state, jnp.zeros(1), KEY)
+        state, _, _, *end = env.step(state, np.zeros(1, np.float32), KEY)
         ends.append([bool(e) for e in end])
     assert ends == [[False, False], [False, False], [False, True]]
 
@@ -380,13 +384,13 @@ START: dict[str, dict[int, tuple[float, float]]] = {
 
 def outcome(make, state, action=0.0):
     """State after one step, reward, terminated, truncated."""
-    after, _, *rest = make().step(state, jnp.float32([action]), KEY)
+    after, _, *rest = built(make).step(state, np.array([action], np.float32), KEY)
     return after, *(np.asarray(value).item() for value in rest)
 
 
 def cart_pole(x=0.0, x_dot=0.0, theta=0.0, theta_dot=0.0, t=0):
-    values = map(jnp.float32, (x, x_dot, theta, theta_dot))
-    return cartpole_force.State(cartpole_force.Physics(*values), jnp.int32(t))
+    values = map(np.float32, (x, x_dot, theta, theta_dot))
+    return cartpole_force.State(cartpole_force.Physics(*values), np.int32(t))
 
 
 def test_balancing_by_hand():
@@ -398,7 +402,7 @@ def test_balancing_by_hand():
     assert ends == [False, False]
     for left in (cart_pole(x=2.39, x_dot=1), cart_pole(theta=-0.19, theta_dot=-1)):
         assert outcome(make, left)[1:] == (0, True, False)
-        assert outcome(make, left._replace(t=jnp.int32(499)))[1:] == (0, True, False)
+        assert outcome(make, left._replace(t=np.int32(499)))[1:] == (0, True, False)
     inside = cart_pole(x=2.3, theta=0.19, theta_dot=-1)
     assert outcome(make, inside)[2:] == (False, False)
 
@@ -421,7 +425,7 @@ def test_a_push_to_the_right_moves_the_cart_right_and_leans_the_pole_left():
 
 
 def car(x=0.0, x_dot=0.0, t=0):
-    return mountain_car.State(jnp.float32(x), jnp.float32(x_dot), jnp.int32(t))
+    return mountain_car.State(np.float32(x), np.float32(x_dot), np.int32(t))
 
 
 def test_mountain_car_by_hand():
@@ -438,21 +442,21 @@ def test_mountain_car_by_hand():
 
 def test_a_car_at_rest_needs_a_push():
     """Friction, 0.04 N, slows it down, and a force of 1 N cannot lift it to the goal at once."""
-    env, state = jitted(mountain_car.make()), car(x_dot=0.3)
+    env, state = built(mountain_car.make), car(x_dot=0.3)
     for _ in range(200):
-        state, *_ = env.step(state, jnp.zeros(1), KEY)
+        state, *_ = env.step(state, np.zeros(1, np.float32), KEY)
     assert abs(float(state.x_dot)) < 0.01
     assert abs(float(state.x)) < 0.02
     furthest = 0.0
     for _ in range(200):
-        state, *_ = env.step(state, jnp.ones(1), KEY)
+        state, *_ = env.step(state, np.ones(1, np.float32), KEY)
         furthest = max(furthest, float(state.x))
     assert 0.1 < furthest < 0.4
 
 
 def links(upper=0.0, lower=0.0, upper_dot=0.0, lower_dot=0.0):
-    values = map(jnp.float32, (upper, lower, upper_dot, lower_dot))
-    return acrobot.State(acrobot.Physics(*values), jnp.int32(0))
+    values = map(np.float32, (upper, lower, upper_dot, lower_dot))
+    return acrobot.State(acrobot.Physics(*values), np.int32(0))
 
 
 def test_acrobot_by_hand():
@@ -466,7 +470,7 @@ def test_acrobot_by_hand():
     assert reward == pytest.approx(-math.hypot(2, 2), abs=0.02)
     after, *_ = outcome(make, links(), 50)
     assert after.physics.lower > 0 > after.physics.upper
-    observation = make().step(links(0.3, -0.4), jnp.zeros(1), KEY)[1]
+    observation = built(make).step(links(0.3, -0.4), np.zeros(1, np.float32), KEY)[1]
     np.testing.assert_allclose(
         np.asarray(observation)[[0, 1, 3, 4]],
         [math.sin(0.3), math.cos(0.3), math.sin(-0.4), math.cos(-0.4)],
@@ -475,9 +479,9 @@ def test_acrobot_by_hand():
 
 
 def test_acrobots_speeds_have_the_engines_limit():
-    env, state = jitted(acrobot.make()), links(upper_dot=157, lower_dot=-157)
+    env, state = built(acrobot.make), links(upper_dot=157, lower_dot=-157)
     for _ in range(5):
-        state, observation, reward, *_ = env.step(state, jnp.float32([50]), KEY)
+        state, observation, reward, *_ = env.step(state, np.array([50], np.float32), KEY)
         assert np.abs(state.physics.upper_dot) <= acrobot.MAX_SPEED
         assert np.abs(state.physics.lower_dot) <= acrobot.MAX_SPEED
         assert np.abs(np.asarray(state.physics[:2])).max() <= math.pi + 1e-6
@@ -485,13 +489,13 @@ def test_acrobots_speeds_have_the_engines_limit():
         assert np.isfinite(reward)
     state = links()
     for _ in range(500):  # the torque that turns them fastest
-        state, observation, *_ = env.step(state, jnp.float32([50]), KEY)
+        state, observation, *_ = env.step(state, np.array([50], np.float32), KEY)
     assert np.isfinite(observation).all()
 
 
 def poles(x=0.0, lower=0.0, upper=0.0, x_dot=0.0, lower_dot=0.0, upper_dot=0.0):
-    values = map(jnp.float32, (x, lower, upper, x_dot, lower_dot, upper_dot))
-    return double_pendulum.State(double_pendulum.Physics(*values), jnp.int32(0))
+    values = map(np.float32, (x, lower, upper, x_dot, lower_dot, upper_dot))
+    return double_pendulum.State(double_pendulum.Physics(*values), np.int32(0))
 
 
 def test_double_pendulum_by_hand():
@@ -512,10 +516,10 @@ def test_double_pendulum_by_hand():
 
 def test_double_pendulum_is_mujocos():
     """The observations of MuJoCo 4.0.0 with rllab's model, without its horizontal gravity."""
-    env = jitted(double_pendulum.make())
+    env = built(double_pendulum.make)
     state = poles(0.5, 0.1, -0.2, 0.3, 0.4, -0.6)
     for action, expected in zip((0.3, -1.0, 0.05), MUJOCO, strict=True):
-        state, observation, *_ = env.step(state, jnp.float32([action]), KEY)
+        state, observation, *_ = env.step(state, np.array([action], np.float32), KEY)
         np.testing.assert_allclose(observation, expected, atol=2e-4)
 
 
@@ -527,10 +531,10 @@ MUJOCO = [
 
 
 def test_the_track_of_the_double_pendulum_ends():
-    env, state = jitted(double_pendulum.make()), poles(x=9.5, x_dot=5)
+    env, state = built(double_pendulum.make), poles(x=9.5, x_dot=5)
     seen = []
     for _ in range(100):
-        state, observation, *_ = env.step(state, jnp.float32([1]), KEY)
+        state, observation, *_ = env.step(state, np.array([1], np.float32), KEY)
         seen.append(np.asarray(observation)[[0, 8]])
     places, stops = np.array(seen).T
     assert 10 < places.max() < 10.2
@@ -541,10 +545,11 @@ def test_the_track_of_the_double_pendulum_ends():
 
 def test_runge_kutta_is_of_fourth_order():
     def error(steps):
+        def integrate(*begin):
+            return mechanics.runge_kutta(lambda s: (s[1], -s[0]), begin, 1.0, steps)
+
         with jax.enable_x64(True):
-            x, v = mechanics.runge_kutta(
-                lambda s: (s[1], -s[0]), (jnp.float64(1), jnp.float64(0)), 1.0, steps
-            )
+            x, v = jax.jit(integrate)(np.float64(1), np.float64(0))
             return abs(float(x) - math.cos(1)) + abs(float(v) + math.sin(1))
 
     assert error(4) / error(8) == pytest.approx(16, rel=0.1)

@@ -66,7 +66,8 @@ def test_shares_are_of_the_transitions_of_the_newest_sequences(name: str) -> Non
     dummies = trajectory._replace(
         timestep=trajectory.timestep._replace(first=np.ones_like(trajectory.timestep.first))
     )
-    np.testing.assert_array_equal(agent.shares(batch._replace(trajectory=dummies)), 0)
+    found = jax.jit(agent.shares)(batch._replace(trajectory=dummies))
+    np.testing.assert_array_equal(found, 0)
 
 
 def test_returns_are_the_means_that_evaluations_choose_from() -> None:
@@ -86,8 +87,8 @@ def test_returns_are_the_means_that_evaluations_choose_from() -> None:
 
 
 def test_there_are_metrics_of_at_most_32_mixtures() -> None:
-    assert list(by_mixture("share", jnp.arange(32.0))) == [f"mixture/share/{j}" for j in range(32)]
-    assert by_mixture("share", jnp.arange(33.0)) == {}
+    assert list(by_mixture("share", np.arange(32.0))) == [f"mixture/share/{j}" for j in range(32)]
+    assert by_mixture("share", np.arange(33.0)) == {}
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -96,8 +97,9 @@ def test_metrics_change_nothing_that_is_learnt(name: str, monkeypatch: pytest.Mo
     for shown in (True, False):
         if not shown:
             monkeypatch.setattr(mixture_q, "by_mixture", lambda *_: {})
-        agent, state, *_ = AGENTS[name].make()
-        learn = jax.jit(lambda *args, agent=agent: agent.learn(*args))  # traced anew
+        agent, state, *_, learn = AGENTS[name].make()
+        if not shown:
+            learn = jax.jit(lambda *args, agent=agent: agent.learn(*args))  # traced anew
         metrics: dict[str, Any] = {}
         for seed in range(3):
             state, metrics, _ = learn(state, AGENTS[name].random_batch(agent, seed))

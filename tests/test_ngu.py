@@ -31,7 +31,7 @@ SMALL = Config(
     burn_in=BURN_IN,
     sequence_length=LENGTH,
     overlap=3,
-    target_every=2,
+    target_every=3,
     batch_size=BATCH,
     mixtures=N,
     memory_size=6,
@@ -41,6 +41,8 @@ SMALL = Config(
     lifelong_size=4,
     intrinsic_steps=2,
     kernel_epsilon=0.01,
+    inverse_weight_decay=0.5,
+    evaluation_epsilon=0.3,
 )
 KEY = jax.random.key(0)
 
@@ -54,7 +56,7 @@ def make(**settings: Any):
     rng = np.random.default_rng(0)
 
     def spread(x: Any) -> Any:
-        return x + np.float32(0.5 * rng.normal(size=x.shape))
+        return np.asarray(x) + np.float32(0.5 * rng.normal(size=x.shape))
 
     params, target = jax.tree.map(spread, (state.params, state.extra["target"]))
     state = state._replace(params=params, extra=state.extra | {"target": target})
@@ -177,7 +179,8 @@ def test_the_exploitative_mixture_learns_from_extrinsic_rewards_alone() -> None:
         assert same == (i == 0)
     # Other networks of the intrinsic reward change nothing of what was stored.
     other = state._replace(
-        params=jax.tree.map(lambda x: x + 1.0, state.params) | {"q": params["q"]}
+        params=jax.tree.map(lambda x: np.asarray(x) + np.float32(1), state.params)
+        | {"q": params["q"]}
     )
     np.testing.assert_array_equal(
         learn(state, batch).feedback.priorities, learn(other, batch).feedback.priorities
@@ -255,7 +258,7 @@ def test_each_episode_has_a_mixture() -> None:
 
 def test_evaluations_have_a_small_epsilon() -> None:
     """The same in all environments; the actors' differ."""
-    agent, state, _ = make(evaluation_epsilon=0.3)
+    agent, state, _ = make()
     trajectory, q = acted(agent, state, 40, evaluate=True)
     best = trajectory.action == q.argmax(-1)
     expected = np.where(best, 0.7 + 0.3 / ACTIONS, 0.3 / ACTIONS)
@@ -318,27 +321,36 @@ def test_the_last_real_transitions_train_the_networks() -> None:
 
 
 def test_the_losses_of_the_networks() -> None:
-    agent, state, learn = make(inverse_weight_decay=0.5)
+    agent, state, learn = make()
     batch = random_batch(agent)
     timestep, action = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:2])
-    samples = agent.novelty.samples(timestep, action)
-    params, weight = state.params["embedding"], np.asarray(samples.weight)
-    before, after = (
-        agent.novelty.embedding.apply(params["features"], x)
-        for x in (samples.observation, samples.following)
-    )
-    logits = np.float64(agent.novelty.inverse.apply(params["inverse"], before, after))
+    networks = agent.novelty
+
+    @jax.jit
+    def outputs(params: Any, fixed: Any) -> Any:
+        samples = networks.samples(timestep, action)
+        embedding = params["embedding"]
+        before, after = (
+            networks.embedding.apply(embedding["features"], x)
+            for x in (samples.observation, samples.following)
+        )
+        logits = networks.inverse.apply(embedding["inverse"], before, after)
+        lifelong = [
+            networks.lifelong.apply(p, samples.following)
+            for p in (fixed["random"], params["predictor"])
+        ]
+        return samples, logits, networks.inverse_loss(embedding, samples)[0], lifelong
+
+    found = outputs(state.params, state.extra["fixed"])
+    samples, logits, loss, lifelong = jax.tree.map(np.asarray, found)
+    params, weight, logits = state.params["embedding"], samples.weight, np.float64(logits)
     log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -(log[np.arange(len(log)), samples.action] * weight).sum() / weight.sum()
     metrics = learn(state, batch).metrics
     np.testing.assert_allclose(metrics["loss/inverse"], expected, rtol=1e-5)
     squares = sum(float((np.float64(x) ** 2).sum()) for x in jax.tree.leaves(params))
-    loss, _ = agent.novelty.inverse_loss(params, samples)
     np.testing.assert_allclose(loss, expected + 0.5 * 0.5 * squares, rtol=1e-5)
-    g, ghat = (
-        np.float64(agent.novelty.lifelong.apply(p, samples.following))
-        for p in (state.extra["fixed"]["random"], state.params["predictor"])
-    )
+    g, ghat = map(np.float64, lifelong)
     error = (((ghat - g) ** 2).sum(-1) * weight).sum() / weight.sum()
     np.testing.assert_allclose(metrics["loss/lifelong"], error, rtol=1e-5)
 
@@ -351,7 +363,7 @@ def differs(a: Any, b: Any) -> bool:
 def test_actors_use_a_copy_of_the_embedding_that_seldom_changes() -> None:
     """It becomes the learnt one when the target network is copied; the random network never
     changes; the value loss trains neither embedding nor predictor."""
-    agent, state, learn = make(target_every=3)
+    agent, state, learn = make()
     random = state.extra["fixed"]["random"]
     for i in range(1, 7):
         before, state = state, learn(state, random_batch(agent, seed=i)).state
@@ -433,8 +445,9 @@ def test_episodes_shorter_than_what_is_trained_on(tmp_path: Path) -> None:
     """Of Catch with three rows, each episode has two transitions, of five."""
     settings: dict[str, Any] = {
         "hidden_sizes": (8,),
-        "recurrent_units": 4,
+        "recurrent_core": "none",
         "head_units": 8,
+        "memory_size": 50,
         "batch_size": 4,
         "replay_minimum": 10,
         "replay_capacity": 400,

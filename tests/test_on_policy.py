@@ -53,6 +53,7 @@ def batch_of(agent: Agent, env: str = "pronk/CartPole-v1", unrolls: int = 1, **a
 
 
 CHUNKS = st.sampled_from([1, 2, 7, 30])  # each size is compiled anew
+update, normalize = jax.jit(running.update), jax.jit(running.normalize)
 
 
 @settings(max_examples=30)
@@ -62,7 +63,7 @@ def test_merged_statistics_are_those_of_all_data_at_once(seed, sizes):
     chunks = [rng.normal(rng.normal() * 100, 3, size=(n, 2)) for n in sizes]
     seen = running.init((2,))
     for chunk in chunks:
-        seen = running.update(seen, jnp.asarray(chunk, jnp.float32))
+        seen = update(seen, chunk.astype(np.float32))
     whole = np.concatenate(chunks)
     assert seen.count == len(whole)
     np.testing.assert_allclose(seen.mean, whole.mean(0), rtol=1e-4, atol=1e-3)
@@ -70,19 +71,19 @@ def test_merged_statistics_are_those_of_all_data_at_once(seed, sizes):
 
 
 def test_elements_of_weight_0_and_infinite_ones_leave_the_statistics_alone():
-    x = jnp.array([[1.0, 2.0], [np.nan, 7.0], [3.0, np.inf]])
-    seen = running.update(running.init((2,)), x, jnp.array([1.0, 0.0, 1.0]))
+    x = np.array([[1.0, 2.0], [np.nan, 7.0], [3.0, np.inf]], np.float32)
+    seen = update(running.init((2,)), x, np.array([1.0, 0.0, 1.0], np.float32))
     np.testing.assert_allclose(seen.mean, [2.0, 0.0])  # the second feature met infinity
     np.testing.assert_allclose(seen.variance, [1.0, 1.0])
-    empty = running.update(seen, x, jnp.zeros(3))
+    empty = update(seen, x, np.zeros(3, np.float32))
     np.testing.assert_array_equal(empty.mean, seen.mean)
     assert empty.count == seen.count
 
 
 def test_a_constant_feature_does_not_blow_up():
-    seen = running.update(running.init((1,)), jnp.full((100, 1), 5.0))
-    np.testing.assert_allclose(running.normalize(seen, jnp.array([5.0]), clip=10.0), 0.0)
-    np.testing.assert_array_equal(running.normalize(seen, jnp.array([6.0]), clip=10.0), 10.0)
+    seen = update(running.init((1,)), np.full((100, 1), 5, np.float32))
+    np.testing.assert_allclose(normalize(seen, np.array([5], np.float32), clip=10.0), 0.0)
+    np.testing.assert_array_equal(normalize(seen, np.array([6], np.float32), clip=10.0), 10.0)
 
 
 def test_only_numbers_are_standardised():
@@ -97,12 +98,13 @@ def test_only_numbers_are_standardised():
     statistics = normalisation.init(config("ppo"), space)
     rng = np.random.default_rng(0)
     rows = {
-        "a": jnp.asarray(rng.normal([5, -3], [2, 0.1], (50, 2)), jnp.float32),
-        "b": jnp.asarray(rng.integers(0, 3, 50)),
-        "c": jnp.asarray(rng.integers(0, 255, (50, 8, 8, 3)), jnp.uint8),
+        "a": rng.normal([5, -3], [2, 0.1], (50, 2)).astype(np.float32),
+        "b": rng.integers(0, 3, 50, np.int32),
+        "c": rng.integers(0, 255, (50, 8, 8, 3)).astype(np.uint8),
     }
-    statistics = normalisation.observe(statistics, rows)
-    seen = normalisation.standardise(statistics, rows, 10.0)
+    statistics = jax.jit(normalisation.observe)(statistics, rows)
+    standardised = jax.jit(normalisation.standardise)(statistics, rows, 10.0)
+    seen = jax.tree.map(np.asarray, standardised)
     np.testing.assert_allclose(seen["a"].mean(0), 0.0, atol=1e-4)
     np.testing.assert_allclose(seen["a"].std(0), 1.0, rtol=1e-3)
     for name in "bc":
@@ -148,11 +150,11 @@ def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum():
         rows.append((action, extras))
     action, extras = jax.tree.map(lambda *x: np.stack(x), *rows)
     trajectory = Trajectory(timestep, action, extras, carry.core, np.zeros(1, np.int32))
-    statistics = shared.before(state, Batch(trajectory)).extra["statistics"]
+    statistics = jax.jit(shared.before)(state, Batch(trajectory)).extra["statistics"]
     sums = [1, 0.5 * 1 + 2, -4, 0.5 * -4 + 3, 5]  # real transitions only
     assert statistics["reward"].count == 5
     np.testing.assert_allclose(statistics["reward"].variance, np.var(sums), rtol=1e-6)
-    data = shared.data(statistics, state.hyper, Batch(trajectory))
+    data = jax.jit(shared.data)(statistics, state.hyper, Batch(trajectory))
     expected = reward[1:] / np.std(sums)  # not centred: signs stay
     np.testing.assert_allclose(data.transitions.reward[:, 0], expected, rtol=1e-5)
 
@@ -164,7 +166,8 @@ def test_the_linear_baseline_is_ridge_regression():
     rng = np.random.default_rng(0)
     observation = rng.normal(size=(200, 3)) * [1, 5, 0.01]
     age = rng.integers(0, 500, 200)
-    x = np.asarray(linear_baseline.features(jnp.asarray(observation, jnp.float32), age))
+    features = jax.jit(linear_baseline.features)
+    x = np.asarray(features(observation.astype(np.float32), age))
     assert x.shape[1] == linear_baseline.num_features(3)
     clipped, t = np.clip(observation, -10, 10), age[:, None] / 100
     by_hand = np.concatenate([clipped, clipped**2, t, t**2, t**3, np.ones_like(t)], 1)
@@ -174,7 +177,8 @@ def test_the_linear_baseline_is_ridge_regression():
     used = weight > 0
     gram = by_hand[used].T @ by_hand[used] + 1e-5 * np.eye(10)
     expected = by_hand @ np.linalg.solve(gram, by_hand[used].T @ target[used])
-    found = linear_baseline.fit(*(jnp.asarray(a, jnp.float32) for a in (x, target, weight)))
+    fit = jax.jit(linear_baseline.fit)
+    found = fit(*(np.asarray(a, np.float32) for a in (x, target, weight)))
     np.testing.assert_allclose(by_hand @ np.asarray(found), expected, rtol=1e-2, atol=2e-2)
 
 
@@ -199,17 +203,20 @@ def test_normalised_values_are_estimated_in_units_of_reward():
     agent = agents.make("trpo", settings, spec, horizon=100)
     (trajectory,) = batch_of(agent)
     state = jax.jit(agent.init)(KEY)
-    data = shared.data(state.extra["statistics"], state.hyper, Batch(trajectory))
-    units = running.Running(jnp.float32(1.0), jnp.float32(20.0), jnp.float32(9.0))
+    data = jax.jit(shared.data)(state.extra["statistics"], state.hyper, Batch(trajectory))
+    units = running.Running(*map(np.float32, (1, 20, 9)))
     estimate = jax.jit(shared.estimate)
     plain = estimate(state.params, state.extra, state.hyper, data)
     extra = state.extra | {"statistics": state.extra["statistics"] | {"value": units}}
     scaled = estimate(state.params, extra, state.hyper, data)
-    np.testing.assert_allclose(scaled.value, 3.0 * plain.value + 20.0, rtol=1e-5)
-    for found in (plain, scaled):
+    np.testing.assert_allclose(scaled.value, 3.0 * np.asarray(plain.value) + 20.0, rtol=1e-5)
+    for found in jax.tree.map(np.asarray, (plain, scaled)):
         np.testing.assert_allclose(
             found.target - found.advantage, found.value, rtol=1e-4, atol=1e-4
         )
+
+
+gae = jax.jit(returns.gae)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.9, 1.0])
@@ -226,19 +233,22 @@ def test_a_time_limit_is_not_the_end_of_the_rewards(lambda_):
         np.zeros((rows, 1), np.int32),
     )
     t = returns.transitions(timestep, gamma)
-    values = jnp.full((rows, 1), 1 / (1 - gamma))
-    advantage = returns.gae(values, t.reward, t.discount, t.continuation, lambda_)
-    np.testing.assert_allclose(advantage * t.weight, 0.0, atol=1e-4)
+    values = np.full((rows, 1), 1 / (1 - gamma), np.float32)
+    advantage = gae(values, t.reward, t.discount, t.continuation, lambda_)
+    np.testing.assert_allclose(np.asarray(advantage) * t.weight, 0.0, atol=1e-4)
 
 
 def test_equal_advantages_are_standardised_to_zero():
-    weight = jnp.array([1.0, 1.0, 0.0])
-    x = jnp.array([3.0, 3.0, np.nan])
-    np.testing.assert_array_equal(weighted.standardise(x, weight)[:2], 0.0)
-    np.testing.assert_array_equal(weighted.standardise(jnp.array([7.0]), jnp.ones(1)), 0.0)
-    some = weighted.standardise(jnp.array([1.0, 3.0, 100.0]), weight)
+    standardise = jax.jit(lambda *x: weighted.standardise(*x))
+    weight = np.array([1, 1, 0], np.float32)
+    x = np.array([3, 3, np.nan], np.float32)
+    np.testing.assert_array_equal(np.asarray(standardise(x, weight))[:2], 0.0)
+    np.testing.assert_array_equal(
+        standardise(np.array([7], np.float32), np.ones(1, np.float32)), 0.0
+    )
+    some = np.asarray(standardise(np.array([1, 3, 100], np.float32), weight))
     np.testing.assert_allclose(some[:2], [-1.0, 1.0], rtol=1e-5)
-    assert weighted.mean(x, jnp.zeros(3)) == 0.0
+    assert jax.jit(weighted.mean)(x, np.zeros(3, np.float32)) == 0.0
 
 
 def test_of_complete_episodes_the_cut_part_is_left_out():
@@ -275,9 +285,9 @@ def test_the_score_gradient_is_unbiased_with_cut_batches():
     gained = np.where(terminated[1:], 2.0, 1.0) * action[:-1]
     reward = np.concatenate([np.zeros((1, count)), np.where(first[1:], 0, gained)])
     timestep = TimeStep(state, reward, terminated, np.zeros_like(first), first, state)
-    t = returns.transitions(timestep, gamma)
-    values = jnp.asarray(np.where(terminated, 0.0, value[state]), jnp.float32)
-    advantage = np.asarray(returns.gae(values, t.reward, t.discount, t.continuation, 1.0))
+    t = jax.jit(returns.transitions)(timestep, gamma)
+    values = np.where(terminated, 0.0, value[state]).astype(np.float32)
+    advantage = np.asarray(gae(values, t.reward, t.discount, t.continuation, 1.0))
     score = (action[:-1] - p[state[:-1]]) * np.asarray(t.weight)
     for s in (0, 1):
         visits = (state[:-1] == s) & (np.asarray(t.weight) > 0)
@@ -292,11 +302,16 @@ def test_the_score_gradient_is_unbiased_with_cut_batches():
 @pytest.mark.parametrize("core", ["none", "lstm"])
 def test_a_pass_takes_every_transition_once(core):
     settings = config("ppo", recurrent_core=core, minibatch_size=2 * UNROLL)
-    numbers = jnp.arange(UNROLL * ENVS).reshape(UNROLL, ENVS)
-    samples = rollout.Samples(*[numbers] * 7, core=jnp.arange(ENVS))
-    drawn = Minibatches(settings, samples, rollout.Estimates(numbers, numbers, numbers))
-    order = drawn.order(KEY, settings.minibatch_size)
-    taken = [drawn.take(index) for index in order]
+    numbers = np.arange(UNROLL * ENVS).reshape(UNROLL, ENVS)
+    samples = rollout.Samples(*[numbers] * 7, core=np.arange(ENVS))
+
+    @jax.jit
+    def draw(samples):
+        drawn = Minibatches(settings, samples, rollout.Estimates(*[samples.log_prob] * 3))
+        order = drawn.order(KEY, settings.minibatch_size)
+        return [drawn.take(index) for index in order]
+
+    taken = draw(samples)
     assert len(taken) == 2
     seen = np.concatenate([np.ravel(minibatch.log_prob) for minibatch, _ in taken])
     np.testing.assert_array_equal(np.sort(seen), np.arange(UNROLL * ENVS))
@@ -316,32 +331,41 @@ def test_a_pass_takes_every_transition_once(core):
 def test_the_clipped_surrogate_by_hand(reciprocal):
     ratio = np.array([0.5, 0.9, 1.0, 1.1, 1.5])
     low = 1 / 1.25 if reciprocal else 0.75
+
+    @jax.jit
+    def surrogate(log_ratio, advantage):
+        def total(x):
+            loss = losses.clipped_surrogate(x, advantage, clip=0.25, reciprocal=reciprocal)
+            return loss.sum(), loss
+
+        gradient, loss = jax.grad(total, has_aux=True)(log_ratio)
+        return loss, gradient
+
     for advantage in (2.0, -2.0):
         expected = -np.minimum(ratio * advantage, np.clip(ratio, low, 1.25) * advantage)
-        loss = functools.partial(
-            losses.clipped_surrogate,
-            advantage=jnp.full(5, advantage),
-            clip=0.25,
-            reciprocal=reciprocal,
-        )
-        np.testing.assert_allclose(loss(jnp.log(ratio)), expected, rtol=1e-5)
-        gradient = jax.grad(lambda x, loss=loss: loss(x).sum())(jnp.log(ratio))
+        log_ratio = np.log(ratio).astype(np.float32)
+        loss, gradient = surrogate(log_ratio, np.full(5, advantage, np.float32))
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
         clipped = [False, False, False, False, True] if advantage > 0 else [True] + [False] * 4
         np.testing.assert_allclose(
             gradient, np.where(clipped, 0.0, -ratio * advantage), rtol=1e-5, atol=1e-7
         )
 
 
-@pytest.mark.parametrize("advantage", [1.0, -1.0])
-@pytest.mark.parametrize("log_ratio", [-200.0, 200.0])
-def test_enormous_ratios_are_finite(log_ratio, advantage):
+SURROGATES = [
+    jax.jit(jax.value_and_grad(loss))
     for loss in (
         functools.partial(losses.clipped_surrogate, clip=0.2),
         losses.importance_weighted,
-    ):
-        value, gradient = jax.value_and_grad(lambda x, loss=loss: loss(x, jnp.float32(advantage)))(
-            jnp.float32(log_ratio)
-        )
+    )
+]
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [-200.0, 200.0])
+def test_enormous_ratios_are_finite(log_ratio, advantage):
+    for surrogate in SURROGATES:
+        value, gradient = surrogate(np.float32(log_ratio), np.float32(advantage))
         assert np.isfinite(value)
         assert gradient == 0.0
 
@@ -373,10 +397,16 @@ def test_steps_end_once_the_policy_is_too_far(acted):
     assert metrics["gradient_steps"] == 1  # the first minibatch's KL is 0 before it
 
 
+@functools.cache
+def adaptive() -> Agent:
+    return ppo(objective="adaptive-kl", passes=2)
+
+
 @pytest.mark.parametrize(("target", "factor"), [(1e-9, 2.0), (1e3, 0.5)])
 def test_the_penalty_follows_its_target(target, factor, acted):
-    agent = ppo(objective="adaptive-kl", target_kl=target, passes=2)
+    agent = adaptive()
     state = jax.jit(agent.init)(KEY)
+    state = state._replace(hyper=state.hyper | {"target_kl": np.float32(target)})
     after = jax.jit(agent.learn)(state, Batch(acted)).state
     assert after.extra["kl_cost"] == factor * state.extra["kl_cost"]
 
@@ -402,19 +432,18 @@ def test_accepted_steps_stay_in_the_trust_region():
     learn, state = jax.jit(agent.learn), jax.jit(agent.init)(KEY)
 
     @jax.jit
-    def policies(params, statistics, hyper, batch):
+    def divergence(params, after, statistics, hyper, batch):
         samples = shared.data(statistics, hyper, batch).samples
-        forward = shared.model.forward
-        output = forward(params, samples.rows, samples.last_action, samples.core)
-        return output.policy, samples.weight
+        rows = samples.rows, samples.last_action, samples.core
+        policies = [shared.model.forward(x, *rows).policy for x in (params, after)]
+        return weighted.mean(shared.model.distribution.kl(*policies), samples.weight)
 
     accepted = 0
     for _ in range(12):
         batch = Batch(actor.unroll(agent.behaviour(state), 0).trajectory)
         learnt = learn(state, batch)
         fixed = state.extra["statistics"], state.hyper, batch
-        (before, weight), (after, _) = (policies(x.params, *fixed) for x in (state, learnt.state))
-        kl = weighted.mean(shared.model.distribution.kl(before, after), weight)
+        kl = divergence(state.params, learnt.state.params, *fixed)
         np.testing.assert_allclose(kl, learnt.metrics["kl"], atol=1e-5)
         assert kl <= 0.01 + 1e-6
         accepted += int(learnt.metrics["accepted"])
@@ -435,10 +464,16 @@ def test_the_kl_of_an_update_is_that_of_its_whole_batch(name, changed):
     (trajectory,) = batch_of(agent)
     state = jax.jit(agent.init)(KEY)
     learnt = jax.jit(agent.learn)(state, Batch(trajectory))
-    samples = shared.data(state.extra["statistics"], state.hyper, Batch(trajectory)).samples
-    rows = samples.rows, samples.last_action, samples.core
-    before, after = (shared.model.forward(x.params, *rows).policy for x in (state, learnt.state))
-    kl = shared.model.distribution.kl(before, after)[samples.weight > 0].mean()
+
+    @jax.jit
+    def divergence(state, after):
+        samples = shared.data(state.extra["statistics"], state.hyper, Batch(trajectory)).samples
+        rows = samples.rows, samples.last_action, samples.core
+        policies = [shared.model.forward(x.params, *rows).policy for x in (state, after)]
+        return shared.model.distribution.kl(*policies), samples.weight
+
+    kl, weight = map(np.asarray, divergence(state, learnt.state))
+    kl = kl[weight > 0].mean()
     assert kl > 1e-6
     np.testing.assert_allclose(learnt.metrics["kl"], kl, rtol=0.01)
 
@@ -447,17 +482,24 @@ def test_the_kl_of_an_update_is_that_of_its_whole_batch(name, changed):
 
 
 def test_correlated_noise_is_standard_normal_and_begins_anew():
-    keys = jax.random.split(KEY, 400)
-    none = jnp.zeros(50, bool)
-    noise = [jax.random.normal(jax.random.key(1), (50, 2))]
-    for key in keys:
-        noise.append(correlated_noise(noise[-1], none, key, 0.9))
-    x = np.stack(noise)[1:]
+    none = np.zeros(50, bool)
+    draw = jax.jit(correlated_noise)
+
+    @jax.jit
+    def many(key, start_key):
+        def body(noise, key):
+            noise = correlated_noise(noise, none, key, 0.9)
+            return noise, noise
+
+        start = jax.random.normal(start_key, (50, 2))
+        return jax.lax.scan(body, start, jax.random.split(key, 400))[1]
+
+    x = np.asarray(many(KEY, jax.random.key(1)))
     np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=0.05)
     np.testing.assert_allclose((x[1:] * x[:-1]).mean(), 0.9, atol=0.05)
-    first = none.at[7].set(True)
-    drawn = correlated_noise(noise[-1], first, KEY, 0.9)
-    again = correlated_noise(jnp.zeros((50, 2)), first, KEY, 0.9)
+    first = np.arange(50) == 7
+    drawn, again = (draw(noise, first, KEY, 0.9) for noise in (x[-1], np.zeros_like(x[-1])))
+    drawn, again = np.asarray(drawn), np.asarray(again)
     np.testing.assert_array_equal(drawn[7], again[7])
     assert not np.array_equal(drawn[8], again[8])
 
@@ -544,16 +586,21 @@ def test_a_wrong_minibatch_on_the_command_line(capsys, tmp_path):
 def test_adam_on_one_vector_is_adam_on_every_array():
     rng = np.random.default_rng(0)
     params = {"a": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}, "c": rng.normal(size=1)}
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    hyper = {"optimiser_epsilon": jnp.float32(1e-5), "max_gradient_norm": jnp.float32(1.0)}
-    plain = params, step.optimiser("adam", hyper).init(params)
-    flat = step.flatten(*plain)
-    joined = flat.params, flat.opt_state
-    for _ in range(3):
-        grads = jax.tree.map(lambda x: 2.0 * x, plain[0])
-        vector = 2.0 * joined[0]
-        plain = step.adam(*plain, hyper, grads, jnp.float32(0.1))
-        joined = step.adam(*joined, hyper, vector, jnp.float32(0.1))
-    after = flat.unravel(joined[0]), flat.unflatten(joined[1])
+    params = jax.tree.map(np.float32, params)
+    hyper = {"optimiser_epsilon": np.float32(1e-5), "max_gradient_norm": np.float32(1)}
+
+    @jax.jit
+    def both(params):
+        plain = params, step.optimiser("adam", hyper).init(params)
+        flat = step.flatten(*plain)
+        joined = flat.params, flat.opt_state
+        for _ in range(3):
+            grads = jax.tree.map(lambda x: 2.0 * x, plain[0])
+            vector = 2.0 * joined[0]
+            plain = step.adam(*plain, hyper, grads, jnp.float32(0.1))
+            joined = step.adam(*joined, hyper, vector, jnp.float32(0.1))
+        return plain, (flat.unravel(joined[0]), flat.unflatten(joined[1]))
+
+    plain, after = both(params)
     assert jax.tree.structure(after) == jax.tree.structure(plain)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), after, plain)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,13 +39,16 @@ def changes(x: np.ndarray) -> np.ndarray:
 
 
 def test_pixel_change_of_each_cell():
+    def change(space: spaces.Space, observation: Any) -> Any:
+        return jax.jit(lambda x: networks.pixel_change(space, x, SIZE))(observation)
+
     x = pixels()
-    np.testing.assert_allclose(networks.pixel_change(LAST, x, SIZE), changes(x), atol=1e-6)
+    np.testing.assert_allclose(change(LAST, x), changes(x), atol=1e-6)
     moved = np.moveaxis(x, -1, 2)
-    np.testing.assert_allclose(networks.pixel_change(FIRST, moved, SIZE), changes(x), atol=1e-6)
+    np.testing.assert_allclose(change(FIRST, moved), changes(x), atol=1e-6)
     nested = spaces.Dict({"a": spaces.Discrete(2), "b": LAST})
     seen = {"a": np.zeros((LENGTH + 1, WIDTH), int), "b": x}
-    np.testing.assert_allclose(networks.pixel_change(nested, seen, SIZE), changes(x), atol=1e-6)
+    np.testing.assert_allclose(change(nested, seen), changes(x), atol=1e-6)
 
 
 def test_number_of_cells():
@@ -65,7 +70,9 @@ def test_the_loss_is_that_of_its_formula():
     state = jax.jit(agent.init)(KEY)
     rng = np.random.default_rng(1)
     state = state._replace(
-        params=jax.tree.map(lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)), state.params)
+        params=jax.tree.map(
+            lambda x: np.asarray(x) + np.float32(0.1 * rng.normal(size=x.shape)), state.params
+        )
     )
     first, terminated, truncated = np.zeros((3, LENGTH + 1, WIDTH), bool)
     terminated[2, 0], first[3, 0] = True, True
@@ -88,8 +95,8 @@ def test_the_loss_is_that_of_its_formula():
         pixel_control=networks.PixelControl((3, 2), ACTIONS),
     )  # fmt: skip
     zeros = np.zeros((LENGTH + 1, WIDTH))
-    output = network.apply(
-        state.params, rows.observation, zeros, zeros[..., None], first, (), pixel=True
+    output = jax.jit(functools.partial(network.apply, pixel=True))(
+        state.params, rows.observation, zeros, zeros[..., None], first, ()
     )
     q = np.asarray(output.pixel_values, np.float64)
     assert q.shape == (LENGTH + 1, WIDTH, 3, 2, ACTIONS)
@@ -132,7 +139,9 @@ def test_the_cost_scales_the_gradient_of_the_head():
         hyper = state.hyper | {"pixel_control_cost": np.float32(cost)}
         grads, _ = gradients(state._replace(hyper=hyper), batch)
         heads.append(grads["params"]["pixel_control"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-4, atol=1e-6), *heads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(3 * np.asarray(a), b, rtol=1e-4, atol=1e-6), *heads
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -23,6 +22,13 @@ from pronk.maths.popart import Statistics
 from pronk.types import Batch, EnvSpec, TimeStep, Trajectory
 
 BETA = 0.1
+# A function of an agent is compiled once, also where it is a method, which is another object each
+# time it is looked up.
+jit = functools.cache(jax.jit)
+update = jax.jit(popart.update_statistics, static_argnames="debias")
+rescale_head, normalize, denormalize = map(
+    jax.jit, (popart.rescale_head, popart.normalize, popart.denormalize)
+)
 
 
 def statistics(mean, deviation) -> Statistics:
@@ -53,7 +59,6 @@ def by_the_paper(mean, second, targets, task, weight, beta):
 def test_statistics_are_those_of_the_paper(seed):
     """After several batches, μ and √(ν − μ²) of each task; those of a task without targets stay."""
     found, mean, second = popart.init(3), np.zeros(3), np.ones(3)
-    update = jax.jit(popart.update_statistics)
     for i in range(20):
         batch = batch_of_targets(100 * seed + i)
         found = update(found, *batch, BETA)
@@ -66,8 +71,8 @@ def test_statistics_are_those_of_the_paper(seed):
 
 def test_a_batch_counts_once_whatever_its_size():
     targets, task, weight = batch_of_targets(0)
-    once = popart.update_statistics(popart.init(3), targets, task, weight, BETA)
-    thrice = popart.update_statistics(
+    once = update(popart.init(3), targets, task, weight, BETA)
+    thrice = update(
         popart.init(3), *(np.concatenate([x] * 3) for x in (targets, task, weight)), BETA
     )
     np.testing.assert_allclose(once.mean, thrice.mean, rtol=1e-5)
@@ -79,7 +84,7 @@ def test_the_deviation_is_precise_beside_a_large_mean():
     rng, found = np.random.default_rng(0), popart.init(1)
     for _ in range(200):
         targets = (1e5 + rng.normal(size=64)).astype(np.float32)
-        found = popart.update_statistics(found, targets, np.zeros(64, np.int32), np.ones(64), 0.2)
+        found = update(found, targets, np.zeros(64, np.int32), np.ones(64), 0.2)
     assert found.mean[0] == pytest.approx(1e5, rel=1e-4)
     assert found.deviation[0] == pytest.approx(1.0, rel=0.1)
 
@@ -90,7 +95,7 @@ def test_debiased_statistics_do_not_depend_on_the_first_ones():
     mean, second = by_the_paper(np.zeros(3), np.zeros(3), targets, task, weight, 1.0)
     found = popart.init(3)
     for _ in range(3):
-        found = popart.update_statistics(found, targets, task, weight, 3e-4, debias=True)
+        found = update(found, targets, task, weight, 3e-4, debias=True)
         np.testing.assert_allclose(found.mean[:2], mean[:2], rtol=1e-4)
         deviation = np.sqrt(second - mean**2)
         np.testing.assert_allclose(found.deviation[:2], deviation[:2], rtol=1e-4)
@@ -101,18 +106,18 @@ def test_debiased_weights_are_precise(beta):
     """After targets a and then b, the mean is (a (1 − β) + b) / (2 − β)."""
     found = popart.init(1)
     for x in (1.0, 3.0):
-        found = popart.update_statistics(
-            found, np.float32([x]), np.int32([0]), np.ones(1), beta, debias=True
+        found = update(
+            found, np.array([x], np.float32), np.array([0], np.int32), np.ones(1), beta, debias=True
         )
     assert found.mean[0] == pytest.approx(((1 - beta) + 3) / (2 - beta), rel=1e-5)
 
 
 def test_the_deviation_is_bounded():
     zeros = np.zeros(8, np.float32)
-    found = popart.update_statistics(popart.init(1), zeros, zeros.astype(np.int32), np.ones(8), 1.0)
+    found = update(popart.init(1), zeros, zeros.astype(np.int32), np.ones(8), 1.0)
     assert found.deviation[0] == np.float32(popart.LOWEST)
     huge = np.array([-1e9, 1e9], np.float32)
-    found = popart.update_statistics(popart.init(1), huge, np.zeros(2, np.int32), np.ones(2), 1.0)
+    found = update(popart.init(1), huge, np.zeros(2, np.int32), np.ones(2), 1.0)
     assert found.deviation[0] == np.float32(popart.HIGHEST)
 
 
@@ -136,7 +141,7 @@ def test_outputs_are_preserved_by_updates_of_any_size(old, new, seed):
         return np.float64(units.deviation)[task] * n[:, 0] + np.float64(units.mean)[task]
 
     before = value(kernel, bias, old)
-    after = value(*popart.rescale_head(kernel, bias, old, new), new)
+    after = value(*rescale_head(kernel, bias, old, new), new)
     largest = (
         np.abs(old.mean).max() + np.abs(new.mean).max() + 4 * float(old.deviation[0])
     ) * np.abs(features).max(axis=1).clip(1)
@@ -146,9 +151,9 @@ def test_outputs_are_preserved_by_updates_of_any_size(old, new, seed):
 def test_unnormalised_inverts_normalised():
     units = statistics([3.0, -100.0], [0.5, 20.0])
     task, v = np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0], np.float32)
-    n = popart.normalize(units, v, task)
+    n = normalize(units, v, task)
     np.testing.assert_allclose(n, [-4, 5.1, 5.15], rtol=1e-5)
-    np.testing.assert_allclose(popart.denormalize(units, n, task), v, rtol=1e-5)
+    np.testing.assert_allclose(denormalize(units, n, task), v, rtol=1e-5)
 
 
 def test_wrong_shapes_are_named():
@@ -191,7 +196,9 @@ KEY = jax.random.key(0)
 def made(**changes):
     agent = agents.make("impala", dataclasses.replace(TABLE, **changes), SPEC, horizon=1000)
     state, rng = jax.jit(agent.init)(KEY), np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + np.float32(rng.normal(size=x.shape)), state.params)
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + np.float32(rng.normal(size=x.shape)), state.params
+    )
     units = statistics([1.0, -50.0], [2.0, 300.0])
     aux = dict(state.extra) | {"statistics": units} if state.extra else ()
     return agent, state._replace(params=params, extra=aux)
@@ -259,7 +266,7 @@ def by_hand(state, seen: Batch):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_update_has_the_order_of_the_paper(seed):
     agent, state = made()
-    after, metrics, _ = jax.jit(agent.learn)(state, batch(seed))
+    after, metrics, _ = jit(agent.learn)(state, batch(seed))
     mean, deviation, kernel, bias, policy, value = by_hand(state, batch(seed))
     units, head = after.extra["statistics"], after.params["params"]["value"]
     np.testing.assert_allclose(units.mean, mean, rtol=1e-4)
@@ -275,13 +282,14 @@ def test_the_update_has_the_order_of_the_paper(seed):
 def values_of(state) -> np.ndarray:
     """The table of values in units of reward, `[STATES, TASKS]`."""
     head, units = state.params["params"]["value"], state.extra["statistics"]
-    return np.asarray(units.deviation * (head["kernel"] + head["bias"]) + units.mean)
+    kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
+    return np.asarray(units.deviation) * (kernel + bias) + np.asarray(units.mean)
 
 
 def test_popart_preserves_values_and_art_does_not():
     for kind, stays in (("popart", True), ("art", False)):
         agent, state = made(value_normalisation=kind)
-        after, _, _ = jax.jit(agent.learn)(state, batch())
+        after, _, _ = jit(agent.learn)(state, batch())
         moved = np.abs(values_of(after) - values_of(state)) / state.extra["statistics"].deviation
         assert (moved.max() < 1e-5) == stays
         assert differs(after.extra["statistics"], state.extra["statistics"])
@@ -297,7 +305,7 @@ def differs(a, b) -> bool:
 def test_the_average_policy_is_rescaled_too():
     agent, state = made(trust_region=1e9, average_decay=1.0)  # which never moves by itself
     state = state._replace(extra=state.extra | {"target": state.params})
-    after, _, _ = jax.jit(agent.learn)(state, batch())
+    after, _, _ = jit(agent.learn)(state, batch())
     target, head = after.extra["target"]["params"]["value"], after.params["params"]["value"]
     np.testing.assert_allclose(target["kernel"], head["kernel"], rtol=1e-5)
     np.testing.assert_allclose(target["bias"], head["bias"], rtol=1e-5, atol=1e-6)
@@ -316,7 +324,7 @@ def test_the_scale_of_rewards_does_not_matter():
             agent = agents.make("impala", config, spec, horizon=10_000)
             state, learn = jax.jit(agent.init)(KEY), jax.jit(agent.learn)
             # Values that begin at zero are as nothing to either.
-            head = jax.tree.map(jnp.zeros_like, state.params["params"]["value"])
+            head = jax.tree.map(np.zeros_like, state.params["params"]["value"])
             state = state._replace(params={"params": state.params["params"] | {"value": head}})
             for seed in range(5):
                 rewards = batch(seed)

@@ -29,7 +29,16 @@ from pronk.run.inspect import inspect
 from pronk.run.setup import core_spec, row_spec
 from pronk.runtime import ring
 from pronk.storage.checkpoint import Checkpointer
-from pronk.types import Batch, EnvSpec, Learnt, Replayed, Sequences, TimeStep, Trajectory
+from pronk.types import (
+    Batch,
+    EnvSpec,
+    LearnerState,
+    Learnt,
+    Replayed,
+    Sequences,
+    TimeStep,
+    Trajectory,
+)
 
 STATES, ACTIONS, BURN_IN, LENGTH, BATCH = 4, 3, 3, 7, 5
 SPEC = EnvSpec("test", spaces.Discrete(STATES), spaces.Discrete(ACTIONS))
@@ -46,6 +55,7 @@ TABLE = Config(
     batch_size=BATCH,
 )
 KEY = jax.random.key(0)
+RECURRENT = {"recurrent_core": "lstm", "recurrent_units": 6, "hidden_sizes": (5,)}
 FIELDS = {f.name for f in dataclasses.fields(Config)}
 
 
@@ -53,15 +63,22 @@ FIELDS = {f.name for f in dataclasses.fields(Config)}
 def make(**settings: Any):
     """The agent, a state whose networks are far from their initial values, and `learn`, jitted."""
     agent = agents.make("r2d2", dataclasses.replace(TABLE, **settings), SPEC, horizon=1)
+    network = {k: v for k, v in settings.items() if k in RECURRENT}
+    return agent, spread_state(**network), jax.jit(agent.learn)
+
+
+@functools.cache
+def spread_state(**network: Any) -> LearnerState:
+    """The same for all agents with this network: settings of learning do not change it."""
+    agent = agents.make("r2d2", dataclasses.replace(TABLE, **network), SPEC, horizon=1)
     state = jax.jit(agent.init)(KEY)
     rng = np.random.default_rng(0)
 
     def spread(x: Any) -> Any:
-        return x + np.float32(rng.normal(size=x.shape))
+        return np.asarray(x) + np.float32(rng.normal(size=x.shape))
 
     params = jax.tree.map(spread, state.params)
-    state = state._replace(params=params, extra=jax.tree.map(spread, state.extra))
-    return agent, state, jax.jit(agent.learn)
+    return state._replace(params=params, extra=jax.tree.map(spread, state.extra))
 
 
 def random_batch(agent: Any, seed: int = 0, burn_in: int = BURN_IN) -> Batch:
@@ -171,9 +188,6 @@ def test_the_target_network_is_copied_periodically():
             np.testing.assert_array_equal(a, b)
 
 
-RECURRENT = {"recurrent_core": "lstm", "recurrent_units": 6, "hidden_sizes": (5,)}
-
-
 @pytest.mark.parametrize("core", ["lstm", "gru"])
 def test_the_burn_in_warms_up_the_state_and_learns_nothing(core):
     """It equals learning from the rest with the state that the burn-in ends with."""
@@ -189,7 +203,7 @@ def test_the_burn_in_warms_up_the_state_and_learns_nothing(core):
     for t in range(BURN_IN):
         row = jax.tree.map(lambda x, t=t: x[t], batch.trajectory.timestep)
         _, carry, _ = act(state.params, carry, row, KEY)
-        taken = jax.nn.one_hot(batch.trajectory.action[t], ACTIONS)
+        taken = np.eye(ACTIONS, dtype=np.float32)[batch.trajectory.action[t]]
         carry = carry._replace(core=carry.core._replace(last_action=taken))
     rest = jax.tree.map(lambda x: x[BURN_IN:], batch.trajectory[:3])
     trajectory = Trajectory(*rest, carry.core, batch.trajectory.version)
@@ -248,8 +262,8 @@ def test_each_actor_has_its_own_epsilon():
     row = TimeStep(zeros.astype(np.int64), zeros.astype(np.float32), *[zeros > 0] * 3,
                    zeros.astype(np.int32))  # fmt: skip
     best = table(state.params, row)[0].argmax()
-    act = jax.jit(lambda key: agent.act(state.params, carry, row, key)[::2])
-    action, extras = jax.vmap(act)(jax.random.split(KEY, 4000))
+    act = jax.jit(jax.vmap(lambda key: agent.act(state.params, carry, row, key)[::2]))
+    action, extras = act(jax.random.split(KEY, 4000))
     others = (np.asarray(action) != best).mean(0)
     np.testing.assert_allclose(others, epsilon * (ACTIONS - 1) / ACTIONS, atol=0.03)
     expected = np.where(np.asarray(action) == best, 1 - epsilon, 0) + epsilon / ACTIONS
@@ -375,6 +389,10 @@ RING = Sequences(capacity=40, burn_in=2, length=4)
 WIDTH = 3
 
 
+insert = jax.jit(ring.insert, static_argnums=1)
+draw = jax.jit(ring.draw, static_argnums=2)
+
+
 def filled_ring(unrolls: int) -> ring.Ring:
     """A ring with sequences of rows that are named 10 · row + column, with the recurrent state
     name + 0.5."""
@@ -392,21 +410,21 @@ def filled_ring(unrolls: int) -> ring.Ring:
     for t in range(0, 4 * unrolls, 4):
         version = np.full(WIDTH, t, np.int32)
         trajectory = Trajectory(*rows(t, t + 5), core(t), version)
-        replay = ring.insert(replay, RING, trajectory, core(t + ring.next_start(RING)))
-    return replay
+        replay = insert(replay, RING, trajectory, core(t + ring.next_start(RING)))
+    return jax.tree.map(np.asarray, replay)
 
 
 def test_the_ring_has_each_sequence_with_its_burn_in_and_state():
     replay = filled_ring(5)
     assert replay.count == 15
-    batch, at = ring.draw(replay, KEY, 200)
+    batch, at = draw(replay, KEY, 200)
     name = np.asarray(batch.trajectory.action)
     assert name.shape == (7, 200)
     begin, column = name[2] // 10, name[2] % 10
     assert set(begin) == {4, 8, 12, 16} | ({0} if replay.version.shape[0] >= 15 else set())
     expected = np.maximum(begin + np.arange(-2, 5)[:, None], 0) * 10 + column
     np.testing.assert_array_equal(name, expected)
-    np.testing.assert_array_equal(batch.trajectory.core["h"][:, 0], name[0] + 0.5)
+    np.testing.assert_array_equal(np.asarray(batch.trajectory.core["h"])[:, 0], name[0] + 0.5)
     np.testing.assert_array_equal(batch.trajectory.version, begin)
     assert at.dtype == jnp.int32
     np.testing.assert_array_equal(replay.rows[1][at].T, name)
@@ -424,7 +442,7 @@ def test_a_ring_counts_no_further_than_twice_its_capacity():
 def test_the_ring_can_be_revised():
     """The last of several columns that are one sequence counts; nothing else changes."""
     replay = filled_ring(3)
-    batch, at = jax.jit(ring.draw, static_argnums=2)(replay, KEY, 20)
+    batch, at = draw(replay, KEY, 20)
     at = np.asarray(at)
     assert len(set(at)) < 20
     target = np.random.default_rng(0).normal(size=(7, 20, 2)).astype(np.float32)
@@ -433,11 +451,12 @@ def test_the_ring_can_be_revised():
     for b in range(20):
         expected[at[b]] = target[:, b]
     np.testing.assert_array_equal(revised.rows[2]["target"], expected)
-    again, _ = ring.draw(revised, KEY, 20)
+    again, _ = draw(revised, KEY, 20)
     same = batch._replace(trajectory=batch.trajectory._replace(extras={}))
     rest = again._replace(trajectory=again.trajectory._replace(extras={}))
     jax.tree.map(np.testing.assert_array_equal, rest, same)
-    np.testing.assert_array_equal(again.trajectory.extras["target"][:, 19], target[:, 19])
+    found = np.asarray(again.trajectory.extras["target"])
+    np.testing.assert_array_equal(found[:, 19], target[:, 19])
     probability = again.trajectory.extras["probability"]
     np.testing.assert_array_equal(probability, batch.trajectory.extras["probability"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +12,7 @@ from pronk.maths import unrolled
 from pronk.types import TimeStep
 
 ROWS, BATCH, ACTIONS = 60, 6, 3
+value_targets = jax.jit(unrolled.value_targets, static_argnames="steps")
 
 
 def rows(seed: int) -> tuple[TimeStep, np.ndarray, np.ndarray]:
@@ -58,7 +59,7 @@ def slow_value(timestep: TimeStep, value: Any, t: int, b: int, discount: float, 
 @pytest.mark.parametrize("steps", [1, 3, 12])
 def test_value_targets_are_those_of_a_loop(discount: float, steps: int):
     timestep, value, _ = rows(steps)
-    got = np.asarray(unrolled.value_targets(timestep, value, discount, steps=steps))
+    got = np.asarray(value_targets(timestep, value, discount, steps=steps))
     assert got.shape == (ROWS - steps, BATCH)
     for t, b in np.ndindex(*got.shape):
         expected = slow_value(timestep, value, t, b, discount, steps)
@@ -76,7 +77,7 @@ def test_the_side_that_loses_has_the_value_minus_one():
     timestep = TimeStep(flag, reward, terminated, flag, first, flag * 0)
     padded = [np.concatenate([x, np.repeat(x[-1:], 5, 0)]) for x in timestep[:5]]
     long = TimeStep(*padded, task=np.zeros((10, 1)))
-    z = unrolled.value_targets(long, np.full((10, 1), 7.0, np.float32), -1.0, steps=5)
+    z = np.asarray(value_targets(long, np.full((10, 1), 7.0, np.float32), -1.0, steps=5))
     np.testing.assert_array_equal(z[:4, 0], [1, -1, 1, 0])
 
 
@@ -85,16 +86,16 @@ def unrolls(seed: int, steps: int, starts: int):
     rng = np.random.default_rng(seed)
     policy = rng.dirichlet(np.ones(ACTIONS), (ROWS, BATCH))
     other = np.full((steps + 1, starts, BATCH), ACTIONS)  # no action of any row
-    found = unrolled.unroll(
+    found = jax.jit(unrolled.unroll, static_argnames=("steps", "starts"))(
         timestep=timestep,
-        action=jnp.asarray(action),
-        policy=jnp.asarray(policy),
-        value=jnp.asarray(value),
-        random_action=jnp.asarray(other),
+        action=action,
+        policy=policy,
+        value=value,
+        random_action=other,
         steps=steps,
         starts=starts,
     )
-    return timestep, value, action, policy, found
+    return timestep, value, action, policy, jax.tree.map(np.asarray, found)
 
 
 def test_unrolls_stay_in_their_episode():
