@@ -288,9 +288,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "support_limit": 1.0,
         "support_bins": 21,
         "rescaling": "none",
-        "replay_capacity": 50_000,
+        "replay_capacity": 250_000,
         "replay_minimum": 100,
-        "samples_per_insert": 4.0,
+        "samples_per_insert": 16.0,
     },
 }
 
