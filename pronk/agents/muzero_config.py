@@ -291,6 +291,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replay_capacity": 250_000,
         "replay_minimum": 100,
         "samples_per_insert": 16.0,
+        "value_coefficient": 0.25,
     },
 }
 

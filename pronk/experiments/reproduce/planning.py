@@ -39,7 +39,11 @@ class Task(NamedTuple):
 
 
 BOARDS = {
-    "TicTacToe": Task("pronk/TicTacToe-v0", {}, 200_000, {"envs_per_actor": 32}, 2),
+    "TicTacToe": Task(
+        *("pronk/TicTacToe-v0", {}, 200_000),
+        {"envs_per_actor": 32, "samples_per_insert": 32.0},
+        2,
+    ),
     "ConnectFour": Task(
         *("pronk/ConnectFour-v0", {"width": 5, "height": 4}, 2_000_000),
         {"envs_per_actor": 64, "simulations": 32, "td_steps": 12},
