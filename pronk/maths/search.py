@@ -79,7 +79,7 @@ class _Trees(NamedTuple):
     reward: Array  # [N, B], of the step into a node
     value: Array  # [N, B], as the network has it
     state: PyTree  # [N, B, ...]
-    low: Array  # [B], the smallest and the largest value of all edges, ever, and known bounds
+    low: Array  # [B], the smallest and the largest value of all edges, ever, or the known bounds
     high: Array  # [B]
     depth: Array  # int32 [B]
 

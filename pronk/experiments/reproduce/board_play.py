@@ -49,14 +49,14 @@ def mover(policy: Policy) -> Mover:
     def moves(positions: Positions) -> np.ndarray:
         planes = np.stack(positions, axis=-1).astype(np.uint8) * 255
         mask = _legal(positions.own | positions.other, agent_actions(policy))
-        found = []
+        actions = []
         for i in range(0, len(planes), BATCH):
             rows, allowed = planes[i : i + BATCH], mask[i : i + BATCH]
             missing = BATCH - len(rows)
             padded = np.pad(rows, ((0, missing), *((0, 0),) * 3))
             allowed = np.pad(allowed, ((0, missing), (0, 0)), constant_values=True)
-            found.append(np.asarray(act(policy.behaviour, padded, allowed))[: len(rows)])
-        return np.concatenate(found) if found else np.zeros(0, np.int32)
+            actions.append(np.asarray(act(policy.behaviour, padded, allowed))[: len(rows)])
+        return np.concatenate(actions) if actions else np.zeros(0, np.int32)
 
     return moves
 
@@ -153,9 +153,9 @@ def _distinct(positions: Positions) -> tuple[np.ndarray, np.ndarray]:
 def random_positions(board: Board, count: int, rng: np.random.Generator) -> Positions:
     """Different positions of running games of random moves, after a number of moves that is drawn
     uniformly: `count` of them, or fewer where there are hardly as many."""
-    found = Positions(*np.zeros((2, 0, *board.shape), bool))
+    different = Positions(*np.zeros((2, 0, *board.shape), bool))
     for _ in range(DRAWS):
-        if len(found.own) >= count:
+        if len(different.own) >= count:
             break
         moves = rng.integers(0, board.cells, 4 * count)
         positions = start(board, len(moves))
@@ -168,9 +168,9 @@ def random_positions(board: Board, count: int, rng: np.random.Generator) -> Posi
             positions.own[here], positions.other[here] = after
             running[here] = ~outcomes(board, after)[0]
         new = positions.take(np.flatnonzero(running))
-        joined = Positions(*(np.concatenate(x) for x in zip(found, new, strict=True)))
-        found = joined.take(np.sort(_distinct(joined)[0]))
-    return found.take(np.arange(min(count, len(found.own))))
+        joined = Positions(*(np.concatenate(x) for x in zip(different, new, strict=True)))
+        different = joined.take(np.sort(_distinct(joined)[0]))
+    return different.take(np.arange(min(count, len(different.own))))
 
 
 def _random_moves(board: Board, positions: Positions, rng: np.random.Generator) -> np.ndarray:

@@ -64,7 +64,7 @@ def _measured(output: Path, one: Done) -> list[list[Any]]:
             {"run": one.run.name, "simulations": simulations},
             lambda simulations=simulations: measure(output, one, simulations),
         )
-        rows += [[one.task, one.seed, simulations, *found] for found in measures.items()]
+        rows += [[one.task, one.seed, simulations, *row] for row in measures.items()]
     return rows
 
 
@@ -74,20 +74,20 @@ def measure(output: Path, one: Done, simulations: int) -> dict[str, float]:
     board, solution = task.board, board_solver.solve(task.board)
     move = planning.mover(output, one, simulations)
     positions = planning.random_positions(task)
-    found = {MOVES_KEPT: board_play.keeps_value(solution, move, positions)}
+    measured = {MOVES_KEPT: board_play.keeps_value(solution, move, positions)}
     if not board.gravity:
         for side, begins in (("first", True), ("second", False)):
             lines = board_play.exhaustive(board, solution, move, begins=begins)
-            found |= {
+            measured |= {
                 f"lines as {side}": lines.won + lines.drawn + lines.lost,
                 f"lines lost as {side}": lines.lost,
                 f"wins kept as {side}": lines.wins_kept / max(lines.wins_offered, 1),
             }
-        return found
+        return measured
     openings = planning.openings(task, planning.OPENINGS)
     rng = np.random.default_rng(0)
     share = board_play.against_perfect(board, solution, move, openings, rng)
-    return found | {"games with the opening's value": share}
+    return measured | {"games with the opening's value": share}
 
 
 def table(rows: Sequence[Row]) -> str:

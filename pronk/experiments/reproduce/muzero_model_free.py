@@ -90,10 +90,10 @@ def table(rows: Sequence[Row]) -> str:
     """Mean returns by agent: means over seeds with 95 % intervals."""
     lines = []
     for variant in unique(rows, "variant"):
-        found = [
+        returns = [
             [x for x in select(rows, score, variant=variant) if np.isfinite(x)] for score in SCORES
         ]
-        cells = [common.interval(values).short() if values else "–" for values in found]
+        cells = [common.interval(values).short() if values else "–" for values in returns]
         seeds = len(select(rows, "seed", variant=variant))
         lines.append([variant, *cells, f"{seeds}"])
     return common.markdown([f"mean return in {TASK}", *SCORES.values(), "seeds"], lines)

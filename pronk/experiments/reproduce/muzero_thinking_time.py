@@ -49,8 +49,8 @@ def run(settings: ThinkingTime, *, output: Path, results: Path) -> str:
         played = [outcomes(output, one, count) for one in group]
         for one, games in zip(group, played, strict=True):
             pairs += [[name, steps, one.seed, *row] for row in counts(games)]
-        for simulations, found in zip(SIMULATIONS, estimate(played), strict=True):
-            rows.append([name, steps, simulations, len(group), *(f"{x:.6g}" for x in found)])
+        for simulations, rating in zip(SIMULATIONS, estimate(played), strict=True):
+            rows.append([name, steps, simulations, len(group), *(f"{x:.6g}" for x in rating)])
     common.write_csv(results / f"{NAME}-pairs.csv", PAIRS, pairs)
     common.write_csv(results / f"{NAME}-elo.csv", ELO, rows)
     read = common.read_csv(results / f"{NAME}-elo.csv")

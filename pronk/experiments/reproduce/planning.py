@@ -104,9 +104,9 @@ def random_positions(task: Task) -> Positions:
 def openings(task: Task, count: int) -> Positions:
     """Different positions after `task.opening_moves` random moves at most; `count` of them, or
     fewer on a board that hardly has as many."""
-    found = board_play.random_positions(task.board, 20 * count, np.random.default_rng(1))
-    stones = (found.own | found.other).sum(axis=(1, 2))
-    return found.take(np.flatnonzero(stones <= task.opening_moves)[:count])
+    positions = board_play.random_positions(task.board, 20 * count, np.random.default_rng(1))
+    stones = (positions.own | positions.other).sum(axis=(1, 2))
+    return positions.take(np.flatnonzero(stones <= task.opening_moves)[:count])
 
 
 def moves_kept(output: Path, done: Sequence[Done], simulations: int) -> list[float]:

@@ -119,8 +119,8 @@ def efficiency(done: Sequence[Done], milliseconds: dict[str, float]) -> list[lis
         steps = [row.step for row in evaluations]
         area = scores.mean() if len(scores) else math.nan
         reached = steps_to(steps, scores, float(np.mean(low)))
-        found = (area, one.last_evaluations, reached, milliseconds[one.run.name])
-        rows.append([one.task, one.variant, one.seed, *(f"{x:.6g}" for x in found)])
+        measures = (area, one.last_evaluations, reached, milliseconds[one.run.name])
+        rows.append([one.task, one.variant, one.seed, *(f"{x:.6g}" for x in measures)])
     return rows
 
 
